@@ -1,0 +1,24 @@
+"""Riemannian optimization for PyTorch, with the PSI manifold of scale-invariant weights.
+
+Declare which parameters live on which manifold, hand them to an optimizer, swap the manifold without
+touching anything else:
+
+>>> import torch, retract
+>>> from retract.manifolds import Sphere
+>>> from retract.optim import RiemannianSGD
+>>> model = torch.nn.Linear(8, 4)
+>>> retract.declare(model, "weight", Sphere())
+>>> optimizer = RiemannianSGD(retract.param_groups(model), lr=0.1, momentum=0.9)
+>>> model(torch.randn(16, 8)).square().mean().backward()
+>>> optimizer.step()
+>>> bool(torch.allclose(model.weight.norm(dim=1), torch.ones(4)))
+True
+"""
+
+from . import manifolds, optim, psi
+from .manifolds.declare import declare, declared, put
+from .optim.groups import param_groups
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "declare", "declared", "manifolds", "optim", "param_groups", "psi", "put"]

@@ -1,0 +1,40 @@
+"""Geometry: manifolds as values, how parameters are cut into points, and which parameter is where."""
+
+from .base import Manifold
+from .conformal import ConformalManifold
+from .declare import Declaration, declare, declared, put
+from .embedded import EmbeddedManifold
+from .euclidean import Euclidean
+from .geodesic import ExponentialManifold, GeodesicManifold
+from .geoopt import from_geoopt, to_geoopt
+from .grassmann import Grassmann
+from .psi import PSI
+from .quotient import QuotientManifold, ScalingQuotient
+from .rows import Rows
+from .sphere import Sphere
+from .spherical import Spherical, UnitVectors
+from .stiefel import Stiefel
+
+__all__ = [
+    "PSI",
+    "ConformalManifold",
+    "Declaration",
+    "EmbeddedManifold",
+    "Euclidean",
+    "ExponentialManifold",
+    "GeodesicManifold",
+    "Grassmann",
+    "Manifold",
+    "QuotientManifold",
+    "Rows",
+    "ScalingQuotient",
+    "Sphere",
+    "Spherical",
+    "Stiefel",
+    "UnitVectors",
+    "declare",
+    "declared",
+    "from_geoopt",
+    "put",
+    "to_geoopt",
+]

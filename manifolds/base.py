@@ -1,0 +1,121 @@
+"""`Manifold`: the primitives a geometry must give, and what follows from them.
+
+Shapes are always ``(*batch, *event)``; `x` is a point, `u` and `v` are tangent vectors at `x`, `a` is any
+ambient array, `egrad` a Euclidean gradient. Scalars per point keep the event dimensions as size 1,
+``(*batch, 1…)``, so that they broadcast against points.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .errors import GeometryError
+
+__all__ = ["Manifold"]
+
+
+class Manifold(ABC):
+    """A Riemannian manifold, as a value: stateless, hashable, comparable, holding no tensors.
+
+    A subclass is a frozen dataclass that sets `event_ndim` and implements the abstract members; each
+    docstring states the law that its member must satisfy, and the conformance suite tests that law.
+    """
+
+    event_ndim: int
+    """Number of trailing dimensions that make one point."""
+
+    @abstractmethod
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Metric ⟨u, v⟩ₓ, (*batch, 1…). Law: symmetric, bilinear, positive on tangent vectors."""
+
+    @abstractmethod
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        """Tangent vector for the ambient array `a`, (*batch, *event). Law: idempotent, identity on tangents."""
+
+    @abstractmethod
+    def riemannian_gradient(self, x: Tensor, egrad: Tensor) -> Tensor:
+        """Riemannian gradient, (*batch, *event). Law: ⟨gradient, u⟩ₓ equals the dot product of `egrad` and `u`
+        for every tangent `u`."""
+
+    @abstractmethod
+    def nearest(self, a: Tensor) -> Tensor:
+        """Point closest to `a`, (*batch, *event). Law: leaves a point as it is, up to rounding."""
+
+    @abstractmethod
+    def retract(self, x: Tensor, u: Tensor) -> Tensor:
+        """Point reached from `x` along `u`, (*batch, *event). Law: ``retract(x, 0)`` is `x` as an array, and the
+        map agrees with ``x + u`` to first order."""
+
+    @abstractmethod
+    def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Tangent vector at ``retract(x, u)`` that stands for `v`, (*batch, *event). Law: linear in `v`, identity at
+        ``u = 0``."""
+
+    @abstractmethod
+    def point_defect(self, x: Tensor) -> Tensor:
+        """How far `x` lies off the manifold, (*batch, 1…), ≥ 0 and 0 on it up to rounding."""
+
+    @abstractmethod
+    def random_point(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Random points of shape ``(*batch, *event)``. Law: deterministic given the generator."""
+
+    # What follows. None of these is overridden.
+
+    def norm(self, x: Tensor, u: Tensor) -> Tensor:
+        """Length of `u` in the metric, (*batch, 1…)."""
+        return numerics.safe_sqrt(self.inner(x, u, u))
+
+    def tangent_defect(self, x: Tensor, u: Tensor) -> Tensor:
+        """Share of `u` that is not tangent at `x`, ‖u − project(x, u)‖ / ‖u‖, (*batch, 1…); 0 for u = 0."""
+        size = numerics.norm(u, self.event_ndim)
+        off = numerics.norm(u - self.project(x, u), self.event_ndim)
+        return torch.where(size > 0, off / torch.where(size > 0, size, 1.0), off)
+
+    def random_tangent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Projection of a standard normal array at `x`, (*batch, *event)."""
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+        return self.project(x, noise)
+
+    def event_error(self, event: Sequence[int]) -> str | None:
+        """Why points cannot have the event shape `event`, or None if they can.
+
+        Subclasses with conditions of their own (n ≥ p, say) extend it.
+        """
+        if len(event) != self.event_ndim:
+            return f"a point of {self!r} has {self.event_ndim} dimensions, not {len(event)}"
+        if 0 in event:
+            return "a point cannot be empty"
+        return None
+
+    def check_point(self, x: Tensor, name: str = "x") -> None:
+        """Raise `GeometryError` if a row of `x` lies off the manifold by more than `numerics.tolerance`.
+
+        The message names the worst row, its defect and the tolerance.
+        """
+        error = self.event_error(x.shape[x.ndim - self.event_ndim :] if x.ndim >= self.event_ndim else x.shape)
+        if error:
+            raise GeometryError(f"{name} of shape {tuple(x.shape)}: {error}")
+        self._raise_worst(self.point_defect(x), x.dtype, f"{name} is not on {self!r}", "put it there with nearest()")
+
+    def check_tangent(self, x: Tensor, u: Tensor, name: str = "u") -> None:
+        """Raise `GeometryError` if a row of `u` is not tangent at `x`, as `check_point` does."""
+        defect = self.tangent_defect(x, u)
+        self._raise_worst(defect, u.dtype, f"{name} is not tangent to {self!r}", "make it so with project()")
+
+    def _raise_worst(self, defect: Tensor, dtype: torch.dtype, what: str, remedy: str) -> None:
+        flat = defect.detach().reshape(-1).nan_to_num(nan=torch.inf)
+        limit = numerics.tolerance(dtype)
+        if flat.numel() and flat.max() > limit:
+            row = int(flat.argmax())
+            raise GeometryError(f"{what}: row {row} is off by {float(flat[row]):.2g} (tolerance {limit:.2g}); {remedy}")

@@ -1,0 +1,214 @@
+"""Which parameter lives on which manifold: written on the module, as plain values.
+
+The declaration stands in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
+nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import numerics
+from .base import Manifold
+from .errors import DeclarationError, GeometryError
+from .quotient import ScalingQuotient
+from .rows import Rows
+
+__all__ = ["Declaration", "Declared", "declare", "declared", "put", "walk"]
+
+_KEY = "_retract_declarations"
+_REPRESENTATIVES = ("keep", "unit")
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What `declare` writes: the manifold, how the parameter is cut into points, and the names of the
+    parameters of the same module whose rows belong to the same points."""
+
+    manifold: Manifold
+    rows: Rows = Rows()
+    joined: tuple[str, ...] = ()
+
+
+class Declared(NamedTuple):
+    """One declared point set of a model: qualified names and parameters of its parts, first the declared
+    one, then those joined to it."""
+
+    names: tuple[str, ...]
+    parts: tuple[nn.Parameter, ...]
+    declaration: Declaration
+
+
+@torch.no_grad()
+def declare(
+    module: nn.Module,
+    name: str,
+    manifold: Manifold,
+    rows: Rows = Rows(),  # noqa: B008 - a frozen value
+    joined: Sequence[str] = (),
+    representative: str = "keep",
+) -> None:
+    """Declare that parameter `name` of `module` lives on `manifold`, and put it there in place.
+
+    Args:
+        module: the owner of the parameter, or any module above it with `name` dotted
+            (``declare(model, "head.weight", …)``). Running statistics are looked for in `module`, so pass
+            the network to have a trained one recognised.
+        name: name of the parameter. Declaring it again replaces the declaration.
+        manifold: any `Manifold`, or ``from_geoopt(…)``.
+        rows: how the parameter is cut into points.
+        joined: names of parameters of the same owner whose rows belong to the same points (a bias that
+            scales along). Vector manifolds only.
+        representative: ``"keep"`` leaves the rows of a scaling quotient (PSI) where they are, ``"unit"`` moves
+            them to norm 1. Manifolds that need a certain representative (Sphere, Grassmann, Stiefel) move
+            the parameter to the nearest point in either case.
+
+    Raises:
+        DeclarationError: no such parameter, lazy, complex or integer; a zero or non-finite row; a move of
+            the rows of a network whose running statistics have been trained; a tied name declared
+            otherwise.
+        GeometryError: the parameter's shape does not fit `rows` and `manifold`.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise DeclarationError(f"{name}: a scripted module keeps no declarations; declare on the module before scripting")
+    if representative not in _REPRESENTATIVES:
+        raise DeclarationError(f"{name}: representative is one of {_REPRESENTATIVES}, not {representative!r}")
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    declaration = Declaration(manifold, rows, tuple(joined))
+    parts = tuple(_parameter(owner, part, name) for part in (leaf, *declaration.joined))
+    _check_ties(owner, leaf, declaration)
+    _check_shapes(name, parts, declaration)
+    if not any(part.is_meta for part in parts):
+        points = rows.gather(parts, parts, manifold.event_ndim)
+        placed = _place(name, points, manifold, representative)
+        _refuse_stale_statistics(module, name, points, placed)
+        rows.scatter_(placed, parts, parts, manifold.event_ndim)
+    owner.__dict__[_KEY] = {**owner.__dict__.get(_KEY, {}), leaf: declaration}
+
+
+def declared(model: nn.Module) -> dict[str, Declaration]:
+    """Qualified parameter name → `Declaration`, for every declaration in `model`; raises as `walk` does."""
+    return {point.names[0]: point.declaration for point in walk(model)}
+
+
+@torch.no_grad()
+def put(model: nn.Module) -> None:
+    """Put every declared parameter on its manifold again, in place: after a load, a reset, ``to_empty``.
+
+    Raises `DeclarationError` as `declare` does for zero and non-finite rows; then nothing has moved.
+    """
+    moves = []
+    for names, parts, (manifold, rows) in ((d.names, d.parts, (d.declaration.manifold, d.declaration.rows)) for d in walk(model)):
+        points = rows.gather(parts, parts, manifold.event_ndim)
+        moves.append((rows, _place(names[0], points, manifold, "keep"), parts, manifold.event_ndim))
+    for rows, placed, parts, event_ndim in moves:
+        rows.scatter_(placed, parts, parts, event_ndim)
+
+
+def walk(model: nn.Module) -> Iterator[Declared]:
+    """Every declaration of `model` with its parameters; tied parameters once.
+
+    Raises `DeclarationError` for a declaration whose parameter is gone (parametrized or flattened later),
+    for tied names declared on different manifolds, and for scripted modules.
+    """
+    seen: dict[int, tuple[str, Declaration, bool]] = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise DeclarationError(f"{prefix or 'the model'} is scripted: its declarations are lost; use the eager module")
+        for leaf, declaration in module.__dict__.get(_KEY, {}).items():
+            path = f"{prefix}." if prefix else ""
+            leaves = (leaf, *declaration.joined)
+            names = tuple(path + part for part in leaves)
+            parts = tuple(_parameter(module, part, path + part) for part in leaves)
+            first = seen.get(id(parts[0]))
+            if first is not None and first[2] and first[1] == declaration:
+                continue
+            for name, part, leads in zip(names, parts, (True, *[False] * len(declaration.joined)), strict=True):
+                if id(part) in seen:
+                    other, its, _ = seen[id(part)]
+                    raise DeclarationError(
+                        f"{name} and {other} are the same parameter, declared as {declaration} and {its}; "
+                        "declare it once, or both names alike"
+                    )
+                seen[id(part)] = (name, declaration, leads)
+            yield Declared(names, parts, declaration)
+
+
+def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
+    parameter = owner._parameters.get(leaf)
+    if parameter is None:
+        has = ", ".join(key for key, value in owner._parameters.items() if value is not None) or "none"
+        raise DeclarationError(
+            f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if it was there once, a "
+            "parametrization or a wrapper such as FSDP1 replaced it: declare what is left, or apply that first"
+        )
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise DeclarationError(f"{name} is a lazy parameter without a shape; run the model once, then declare it")
+    if not parameter.is_floating_point():
+        raise DeclarationError(f"{name} is {parameter.dtype}; the manifolds are real: only floating-point parameters fit")
+    return parameter
+
+
+def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration) -> None:
+    ids = {id(owner._parameters[part]) for part in (leaf, *declaration.joined)}
+    if len(ids) <= len(declaration.joined):
+        raise DeclarationError(f"{leaf} and {', '.join(declaration.joined)} name one parameter twice")
+    for other, its in owner.__dict__.get(_KEY, {}).items():
+        if other == leaf:
+            continue
+        tied = ids & {id(owner._parameters.get(part)) for part in (other, *its.joined)}
+        if tied and (its != declaration or declaration.joined):
+            raise DeclarationError(f"{leaf} and {other} are the same parameter, but {other} is declared as {its}")
+
+
+def _check_shapes(name: str, parts: tuple[nn.Parameter, ...], declaration: Declaration) -> None:
+    manifold, rows = declaration.manifold, declaration.rows
+    if declaration.joined and manifold.event_ndim != 1:
+        raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
+    if len(parts) == 1:
+        error = rows.error(parts[0].shape, manifold)
+        if error:
+            raise GeometryError(f"{name} of shape {tuple(parts[0].shape)}: {error}")
+        return
+    counts = [rows.point_shape(part.shape, 1)[0] for part in parts]
+    if len(set(counts)) != 1:
+        raise GeometryError(f"{name} and {', '.join(declaration.joined)} have {counts} points: parts must have the same")
+
+
+def _place(name: str, points: Tensor, manifold: Manifold, representative: str) -> Tensor:
+    """`points` moved onto `manifold`; refuses rows that stand for no point."""
+    size = numerics.norm(points, manifold.event_ndim)
+    _refuse_rows(name, ~torch.isfinite(size), "not finite", manifold)
+    # Where the origin is itself a point (a ball, flat space), zero rows are welcome.
+    _refuse_rows(name, (size == 0) & ~(manifold.point_defect(torch.zeros_like(points)) == 0), "zero", manifold)
+    if isinstance(manifold, ScalingQuotient) and representative == "unit":
+        return manifold.canonical(points)
+    placed = manifold.nearest(points)
+    manifold.check_point(placed, name)
+    return placed
+
+
+def _refuse_rows(name: str, bad: Tensor, what: str, manifold: Manifold) -> None:
+    if bad.any():
+        row = int(bad.reshape(-1).int().argmax())
+        raise DeclarationError(
+            f"{name}: row {row} is {what}, which is no point of {manifold!r}; re-initialize it or leave {name} undeclared"
+        )
+
+
+def _refuse_stale_statistics(module: nn.Module, name: str, points: Tensor, placed: Tensor) -> None:
+    if numerics.norm(placed - points, points.ndim) <= numerics.tolerance(points.dtype) * numerics.norm(points, points.ndim):
+        return
+    stale = [key for key, value in module.named_buffers() if key.rpartition(".")[2] == "running_var" and (value != 1).any()]
+    if stale:
+        raise DeclarationError(
+            f"moving the rows of {name} would falsify running statistics that have been trained ({stale[0]}): eval mode "
+            "remembers the old scale. Keep the rows (PSI with representative='keep'), or call reset_running_stats() on "
+            "the normalization layers, declare, and then retract.psi.recalibrate(model, batches)"
+        )

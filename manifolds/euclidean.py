@@ -1,0 +1,67 @@
+"""Flat space, in which every Riemannian optimizer is its Euclidean namesake."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .conformal import ConformalManifold
+from .geodesic import GeodesicManifold
+
+__all__ = ["Euclidean"]
+
+
+@dataclass(frozen=True)
+class Euclidean(ConformalManifold, GeodesicManifold):
+    """R^n with the dot product; ``Euclidean(0)`` makes every coordinate a point of its own.
+
+    `event_ndim` decides what one point is, hence what has a common second moment in Adam:
+    ``Euclidean(0)`` gives torch's Adam.
+    """
+
+    event_ndim: int = 0
+
+    def conformal_factor(self, x: Tensor) -> float:
+        """1."""
+        return 1.0
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        """`a` itself."""
+        return a
+
+    def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """`v` itself."""
+        return v
+
+    def point_defect(self, x: Tensor) -> Tensor:
+        """0, (*batch, 1…)."""
+        return torch.zeros_like(numerics.dot(x, x, self.event_ndim))
+
+    def random_point(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Standard normal arrays."""
+        return torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """x + u."""
+        return x + u
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """y − x."""
+        return y - x
+
+    def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """`v` itself."""
+        return v
+
+    def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """`v` itself."""
+        return v

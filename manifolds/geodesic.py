@@ -1,0 +1,45 @@
+"""What follows where geodesics are known in closed form."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from .base import Manifold
+
+__all__ = ["ExponentialManifold", "GeodesicManifold"]
+
+
+class ExponentialManifold(Manifold):
+    """A manifold whose exponential map is known."""
+
+    @abstractmethod
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """Point at time 1 of the geodesic that leaves `x` with velocity `u`, (*batch, *event). Law:
+        ``exp(x, 0)`` is `x`; the geodesic has no acceleration."""
+
+    def geodesic(self, x: Tensor, u: Tensor, t: Tensor | float) -> Tensor:
+        """Point at time `t`, (*batch, *event); `t` is a number or broadcasts against `u`."""
+        return self.exp(x, u * t)
+
+
+class GeodesicManifold(ExponentialManifold):
+    """A manifold where logarithm and parallel transport are known as well."""
+
+    @abstractmethod
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """Shortest `u` with exp(x, u) = y, (*batch, *event). Law: inverts `exp` inside the injectivity radius."""
+
+    @abstractmethod
+    def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """`v` carried to ``exp(x, u)`` along that geodesic, (*batch, *event). Law: linear and isometric."""
+
+    @abstractmethod
+    def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """`v` carried from `x` along the minimizing geodesic to `y`, as a tangent at the representative `y`
+        at hand, (*batch, *event). Law: linear and isometric."""
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """Length of the minimizing geodesic, (*batch, 1…)."""
+        return self.norm(x, self.log(x, y))

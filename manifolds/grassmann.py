@@ -1,0 +1,173 @@
+"""The Grassmann manifold of k-dimensional subspaces of R^n."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .embedded import EmbeddedManifold
+from .errors import GeometryError
+from .geodesic import GeodesicManifold
+from .quotient import QuotientManifold
+from .sphere import Sphere
+from .spherical import UnitVectors
+from .stiefel import Stiefel
+
+__all__ = ["Grassmann", "Lines", "Subspaces"]
+
+
+@dataclass(frozen=True, repr=False)
+class Grassmann(EmbeddedManifold, QuotientManifold, GeodesicManifold):
+    """k-dimensional subspaces of R^n, stored as orthonormal bases modulo rotation of the basis.
+
+    ``Grassmann(1)`` holds lines as unit vectors, (*batch, n): the G(1, n) of SGDG (Cho & Lee 2017), with
+    the sphere's closed forms. ``Grassmann(k)``, k > 1, holds n × k matrices, (*batch, n, k). The metric is
+    that of the ambient space on horizontal lifts.
+
+    Raises `GeometryError` unless k is a positive integer.
+    """
+
+    k: int = 1
+
+    def __new__(cls, k: int = 1) -> Grassmann:
+        if not isinstance(k, int) or k < 1:
+            raise GeometryError(f"Grassmann(k) needs the dimension of the subspaces as an integer k ≥ 1, not {k!r}")
+        return object.__new__((Lines if k == 1 else Subspaces) if cls is Grassmann else cls)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Grassmann, (self.k,)
+
+    def __repr__(self) -> str:
+        return f"Grassmann({self.k})"
+
+    def horizontal(self, x: Tensor, u: Tensor) -> Tensor:
+        """As `project`, which removes the vertical part as well."""
+        return self.project(x, u)
+
+
+@dataclass(frozen=True, repr=False)
+class Lines(UnitVectors, Grassmann):
+    """``Grassmann(1)``: x and −x are the same line. Injectivity radius π/2."""
+
+    @property
+    def total_space(self) -> Sphere:
+        """The unit sphere."""
+        return Sphere()
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        """g x for signs `g`, (*batch, 1)."""
+        return x * g
+
+    def random_group_element(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Signs, (*batch, 1)."""
+        uniform = torch.rand(x.shape[:-1] + (1,), generator=generator, dtype=x.dtype, device=x.device)
+        return torch.where(uniform < 0.5, -1.0, 1.0).to(x.dtype)
+
+    def alignment(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sign of ⟨x, y⟩, (*batch, 1)."""
+        return torch.where(numerics.dot(x, y, 1) < 0, -1.0, 1.0).to(y.dtype)
+
+    def align(self, x: Tensor, y: Tensor) -> Tensor:
+        """±y, whichever is nearer to `x`, (*batch, n)."""
+        return self.alignment(x, y) * y
+
+    def canonical(self, x: Tensor) -> Tensor:
+        """The representative whose coordinate of largest magnitude is positive, (*batch, n)."""
+        largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
+        return torch.where(largest < 0, -x, x)
+
+
+@dataclass(frozen=True, repr=False)
+class Subspaces(Grassmann):
+    """``Grassmann(k)``, k > 1: x and x q are the same subspace for orthogonal q. Injectivity radius π/2.
+
+    Geodesics are functions of the k × k matrix uᵀu (`numerics.trigonometric`) rather than of the SVD of
+    u: the same values, also differentiable where singular values coincide.
+    """
+
+    event_ndim = 2
+
+    def event_error(self, event: Sequence[int]) -> str | None:
+        """As for Stiefel matrices with k columns."""
+        error = super().event_error(event) or Stiefel().event_error(event)
+        if error is None and event[1] != self.k:
+            return f"a point of {self!r} is an n × {self.k} matrix, not {event[0]} × {event[1]}"
+        return error
+
+    @property
+    def total_space(self) -> Stiefel:
+        """Orthonormal bases."""
+        return Stiefel()
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        """(1 − x xᵀ) a, (*batch, n, k)."""
+        return a - x @ (x.mT @ a)
+
+    def nearest(self, a: Tensor) -> Tensor:
+        """As on the Stiefel manifold, (*batch, n, k)."""
+        return self.total_space.nearest(a)
+
+    def retract(self, x: Tensor, u: Tensor) -> Tensor:
+        """Orthonormal polar factor of x + u, (*batch, n, k)."""
+        return numerics.hold_still(x, u, numerics.polar(x + u), 2)
+
+    def point_defect(self, x: Tensor) -> Tensor:
+        """‖xᵀx − 1‖, (*batch, 1, 1)."""
+        return self.total_space.point_defect(x)
+
+    def random_point(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Uniform on the manifold."""
+        return self.total_space.random_point(*shape, generator=generator, dtype=dtype, device=device)
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        """x g for orthogonal `g`, (*batch, k, k)."""
+        return x @ g
+
+    def random_group_element(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Orthogonal matrices, (*batch, k, k)."""
+        shape = x.shape[:-2] + (self.k, self.k)
+        return self.random_point(*shape, generator=generator, dtype=x.dtype, device=x.device)
+
+    def align(self, x: Tensor, y: Tensor) -> Tensor:
+        """y polar(yᵀx), the solution of the orthogonal Procrustes problem, (*batch, n, k)."""
+        return y @ numerics.polar(y.mT @ x)
+
+    def canonical(self, x: Tensor) -> Tensor:
+        """The basis of the subspace nearest to a fixed generic matrix, (*batch, n, k)."""
+        n = x.shape[-2]
+        rows = torch.arange(1, n + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
+        columns = torch.arange(1, self.k + 1, dtype=x.dtype, device=x.device)
+        return self.align((rows * columns).cos(), x)
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """x cos √A + u (sin √A/√A) with A = uᵀu, (*batch, n, k)."""
+        cosine, sine, _ = numerics.trigonometric(u.mT @ u)
+        return x @ cosine + u @ sine
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """q θ rᵀ with the principal angles θ, (*batch, n, k): q sin θ rᵀ is the part of the aligned `y`
+        off `x`. Both sine and cosine enter, so angles near 0 and near π/2 are accurate."""
+        facing = self.align(x, y)
+        left, sine, right = torch.linalg.svd(self.project(x, facing), full_matrices=False)
+        cosine = torch.linalg.svdvals(x.mT @ facing).flip(-1)
+        return (left * torch.atan2(sine, cosine).unsqueeze(-2)) @ right
+
+    def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """v − (u (1 − cos √A)/A + x sin √A/√A) uᵀv with A = uᵀu, (*batch, n, k)."""
+        _, sine, versed = numerics.trigonometric(u.mT @ u)
+        return v - (u @ versed + x @ sine) @ (u.mT @ v)
+
+    def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport along log(x, y), turned to the basis `y` at hand, (*batch, n, k)."""
+        return self.parallel_transport(x, self.log(x, y), v) @ numerics.polar(y.mT @ x).mT

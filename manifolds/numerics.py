@@ -1,0 +1,168 @@
+"""Scalars and factorisations that stay finite, differentiable and on the manifold at the edges.
+
+Reductions run over the last `ndim` (event) dimensions and keep them as size 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "dot",
+    "hold_still",
+    "norm",
+    "polar",
+    "positive_qr",
+    "safe_sqrt",
+    "settle",
+    "sinc",
+    "symmetric",
+    "tolerance",
+    "trigonometric",
+    "versine",
+]
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far a computed quantity of order one may lie from its law before a check speaks up.
+
+    The square root of the machine epsilon: 1.5e-8 in float64, 3.5e-4 in float32. Rounding of a long row
+    or of a thousand steps stays well below it, a wrong formula does not.
+    """
+    return float(torch.finfo(dtype).eps ** 0.5)
+
+
+def _event(ndim: int) -> tuple[int, ...]:
+    return tuple(range(-ndim, 0))
+
+
+def dot(u: Tensor, v: Tensor, ndim: int) -> Tensor:
+    """Ambient dot product, (*batch, *event) × (*batch, *event) → (*batch, 1…)."""
+    product = u * v
+    return product.sum(_event(ndim), keepdim=True) if ndim else product
+
+
+def norm(a: Tensor, ndim: int) -> Tensor:
+    """Ambient Euclidean norm, (*batch, *event) → (*batch, 1…); its gradient at 0 is 0."""
+    if ndim == 0:
+        return a.abs()
+    return torch.linalg.vector_norm(a, dim=_event(ndim), keepdim=True)
+
+
+def safe_sqrt(square: Tensor) -> Tensor:
+    """√max(square, 0), with gradient 0 instead of infinity where the square is 0."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+
+
+def sinc(theta: Tensor) -> Tensor:
+    """sin θ / θ, 1 at θ = 0. (`torch.sinc` is the one of π θ, less accurate for large angles.)"""
+    nonzero = theta != 0
+    safe = torch.where(nonzero, theta, 1.0)
+    return torch.where(nonzero, safe.sin() / safe, 1.0)
+
+
+def versine(theta: Tensor) -> Tensor:
+    """(1 − cos θ) / θ² = ½ sinc²(θ/2), ½ at θ = 0, without cancellation."""
+    return 0.5 * sinc(0.5 * theta).square()
+
+
+def hold_still(x: Tensor, u: Tensor, y: Tensor, ndim: int) -> Tensor:
+    """`y` where the tangent `u` is nonzero, `x + u` (which is `x`, bitwise) where it is zero.
+
+    Makes ``retract(x, 0)`` equal `x` as an array for maps that re-orthonormalise, and keeps the
+    derivative with respect to `u` there (the identity, as for every retraction).
+    """
+    moved = (u != 0).any(_event(ndim), keepdim=True) if ndim else u != 0
+    return torch.where(moved, y, x + u)
+
+
+def settle(a: Tensor, defect: Tensor, placed: Tensor, ndim: int) -> Tensor:
+    """`placed` where `defect` exceeds rounding, `a` itself, bitwise, where it does not.
+
+    A sum of n products carries up to √n roundings, so a defect below (8 + √n) ε is none.
+    """
+    size = a[(0,) * (a.ndim - ndim)].numel() if a.numel() else 0
+    return torch.where(defect <= torch.finfo(a.dtype).eps * (8.0 + size**0.5), a, placed)
+
+
+def symmetric(a: Tensor) -> Tensor:
+    """(a + aᵀ)/2, (*batch, p, p) → (*batch, p, p)."""
+    return 0.5 * (a + a.mT)
+
+
+def positive_qr(a: Tensor) -> Tensor:
+    """Orthonormal factor of the QR decomposition whose R has a positive diagonal, (*batch, n, p).
+
+    Without the sign convention the factor jumps with the LAPACK build, and the map is no retraction.
+    """
+    q, r = torch.linalg.qr(a)
+    sign = r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q * torch.where(sign == 0, 1.0, sign)
+
+
+class _Polar(torch.autograd.Function):
+    """Orthonormal polar factor, differentiable also where singular values coincide.
+
+    With a = U Σ Vᵀ and Q = U Vᵀ the derivative solves a Sylvester equation whose denominators are
+    σᵢ + σⱼ, never the differences σᵢ − σⱼ of the SVD's own derivative, which are 0 at every point of
+    the manifold itself.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        left, singular, right = torch.linalg.svd(a, full_matrices=False)
+        return left @ right, left, singular, right
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, left, singular, right = output
+        ctx.mark_non_differentiable(left, singular, right)
+        ctx.save_for_backward(left, singular, right)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
+        left, singular, right = ctx.saved_tensors
+        cotangent = grad @ right.mT
+        inner = left.mT @ cotangent
+        skew = (inner - inner.mT) / (singular.unsqueeze(-1) + singular.unsqueeze(-2))
+        outside = (cotangent - left @ inner) / singular.unsqueeze(-2)
+        return (left @ skew + outside) @ right
+
+
+def polar(a: Tensor) -> Tensor:
+    """Orthonormal matrix closest to `a`, (*batch, n, p) → (*batch, n, p), n ≥ p.
+
+    Equivariant from the right: polar(a q) = polar(a) q for orthogonal q.
+    """
+    return _Polar.apply(a)[0]
+
+
+def trigonometric(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """cos √A, sin √A / √A and (1 − cos √A) / A for symmetric A ≥ 0, each (*batch, k, k).
+
+    The three solve c' = −A s, s' = c, k' = s with (1, 0, 0) at time 0, so one matrix exponential gives
+    them, differentiable everywhere; through the SVD of the tangent the derivative is undefined at equal
+    singular values, u = 0 among them. The blocks are balanced by c ≈ √‖A‖, which changes no result.
+    """
+    k = gram.shape[-1]
+    identity = torch.eye(k, dtype=gram.dtype, device=gram.device).expand_as(gram)
+    zero = torch.zeros_like(gram)
+    size = norm(gram.detach(), 2).sqrt()
+    balance = torch.where(size > 0, size, 1.0)
+    generator = torch.cat(
+        [
+            torch.cat([zero, -gram / balance, zero], -1),
+            torch.cat([balance * identity, zero, zero], -1),
+            torch.cat([zero, balance * identity, zero], -1),
+        ],
+        -2,
+    )
+    column = torch.linalg.matrix_exp(generator)[..., :k]
+    cosine, sine, versed = column.split(k, dim=-2)
+    return cosine, sine / balance, versed / balance.square()

@@ -1,0 +1,95 @@
+"""Great circles: the closed forms that the sphere, the lines and the PSI manifold have in common.
+
+All three look locally like the unit sphere through x ↦ x/‖x‖, and the forms below hold at any
+representative, because they use only the metric and a factor that lines two representatives up.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .embedded import EmbeddedManifold
+from .geodesic import GeodesicManifold
+
+__all__ = ["Spherical", "UnitVectors"]
+
+
+class Spherical(GeodesicManifold):
+    """Hypothesis: points are vectors, and x ↦ x/‖x‖ is a local isometry to the unit sphere."""
+
+    event_ndim = 1
+
+    @abstractmethod
+    def alignment(self, x: Tensor, y: Tensor) -> Tensor:
+        """Factor f, (*batch, 1), for which f·y is the representative of y's point nearest to `x`."""
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """cos θ · x + (sin θ / θ) u with θ = ‖u‖ₓ, (*batch, n)."""
+        theta = self.norm(x, u)
+        return theta.cos() * x + numerics.sinc(theta) * u
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide."""
+        chord = self.project(x, self.alignment(x, y) * y - x)
+        length = self.norm(x, chord)
+        return chord * (self.dist(x, y) / torch.where(length > 0, length, 1.0))
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """Angle 2 atan2(‖x − f y‖, ‖x + f y‖), (*batch, 1): accurate also for tiny angles and near π."""
+        facing = self.alignment(x, y) * y
+        return 2.0 * torch.atan2(numerics.norm(x - facing, 1), numerics.norm(x + facing, 1))
+
+    def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """v − ⟨u, v⟩ₓ (((1 − cos θ)/θ²) u + (sin θ/θ) x), (*batch, n)."""
+        theta = self.norm(x, u)
+        return v - self.inner(x, u, v) * (numerics.versine(theta) * u + numerics.sinc(theta) * x)
+
+    def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """(v − ⟨z, v⟩ₓ (x + z)/(1 + ⟨x, z⟩ₓ)) / f with z = f y, (*batch, n)."""
+        factor = self.alignment(x, y)
+        facing = factor * y
+        share = self.inner(x, facing, v) / (1.0 + self.inner(x, x, facing))
+        return (v - share * (x + facing)) / factor
+
+
+class UnitVectors(EmbeddedManifold, Spherical):
+    """Points stored as vectors of norm 1, with the metric of the ambient space."""
+
+    def event_error(self, event: Sequence[int]) -> str | None:
+        """As in `Manifold.event_error`; a vector of one coordinate has nowhere to go."""
+        error = super().event_error(event)
+        if error is None and event[0] < 2:
+            return f"a point of {self!r} needs at least 2 coordinates: with 1 no direction is left to move in"
+        return error
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        """a − x⟨x, a⟩, (*batch, n)."""
+        return a - x * numerics.dot(x, a, 1)
+
+    def nearest(self, a: Tensor) -> Tensor:
+        """a/‖a‖, (*batch, n); a vector whose norm is 1 up to rounding stays as it is, bitwise."""
+        return numerics.settle(a, self.point_defect(a), a / numerics.norm(a, 1), 1)
+
+    def retract(self, x: Tensor, u: Tensor) -> Tensor:
+        """(x + u)/‖x + u‖, (*batch, n)."""
+        moved = x + u
+        return numerics.hold_still(x, u, moved / numerics.norm(moved, 1), 1)
+
+    def point_defect(self, x: Tensor) -> Tensor:
+        """|‖x‖ − 1|, (*batch, 1)."""
+        return (numerics.norm(x, 1) - 1.0).abs()
+
+    def random_point(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Uniform on the unit sphere."""
+        return self.nearest(torch.randn(*shape, generator=generator, dtype=dtype, device=device))

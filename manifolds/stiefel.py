@@ -1,0 +1,72 @@
+"""The Stiefel manifold with the metric of the ambient space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .embedded import EmbeddedManifold
+from .geodesic import ExponentialManifold
+
+__all__ = ["Stiefel", "tall_error"]
+
+
+def tall_error(manifold: object, event: Sequence[int]) -> str | None:
+    """Why an n × p event cannot hold p orthonormal columns, or None if it can."""
+    n, p = event
+    return None if n >= p else f"{manifold!r} needs n ≥ p for orthonormal columns, not {n} × {p}; transpose it"
+
+
+@dataclass(frozen=True)
+class Stiefel(EmbeddedManifold, ExponentialManifold):
+    """Matrices with orthonormal columns, (*batch, n, p), n ≥ p, with the metric of R^{n×p}.
+
+    Geodesics are known in closed form (Edelman, Arias & Smith 1998, eq. 2.42); logarithm and parallel
+    transport are not, so the manifold offers none.
+    """
+
+    event_ndim = 2
+
+    def event_error(self, event: Sequence[int]) -> str | None:
+        """As in `Manifold.event_error`, and n ≥ p."""
+        return super().event_error(event) or tall_error(self, event)
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        """a − x sym(xᵀa), (*batch, n, p)."""
+        return a - x @ numerics.symmetric(x.mT @ a)
+
+    def nearest(self, a: Tensor) -> Tensor:
+        """Orthonormal polar factor of `a`, (*batch, n, p); orthonormal columns stay as they are, bitwise."""
+        return numerics.settle(a, self.point_defect(a), numerics.polar(a), 2)
+
+    def retract(self, x: Tensor, u: Tensor) -> Tensor:
+        """Orthonormal factor of the QR decomposition of x + u with positive diagonal of R, (*batch, n, p)."""
+        return numerics.hold_still(x, u, numerics.positive_qr(x + u), 2)
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """[x u] exp([[a, −s], [1, a]]) [1; 0] exp(−a) with a = xᵀu, s = uᵀu, (*batch, n, p)."""
+        p = x.shape[-1]
+        a = x.mT @ u
+        identity = torch.eye(p, dtype=x.dtype, device=x.device).expand_as(a)
+        generator = torch.cat([torch.cat([a, -(u.mT @ u)], -1), torch.cat([identity, a], -1)], -2)
+        column = torch.linalg.matrix_exp(generator)[..., :p]
+        return torch.cat([x, u], -1) @ column @ torch.linalg.matrix_exp(-a)
+
+    def point_defect(self, x: Tensor) -> Tensor:
+        """‖xᵀx − 1‖, (*batch, 1, 1)."""
+        gram = x.mT @ x
+        return numerics.norm(gram - torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device), 2)
+
+    def random_point(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Uniform (Haar) on the manifold."""
+        return numerics.positive_qr(torch.randn(*shape, generator=generator, dtype=dtype, device=device))

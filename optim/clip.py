@@ -1,0 +1,40 @@
+"""Clipping the whole gradient by its norm in the metric."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..manifolds.errors import GradientError
+from .optimizer import RiemannianOptimizer
+from .stages import gradient
+
+__all__ = ["clip_grad_norm_"]
+
+
+@torch.no_grad()
+def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
+    """Scale all gradients of `optimizer` in place so that their joint length in the metric is at most `max_norm`.
+
+    The length is √Σ ‖Riemannian gradient‖² over all points, which for PSI rows is the same at every
+    representative; `torch.nn.utils.clip_grad_norm_` sees the representative's norm instead. Returns the
+    length before clipping, a scalar tensor.
+
+    Raises `GradientError` for a non-finite length if `error_if_nonfinite`.
+    """
+    squares, grads = [], []
+    for points, its in optimizer.gradients():
+        x = points.rows.gather(points.parts, points.parts, points.manifold.event_ndim)
+        egrad = points.rows.gather(its, points.parts, points.manifold.event_ndim)
+        riemannian = gradient(points.manifold, x, egrad)
+        squares.append((points.manifold.norm(x, riemannian.array) * riemannian.factor).square().sum())
+        grads.extend(its)
+    if not squares:
+        return torch.tensor(0.0)
+    total = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
+    if error_if_nonfinite and not torch.isfinite(total):
+        raise GradientError(f"the length of the gradient is {float(total)}; pass error_if_nonfinite=False to go on")
+    factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+    for grad in grads:
+        grad.mul_(factor.to(grad.device, grad.dtype))
+    return total

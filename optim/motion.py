@@ -1,0 +1,70 @@
+"""Seam 4: moving the points, and carrying along what is tangent to them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..manifolds import (
+    ConformalManifold,
+    Euclidean,
+    ExponentialManifold,
+    GeodesicManifold,
+    Manifold,
+    QuotientManifold,
+    numerics,
+)
+from .memory import Memory
+from .options import Options
+from .scaled import Scaled
+
+__all__ = ["move"]
+
+
+def move(
+    manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: Options, scale: Tensor | None
+) -> Tensor:
+    """New points, (points, n), after rescaling by `scale` and one tangent `step`; carries ``memory.vectors``.
+
+    On a conformal manifold without transport the move is a linear combination, and `x` itself is
+    overwritten and returned.
+    """
+    flat = isinstance(manifold, Euclidean)
+    motion = "retract" if flat else options["motion"]
+    transport = "none" if flat or not memory.vectors else options["transport"]
+    if isinstance(manifold, ConformalManifold) and motion == "retract" and transport == "none":
+        if not options["differentiable"]:
+            return _add_(x, step, scale)
+    if scale is not None:
+        assert isinstance(manifold, QuotientManifold)
+        x = manifold.act(scale, x)
+    u = step.tensor()
+    y = manifold.retract(x, u) if motion == "retract" else _exp(manifold, x, u)
+    memory.vectors = {key: _carry(manifold, x, u, y, v, motion, transport) for key, v in memory.vectors.items()}
+    return y
+
+
+def _add_(x: Tensor, step: Scaled, scale: Tensor | None) -> Tensor:
+    if scale is None:
+        return step.add_to_(x)
+    if isinstance(step.factor, Tensor) or step.factor != 1.0:
+        return step.add_to_(x.mul_(scale))
+    return torch.addcmul(step.array, x, scale, out=x)
+
+
+def _exp(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+    """The exponential, put back on the manifold: it keeps to it in exact arithmetic only, and rounding adds up."""
+    assert isinstance(manifold, ExponentialManifold)
+    y = manifold.exp(x, u)
+    return numerics.hold_still(x, u, manifold.nearest(y), manifold.event_ndim)
+
+
+def _carry(manifold: Manifold, x: Tensor, u: Tensor, y: Tensor, v: Tensor, motion: str, transport: str) -> Tensor:
+    if transport == "none":
+        return v
+    if transport == "project":
+        return manifold.project(y, v)
+    if motion == "retract" and transport == "manifold":
+        return manifold.transport(x, u, v)
+    assert isinstance(manifold, GeodesicManifold)
+    return manifold.parallel_transport(x, u, v) if motion == "exp" else manifold.transport_to(x, y, v)

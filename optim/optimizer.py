@@ -1,0 +1,272 @@
+"""The `torch.optim.Optimizer` shell: parameter groups, the table of points, state_dict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..manifolds import Euclidean, Manifold, Rows
+from ..manifolds.errors import GeometryError, GradientError, OptionError, StateError
+from ..manifolds.geoopt import from_geoopt
+from .execute import PointSet, reference
+from .options import check_group, check_point
+from .rules import Adam, Momentum, Rule
+
+__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
+
+_FLAT = "Euclidean(event_ndim=0)"
+
+
+class RiemannianOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers: everything but the rule.
+
+    A group may say ``"manifold"`` (default: flat space, every coordinate a point), ``"rows"`` (default:
+    ``Rows()``), ``"joined"`` (tuples of its parameters that form joint points) and ``"names"``;
+    `retract.param_groups` writes such groups. The objects go into a table of the optimizer's own, and the
+    group keeps readable strings, so that ``state_dict()`` holds plain values only.
+    """
+
+    rule: Rule
+    names_manifold = False
+    """Whether any group or parameter says where it lives, be it in flat space."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        self._table: dict[Tensor, PointSet] = {}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; the dict that is passed in stays as it is.
+
+        Raises:
+            OptionError: an option outside its interval, or one that the group's manifold cannot honour.
+            GeometryError: a parameter that does not fit the manifold.
+            ValueError, TypeError: what torch raises for empty, repeated or wrong parameters.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        group = dict(param_group)
+        manifold, rows = group.pop("manifold", None), group.pop("rows", Rows())
+        joined, names = group.pop("joined", ()), group.pop("names", None)
+        if isinstance(manifold, str) or isinstance(rows, str):
+            raise OptionError(
+                "this group describes its geometry in words, as a group of an optimizer does; pass the Manifold and Rows"
+            )
+        check_group({**self.defaults, **{key: value for key, value in group.items() if key != "params"}})
+        before = len(self.param_groups)
+        super().add_param_group(group)
+        try:
+            table = self._points_of(group, manifold, rows, joined, names)
+        except Exception:
+            del self.param_groups[before:]
+            raise
+        self._table.update(table)
+        curved = any(not isinstance(points.manifold, Euclidean) for points in table.values())
+        self.names_manifold = self.names_manifold or manifold is not None or curved
+        group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in table.values()))
+        group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in table.values()))
+
+    def _points_of(
+        self, group: dict[str, Any], manifold: Manifold | None, rows: Rows, joined: Any, names: Any
+    ) -> dict[Tensor, PointSet]:
+        params = group["params"]
+        if len(params) != len(set(params)):
+            raise OptionError("a parameter stands twice in one group; tied parameters go in once")
+        labels = names or group.get("param_names") or [f"parameter {i} of its group" for i in range(len(params))]
+        label = dict(zip(params, labels, strict=True))
+        leads = {parts[0]: tuple(parts) for parts in joined}
+        followers = {part for parts in leads.values() for part in parts[1:]}
+        table = {}
+        for p in params:
+            if not p.is_floating_point():
+                raise OptionError(f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters")
+            if p in followers:
+                continue
+            its, its_rows = manifold, rows
+            if its is None:
+                its, its_rows = _own_geometry(p)
+            parts = leads.get(p, (p,))
+            check_point(label[p], its, group)
+            error = its_rows.error(p.shape, its) if len(parts) == 1 else None
+            if error:
+                raise GeometryError(f"{label[p]} of shape {tuple(p.shape)}: {error}")
+            table[p] = PointSet(label[p], parts, its, its_rows)
+        return table
+
+    @torch._disable_dynamo  # type: ignore[misc]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of every parameter that has a gradient.
+
+        `closure`, if given, re-evaluates the model and returns the loss, which is returned. Gradients are
+        checked for all parameters before the first of them moves, and are never written to.
+
+        Raises `GradientError` for sparse and complex gradients, and for a joint point of which only some
+        parts have one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            for points, grads, group in list(self._work()):
+                reference(points, grads, self.state, self.rule, group)
+        return loss
+
+    def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
+        """Every point set that has gradients, with those of its parts; raises as `step` does."""
+        return ((points, grads) for points, grads, _ in self._work())
+
+    def _work(self) -> Iterator[tuple[PointSet, list[Tensor], dict[str, Any]]]:
+        for group in self.param_groups:
+            for p in group["params"]:
+                points = self._table.get(p)
+                grads = self._grads(points) if points is not None else []
+                if points is not None and grads:
+                    yield points, grads, group
+
+    @staticmethod
+    def _grads(points: PointSet) -> list[Tensor]:
+        grads = [part.grad for part in points.parts if part.grad is not None]
+        if grads and len(grads) < len(points.parts):
+            raise GradientError(
+                f"{points.name} forms joint points with {len(points.parts) - 1} other parameter(s), but only some of them "
+                "have a gradient; freeze all parts or none, or declare the parameter alone"
+            )
+        for grad in grads:
+            if grad.layout != torch.strided:
+                raise GradientError(f"{points.name} has a {grad.layout} gradient; these updates need dense ones")
+            if grad.is_complex():
+                raise GradientError(f"{points.name} has a complex gradient; the manifolds are real")
+        return grads
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_table": self._table}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+        """Load what `state_dict` gave, also in the middle of a run.
+
+        Raises `StateError` if it was saved with another geometry; then nothing has changed. Numbers per
+        point stay in float32 or better whatever the parameter's dtype.
+        """
+        for mine, its in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            for key, default in (("manifold", _FLAT), ("rows", repr(Rows()))):
+                if its.get(key, default) != mine[key]:
+                    raise StateError(
+                        f"the state_dict was saved with {key} {its.get(key, default)}, this group has {mine[key]}: its "
+                        "state means something else. Build the optimizer with the same declarations, or start afresh"
+                    )
+        super().load_state_dict(state_dict)
+        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for key, p in zip(saved, params, strict=True):
+            for name, value in state_dict["state"].get(key, {}).items():
+                # torch casts all state to the parameter's dtype, which would round these to half precision.
+                if name in ("radius", *self.rule.scalars) and isinstance(value, Tensor):
+                    self.state[p][name] = value.detach().to(device=p.device, copy=True)
+
+
+def _own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
+    """What the tensor itself says: a geoopt.ManifoldParameter its manifold, any other flat space."""
+    theirs = getattr(p, "manifold", None)
+    if theirs is None or not type(p).__module__.startswith("geoopt"):
+        return Euclidean(0), Rows()
+    manifold = from_geoopt(theirs)
+    # geoopt takes the last dimensions as the point.
+    return manifold, Rows(axis=tuple(range(p.ndim - 1))) if manifold.event_ndim == 1 else Rows()
+
+
+class RiemannianSGD(RiemannianOptimizer):
+    """Stochastic gradient descent with momentum on any manifold; on Euclidean groups `torch.optim.SGD`.
+
+    Args:
+        params: parameters, groups, or ``retract.param_groups(model)``.
+        lr: learning rate η, a number or a one-element tensor.
+        momentum: ρ in [0, 1).
+        dampening: τ, as in torch.
+        weight_decay: L2 factor, on Euclidean groups only; others refuse it.
+        nesterov: look ahead along the buffer, as in torch.
+        momentum_form: ``"heavy_ball"`` (torch: η outside the buffer) or ``"velocity"`` (η inside).
+        motion: ``"retract"`` or ``"exp"``.
+        transport: how the buffer is carried: ``"manifold"`` (the manifold's transport after a retraction,
+            parallel transport after an exponential), ``"project"``, ``"parallel"`` or ``"none"``.
+        max_grad_norm: largest length of a point's gradient in the metric, None for no clipping.
+        orthogonality: α of the penalty between the rows of a tensor (Cho & Lee 2017), for unit directions.
+        radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, ``"free"`` lets it
+            grow and brings it back by powers of two.
+        maximize, capturable, differentiable: as in torch.
+        foreach, fused, compile: fast paths; an explicit True that cannot be honoured raises.
+
+    `max_grad_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
+    not applied there. Every option can be set per group.
+
+    Raises `OptionError` and `GeometryError` as `add_param_group` does.
+    """
+
+    rule = Momentum()
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        momentum_form: str = "heavy_ball",
+        motion: str = "retract",
+        transport: str = "manifold",
+        max_grad_norm: float | None = None,
+        orthogonality: float = 0.0,
+        radius: str = "hold",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        compile: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
+        super().__init__(params, defaults)
+
+
+class RiemannianAdam(RiemannianOptimizer):
+    """Adam on any manifold, with one second moment per point; on ``Euclidean(0)`` `torch.optim.Adam`.
+
+    Args:
+        params, lr, weight_decay, motion, transport, max_grad_norm, orthogonality, radius, maximize, foreach, fused,
+            compile, capturable, differentiable: as in `RiemannianSGD`.
+        betas: decay of the first and the second moment, each in [0, 1).
+        eps: ε ≥ 0.
+        eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
+
+    Raises `OptionError` and `GeometryError` as `add_param_group` does.
+    """
+
+    rule = Adam()
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        eps_form: str = "outside",
+        motion: str = "retract",
+        transport: str = "manifold",
+        max_grad_norm: float | None = None,
+        orthogonality: float = 0.0,
+        radius: str = "hold",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        compile: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
+        super().__init__(params, defaults)

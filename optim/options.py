@@ -1,0 +1,94 @@
+"""The options of a parameter group: their admissible values, checked once, when the group is added."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifold, Spherical
+from ..manifolds.errors import OptionError
+
+__all__ = ["Options", "check_group", "check_point"]
+
+Options = Mapping[str, Any]
+"""A parameter group, read by name. Options that a rule does not have are absent."""
+
+_CHOICES = {
+    "momentum_form": ("heavy_ball", "velocity"),
+    "eps_form": ("outside", "inside"),
+    "motion": ("retract", "exp"),
+    "transport": ("manifold", "project", "parallel", "none"),
+    "radius": ("hold", "free"),
+}
+_INTERVALS = {
+    "lr": (0.0, math.inf),
+    "momentum": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf),
+    "orthogonality": (0.0, math.inf),
+    "eps": (0.0, math.inf),
+}
+_FAST_PATHS = ("foreach", "fused", "compile")
+
+
+def check_group(options: Options) -> None:
+    """Raise `OptionError` for a value outside its interval or choices, or one that cannot be honoured."""
+    for name, (low, high) in _INTERVALS.items():
+        if name in options and not low <= _number(name, options[name]) < high:
+            raise OptionError(f"{name}={options[name]!r} is outside [{low:g}, {high:g})")
+    for name, choices in _CHOICES.items():
+        if name in options and options[name] not in choices:
+            raise OptionError(f"{name}={options[name]!r} is not one of {', '.join(map(repr, choices))}")
+    for beta in options.get("betas", ()):
+        if not 0.0 <= _number("betas", beta) < 1.0:
+            raise OptionError(f"betas={options['betas']!r}: {beta!r} is outside [0, 1)")
+    if "dampening" in options and not math.isfinite(_number("dampening", options["dampening"])):
+        raise OptionError(f"dampening={options['dampening']!r} is not a finite number")
+    limit = options["max_grad_norm"]
+    if limit is not None and not _number("max_grad_norm", limit) > 0:
+        raise OptionError(f"max_grad_norm={limit!r} is not positive; None turns clipping off")
+    if options.get("nesterov") and (options["momentum"] == 0 or options["dampening"] != 0):
+        raise OptionError(
+            f"nesterov needs momentum > 0 and dampening = 0, not momentum={options['momentum']!r} and "
+            f"dampening={options['dampening']!r}"
+        )
+    for name in _FAST_PATHS:
+        if options[name]:
+            raise OptionError(f"{name}=True: there is no such path for this update yet; leave {name} at its default")
+
+
+def check_point(name: str, manifold: Manifold, options: Options) -> None:
+    """Raise `OptionError` if `manifold` cannot honour the options of its group; `name` is the parameter's."""
+    if isinstance(manifold, Euclidean):
+        return
+    if options["weight_decay"] != 0:
+        raise OptionError(
+            f"weight_decay={options['weight_decay']} on {name}: on {manifold!r} it does not shrink anything that matters "
+            "(on a quotient it only changes the learning rate). Decay the other parameters alone: "
+            "param_groups(model, euclidean={'weight_decay': …})"
+        )
+    motion, transport = options["motion"], options["transport"]
+    if motion == "exp" and not isinstance(manifold, ExponentialManifold):
+        raise OptionError(f"motion='exp' on {name}: {manifold!r} has no exponential map; use motion='retract'")
+    needs_parallel = transport == "parallel" or (motion == "exp" and transport == "manifold")
+    if needs_parallel and not isinstance(manifold, GeodesicManifold):
+        raise OptionError(
+            f"motion={motion!r} with transport={transport!r} on {name}: {manifold!r} has no parallel transport; use "
+            "transport='project'"
+        )
+    if options["orthogonality"] and not isinstance(manifold, Spherical):
+        raise OptionError(
+            f"orthogonality={options['orthogonality']} on {name}: it is defined between unit vectors (Sphere, Grassmann(1), "
+            f"PSI), not on {manifold!r}; set it to 0 in this group"
+        )
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise OptionError(f"{name} as a tensor needs one element, not shape {tuple(value.shape)}")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise OptionError(f"{name}={value!r} is not a number") from None

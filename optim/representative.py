@@ -1,0 +1,45 @@
+"""Which representative of a scaling quotient the parameter holds: the option `radius`.
+
+In the quotient the norm of a row means nothing. The running statistics of a BatchNorm behind it remember
+it all the same, and floating point has its range. So each update may rescale rows along the way, with
+every tangent vector stored at them: the path in the quotient stays what it was (Theorem 1 of Yi 2022).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .memory import Memory
+from .options import Options
+
+__all__ = ["rescaling"]
+
+# Yi (2022, §6.2) renormalises above 1e4; below 1e-4 a BatchNorm's eps of 1e-5 would start to show. In float16 the
+# squares of a row inside the narrower band neither overflow nor vanish.
+BAND = {torch.float16: (1e-2, 1e2)}
+DEFAULT_BAND = (1e-4, 1e4)
+
+
+def rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | None:
+    """Factor by which this step rescales rows of norm `radius`, (points, 1), or None for no rescaling.
+
+    ``"hold"``: back to the norm that the row had at its first step, kept in ``memory.scalars["radius"]``.
+    ``"free"``: a power of two, which changes no bit of the direction, once the norm has left the band.
+    Rows that are zero or not finite, and steps with lr = 0, are left alone.
+    """
+    if options["radius"] == "hold":
+        if "radius" not in memory.scalars:
+            memory.scalars["radius"] = radius
+            return None
+        factor = memory.scalars["radius"] / radius
+        factor = torch.where(torch.isfinite(factor) & (factor > 0), factor, 1.0)
+    else:
+        low, high = BAND.get(memory.dtype, DEFAULT_BAND)
+        outside = ((radius < low) & (radius > 0)) | ((radius > high) & torch.isfinite(radius))
+        exponent = torch.frexp(torch.where(outside, radius, 0.5)).exponent
+        factor = torch.ldexp(torch.ones_like(radius), -exponent)
+    lr = options["lr"]
+    if isinstance(lr, Tensor):
+        return torch.where(lr == 0, 1.0, factor)
+    return None if lr == 0 else factor

@@ -1,0 +1,54 @@
+"""Seams 1 and 2: what happens to a gradient before the rule sees it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..manifolds import ConformalManifold, Euclidean, Manifold, Spherical, numerics
+from .options import Options
+from .scaled import Scaled
+
+__all__ = ["ambient", "clip", "gradient", "orthogonality_gradient"]
+
+
+def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options) -> Tensor:
+    """Euclidean gradient after sign, weight decay (Euclidean points) and orthogonality penalty (unit
+    directions), (points, n); never written in place."""
+    if options["maximize"]:
+        egrad = -egrad
+    if isinstance(manifold, Euclidean):
+        return egrad.add(x, alpha=options["weight_decay"]) if options["weight_decay"] else egrad
+    if options["orthogonality"]:
+        assert isinstance(manifold, Spherical)
+        return egrad + orthogonality_gradient(manifold, x, options["orthogonality"])
+    return egrad
+
+
+def orthogonality_gradient(manifold: Spherical, x: Tensor, alpha: float) -> Tensor:
+    """Gradient of (α/2)‖Y Yᵀ − 1‖² with Y the rows of `x` at norm 1, (points, n).
+
+    That is 2α (Y Yᵀ Y − Y) in Y (Cho & Lee 2017, §4.2), and its projection over ‖x‖ in `x`. It couples all
+    points of one parameter.
+    """
+    size = numerics.norm(x, 1)
+    y = x / size
+    points, n = y.shape
+    cubic = y @ (y.mT @ y) if n < points else (y @ y.mT) @ y
+    return manifold.project(x, 2.0 * alpha * (cubic - y)) / size
+
+
+def gradient(manifold: Manifold, x: Tensor, egrad: Tensor) -> Scaled:
+    """Riemannian gradient; on a conformal manifold `egrad` itself with the conformal factor."""
+    if isinstance(manifold, ConformalManifold):
+        return Scaled(egrad, manifold.conformal_factor(x))
+    return Scaled(manifold.riemannian_gradient(x, egrad))
+
+
+def clip(manifold: Manifold, x: Tensor, gradient: Scaled, options: Options) -> Scaled:
+    """`gradient`, no longer than `max_grad_norm` per point in the metric; Euclidean points are not clipped."""
+    limit = options["max_grad_norm"]
+    if limit is None or isinstance(manifold, Euclidean):
+        return gradient
+    length = manifold.norm(x, gradient.array) * gradient.factor
+    return gradient.times(torch.clamp(limit / length, max=1.0))

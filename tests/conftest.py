@@ -1,0 +1,32 @@
+"""Fixtures for the whole suite: a device, a seeded generator on it, and the seed of the test."""
+
+import os
+import zlib
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", default=os.environ.get("DEVICE") or "cpu", help="device of the tensors: cpu, cuda")
+
+
+@pytest.fixture
+def device(request):
+    name = request.config.getoption("--device")
+    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    return torch.device(name)
+
+
+@pytest.fixture(autouse=True)
+def seed(request):
+    """Every test draws the same numbers whatever runs before it."""
+    value = zlib.crc32(request.node.name.encode())
+    torch.manual_seed(value)
+    return value
+
+
+@pytest.fixture
+def generator(seed, device):
+    return torch.Generator(device).manual_seed(seed)
