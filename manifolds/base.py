@@ -70,6 +70,10 @@ class Manifold(ABC):
     ) -> Tensor:
         """Random points of shape ``(*batch, *event)``. Law: deterministic given the generator."""
 
+    def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """``retract(x, u)`` and ``transport(x, u, v)``, for manifolds that can share the work between them."""
+        return self.retract(x, u), self.transport(x, u, v)
+
     # What follows. None of these is overridden.
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:

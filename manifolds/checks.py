@@ -15,6 +15,7 @@ from torch import Tensor
 from . import numerics
 from .base import Manifold
 from .geodesic import ExponentialManifold
+from .quotient import QuotientManifold
 
 __all__ = ["duality_gap", "gradient_order", "order", "retraction_order", "riemannian_gradient_of"]
 
@@ -69,11 +70,13 @@ def gradient_order(
 
 def retraction_order(manifold: Manifold, x: Tensor, *, generator: torch.Generator | None = None) -> float:
     """Order at which the retraction parts from the geodesic: 2 for a retraction, 3 for one of second order,
-    1 for none. Without an exponential map the straight line stands in, and 2 is the most there is."""
+    1 for none. On a quotient the nearest representatives are compared. Without an exponential map the
+    straight line stands in, and 2 is the most there is."""
 
     def gap(u: Tensor, t: float) -> Tensor:
+        y = manifold.retract(x, t * u)
         target = manifold.exp(x, t * u) if isinstance(manifold, ExponentialManifold) else x + t * u
-        return (manifold.retract(x, t * u) - target).norm()
+        return ((manifold.align(target, y) if isinstance(manifold, QuotientManifold) else y) - target).norm()
 
     return _measure(manifold, x, gap, RETRACTION_STEPS, generator)
 

@@ -17,7 +17,7 @@ from . import numerics
 from .base import Manifold
 from .errors import DeclarationError, GeometryError
 from .quotient import ScalingQuotient
-from .rows import Rows
+from .rows import Rows, gather, scatter_
 
 __all__ = ["Declaration", "Declared", "declare", "declared", "put", "walk"]
 
@@ -85,10 +85,11 @@ def declare(
     _check_ties(owner, leaf, declaration)
     _check_shapes(name, parts, declaration)
     if not any(part.is_meta for part in parts):
-        points = rows.gather(parts, parts, manifold.event_ndim)
+        layouts = [rows.layout(part, manifold.event_ndim) for part in parts]
+        points = gather(parts, layouts)
         placed = _place(name, points, manifold, representative)
         _refuse_stale_statistics(module, name, points, placed)
-        rows.scatter_(placed, parts, parts, manifold.event_ndim)
+        scatter_(placed, parts, layouts)
     owner.__dict__[_KEY] = {**owner.__dict__.get(_KEY, {}), leaf: declaration}
 
 
@@ -104,11 +105,11 @@ def put(model: nn.Module) -> None:
     Raises `DeclarationError` as `declare` does for zero and non-finite rows; then nothing has moved.
     """
     moves = []
-    for names, parts, (manifold, rows) in ((d.names, d.parts, (d.declaration.manifold, d.declaration.rows)) for d in walk(model)):
-        points = rows.gather(parts, parts, manifold.event_ndim)
-        moves.append((rows, _place(names[0], points, manifold, "keep"), parts, manifold.event_ndim))
-    for rows, placed, parts, event_ndim in moves:
-        rows.scatter_(placed, parts, parts, event_ndim)
+    for names, parts, declaration in walk(model):
+        layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
+        moves.append((_place(names[0], gather(parts, layouts), declaration.manifold, "keep"), parts, layouts))
+    for placed, parts, layouts in moves:
+        scatter_(placed, parts, layouts)
 
 
 def walk(model: nn.Module) -> Iterator[Declared]:
@@ -176,7 +177,7 @@ def _check_shapes(name: str, parts: tuple[nn.Parameter, ...], declaration: Decla
         if error:
             raise GeometryError(f"{name} of shape {tuple(parts[0].shape)}: {error}")
         return
-    counts = [rows.point_shape(part.shape, 1)[0] for part in parts]
+    counts = [rows.layout(part, 1).batch[0] for part in parts]
     if len(set(counts)) != 1:
         raise GeometryError(f"{name} and {', '.join(declaration.joined)} have {counts} points: parts must have the same")
 

@@ -29,4 +29,9 @@ class EmbeddedManifold(Manifold):
 
     def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Orthogonal projection of `v` at ``retract(x, u)``, (*batch, *event)."""
-        return self.project(self.retract(x, u), v)
+        return self.retract_and_transport(x, u, v)[1]
+
+    def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, with the new point computed once."""
+        y = self.retract(x, u)
+        return y, self.project(y, v)

@@ -34,7 +34,7 @@ class OptionError(RetractError, ValueError):
 
 
 class GradientError(RetractError, RuntimeError):
-    """A gradient that the update is not defined for (sparse, complex, part of a point missing)."""
+    """A gradient that the update is not defined for (sparse, part of a point missing)."""
 
 
 class StateError(RetractError, ValueError):

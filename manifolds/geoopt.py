@@ -19,12 +19,13 @@ __all__ = ["FromGeoopt", "from_geoopt", "to_geoopt"]
 
 # Found by running the conformance laws on geoopt 0.5.1; the tests run them again and expect each refusal to be deserved.
 _REFUSED = {
-    "CanonicalStiefel": "its default retraction does not agree with x + u to first order and its projection is not "
-    "idempotent; use geoopt.EuclideanStiefel, or retract's Stiefel",
-    "BirkhoffPolytope": "its gradient is not dual to its metric (off by a factor n)",
+    "CanonicalStiefel": "its projection is not idempotent and its retraction does not agree with x + u to first order; "
+    "use geoopt.EuclideanStiefel, or retract's Stiefel",
+    "BirkhoffPolytope": "its gradient is not dual to its metric, and its projection is not idempotent",
     "BoundedDomain": "its points are complex; retract's manifolds are real",
     "UpperHalf": "its points are complex; retract's manifolds are real",
-    "Scaled": "it cannot be pickled or copied; use the manifold inside it and scale the learning rate",
+    "Scaled": "its retraction rescales the step, so it does not agree with x + u to first order, and it cannot be "
+    "pickled; use the manifold inside it and scale the learning rate",
 }
 
 
@@ -34,7 +35,7 @@ def from_geoopt(manifold: geoopt.Manifold) -> Manifold:
     Raises `GeometryError`, with the reason, for the manifolds of geoopt whose metric or retraction breaks
     the laws of `Manifold`, also inside a product, and for learnable curvatures.
     """
-    from .to_geoopt import ToGeoopt
+    from .as_geoopt import ToGeoopt
 
     if isinstance(manifold, ToGeoopt):
         return manifold.manifold
@@ -53,7 +54,7 @@ def from_geoopt(manifold: geoopt.Manifold) -> Manifold:
 
 def to_geoopt(manifold: Manifold) -> geoopt.Manifold:
     """Our manifold as a geoopt one, for `geoopt.ManifoldParameter` and geoopt's optimizers and samplers."""
-    from .to_geoopt import ToGeoopt
+    from .as_geoopt import ToGeoopt
 
     return manifold.manifold if isinstance(manifold, FromGeoopt) else ToGeoopt(manifold)
 
@@ -100,19 +101,24 @@ class FromGeoopt(ExponentialManifold):
         """geoopt's `projx`, (*batch, *event); points stay as they are, bitwise."""
         placed = self.manifold.projx(a)
         gap = numerics.norm(a - placed, self.event_ndim) / numerics.norm(a, self.event_ndim).clamp(min=1.0)
-        return numerics.settle(a, gap, placed, self.event_ndim)
+        return numerics.settle(a, gap, placed, a.shape[-self.event_ndim :].numel() if self.event_ndim else 1)
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """geoopt's `retr`, (*batch, *event)."""
-        return numerics.hold_still(x, u, self.manifold.retr(x, u), self.event_ndim)
+        return numerics.hold_still(u, self.manifold.retr(x, u), x + u, self.event_ndim)
 
     def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """geoopt's `transp_follow_retr`, (*batch, *event)."""
         return self.manifold.transp_follow_retr(x, u, v)
 
+    def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """geoopt's `retr_transp`, with the point as `retract` gives it."""
+        y, moved = self.manifold.retr_transp(x, u, v)
+        return numerics.hold_still(u, y, x + u, self.event_ndim), moved
+
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """geoopt's `expmap`, (*batch, *event)."""
-        return numerics.hold_still(x, u, self.manifold.expmap(x, u), self.event_ndim)
+        return numerics.hold_still(u, self.manifold.expmap(x, u), x + u, self.event_ndim)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """‖x − projx(x)‖, (*batch, 1…)."""

@@ -114,7 +114,8 @@ class Subspaces(Grassmann):
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """Orthonormal polar factor of x + u, (*batch, n, k)."""
-        return numerics.hold_still(x, u, numerics.polar(x + u), 2)
+        moved = x + u
+        return numerics.hold_still(u, numerics.polar(moved), moved, 2)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """‖xᵀx − 1‖, (*batch, 1, 1)."""

@@ -70,23 +70,21 @@ def versine(theta: Tensor) -> Tensor:
     return 0.5 * sinc(0.5 * theta).square()
 
 
-def hold_still(x: Tensor, u: Tensor, y: Tensor, ndim: int) -> Tensor:
-    """`y` where the tangent `u` is nonzero, `x + u` (which is `x`, bitwise) where it is zero.
+def hold_still(u: Tensor, moved: Tensor, still: Tensor, ndim: int) -> Tensor:
+    """`moved` where the tangent `u` is nonzero, `still` where it is zero.
 
-    Makes ``retract(x, 0)`` equal `x` as an array for maps that re-orthonormalise, and keeps the
-    derivative with respect to `u` there (the identity, as for every retraction).
+    With ``still = x + u``, which is then `x` bitwise, maps that re-orthonormalise get ``retract(x, 0) = x`` as an
+    array, and keep the right derivative with respect to `u` there.
     """
-    moved = (u != 0).any(_event(ndim), keepdim=True) if ndim else u != 0
-    return torch.where(moved, y, x + u)
+    return torch.where(norm(u, ndim) > 0, moved, still)
 
 
-def settle(a: Tensor, defect: Tensor, placed: Tensor, ndim: int) -> Tensor:
-    """`placed` where `defect` exceeds rounding, `a` itself, bitwise, where it does not.
+def settle(a: Tensor, defect: Tensor, placed: Tensor, terms: int) -> Tensor:
+    """`placed` where `defect` exceeds the rounding of a sum of `terms` products, `a` itself, bitwise, where not.
 
-    A sum of n products carries up to √n roundings, so a defect below (8 + √n) ε is none.
+    Such a sum carries about √terms roundings, so a defect below (8 + √terms) ε is none.
     """
-    size = a[(0,) * (a.ndim - ndim)].numel() if a.numel() else 0
-    return torch.where(defect <= torch.finfo(a.dtype).eps * (8.0 + size**0.5), a, placed)
+    return torch.where(defect <= torch.finfo(a.dtype).eps * (8.0 + terms**0.5), a, placed)
 
 
 def symmetric(a: Tensor) -> Tensor:

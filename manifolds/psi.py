@@ -37,7 +37,7 @@ class PSI(ScalingQuotient, Spherical):
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         """a − x⟨x, a⟩/‖x‖²: the horizontal part, (*batch, n)."""
-        return a - x * (numerics.dot(x, a, 1) / self.conformal_factor(x))
+        return torch.addcmul(a, x, numerics.dot(x, a, 1) / self.conformal_factor(x), value=-1.0)
 
     def horizontal(self, x: Tensor, u: Tensor) -> Tensor:
         """As `project`: every ambient array is tangent to the total space."""
@@ -45,11 +45,16 @@ class PSI(ScalingQuotient, Spherical):
 
     def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along the great circle to x + u, (*batch, n)."""
-        return self.transport_to(x, self.retract(x, u), v)
+        return self.retract_and_transport(x, u, v)[1]
+
+    def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, with x + u computed once."""
+        y = self.retract(x, u)
+        return y, self.transport_to(x, y, v)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """0 for a finite nonzero vector, infinite for the others, (*batch, 1): they represent no point."""
-        size = self.radius(x)
+        size = numerics.norm(x, 1)
         return torch.where(torch.isfinite(size) & (size > 0), 0.0, torch.inf).to(x.dtype)
 
     def random_point(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from .base import Manifold
 from .errors import GeometryError
 
-__all__ = ["Rows"]
+__all__ = ["Layout", "Rows", "gather", "scatter_"]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -43,7 +45,7 @@ class Rows:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        axes = self._axes
+        axes = self.axes
         if any(not isinstance(a, int) or a < 0 for a in axes) or len(set(axes)) != len(axes):
             raise GeometryError(f"{self!r}: axis is one non-negative axis or several different ones")
         if self.blocks is not None and (self.blocks < 1 or self.axis != 0):
@@ -52,7 +54,8 @@ class Rows:
             raise GeometryError(f"{self!r}: groups is a number ≥ 1 and goes with axis=1 (transposed convolutions)")
 
     @property
-    def _axes(self) -> tuple[int, ...]:
+    def axes(self) -> tuple[int, ...]:
+        """`axis` as a tuple."""
         return self.axis if isinstance(self.axis, tuple) else (self.axis,)
 
     def error(self, shape: Sequence[int], manifold: Manifold) -> str | None:
@@ -63,91 +66,102 @@ class Rows:
             return f"{self!r} does not divide axis 0 of shape {tuple(shape)}"
         if self.groups > 1 and (not shape or shape[0] % self.groups):
             return f"{self!r} does not divide axis 0 of shape {tuple(shape)}"
-        if manifold.event_ndim == 1 and self.blocks is None and max(self._axes, default=-1) >= len(shape):
+        if manifold.event_ndim == 1 and self.blocks is None and max(self.axes, default=-1) >= len(shape):
             return f"{self!r} names an axis that shape {tuple(shape)} does not have"
         if manifold.event_ndim > 1 and (self.axis != 0 or len(shape) + (self.blocks is not None) < manifold.event_ndim):
             return f"{self!r} does not give shape {tuple(shape)} points of {manifold.event_ndim} dimensions"
-        return manifold.event_error(self.point_shape(shape, manifold.event_ndim)[1])
+        return manifold.event_error(self.layout(torch.empty(tuple(shape), device="meta"), manifold.event_ndim).event)
 
-    def point_shape(self, shape: Sequence[int], event_ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """(batch, event) of `split`'s result for a parameter of `shape`."""
-        meta = self._arrange(torch.empty(tuple(shape), device="meta"), None, event_ndim)
-        batch, event = tuple(meta[0].shape[: meta[1]]), tuple(meta[0].shape[meta[1] :])
-        return ((prod(batch),), (prod(event),)) if event_ndim == 1 else (batch, event)
+    def layout(self, part: Tensor, event_ndim: int) -> Layout:
+        """How tensors shaped and laid out like `part` are cut into points of `event_ndim` dimensions."""
+        return _layout(self, part.shape, part.stride(), event_ndim)
 
-    def scalar_shape(self, shape: Sequence[int], event_ndim: int) -> tuple[int, ...]:
-        """Shape of one number per point that broadcasts against the parameter as far as the cut allows:
-        the parameter's number of dimensions, size 1 on the axes of the coordinates."""
-        if event_ndim == 0:
-            return tuple(shape)
+
+class Layout(NamedTuple):
+    """`Rows` worked out for one shape and memory order."""
+
+    blocks: int | None
+    """Number of blocks that axis 0 is cut into first, if any."""
+    order: tuple[int, ...] | None
+    """Axes of the points, then those of the coordinates as they lie in memory; None: as they stand."""
+    arranged: tuple[int, ...]
+    """Shape in that order."""
+    batch: tuple[int, ...]
+    event: tuple[int, ...]
+    scalar: tuple[int, ...]
+    """Shape of one number per point, with the parameter's number of dimensions and size 1 on the axes of the
+    coordinates, so that it broadcasts against the parameter wherever an axis enumerates points."""
+
+    def arrange(self, tensor: Tensor) -> Tensor:
+        """`tensor` with its axes in order, a view."""
         if self.blocks is not None:
-            return (self.blocks,) + (1,) * (len(shape) - 1)
-        if event_ndim > 1:
-            return tuple(shape[: len(shape) - event_ndim]) + (1,) * event_ndim
-        axes = self._part_axes(len(shape))
-        kept = [size if axis in axes else 1 for axis, size in enumerate(shape)]
-        if self.groups > 1 and 1 in axes:
-            kept[0] = self.groups
-        return tuple(kept)
+            tensor = tensor.unflatten(0, (self.blocks, -1))
+        return tensor if self.order is None else tensor.permute(self.order)
 
-    def split(self, tensor: Tensor, event_ndim: int, like: Tensor | None = None) -> Tensor:
-        """`tensor` as points (points, n), or (*batch, *event) for other than vectors; a view where one exists.
+    def split(self, tensor: Tensor) -> Tensor:
+        """`tensor` as points, (*batch, *event); a view where one exists."""
+        return self.arrange(tensor).reshape(self.batch + self.event)
 
-        `like` is the parameter whose memory order decides the order of coordinates inside a point
-        (default: `tensor`), so that a gradient or a state laid out differently still lines up.
-        """
-        arranged, batch_ndim = self._arrange(tensor, like, event_ndim)
-        if event_ndim != 1:
-            return arranged
-        return arranged.reshape(prod(arranged.shape[:batch_ndim]), prod(arranged.shape[batch_ndim:]))
+    def split_scalars(self, tensor: Tensor) -> Tensor:
+        """One number per point, from `scalar` shape to (*batch, 1…), a view."""
+        return tensor.view(self.batch + (1,) * len(self.event))
 
-    def split_scalars(self, tensor: Tensor, shape: Sequence[int], event_ndim: int) -> Tensor:
-        """One number per point of a parameter of `shape`, from `scalar_shape` to (points, 1) or (*batch, 1…)."""
-        batch, event = self.point_shape(shape, event_ndim)
-        return tensor.view(batch + (1,) * len(event))
 
-    def gather(self, tensors: Sequence[Tensor], like: Sequence[Tensor], event_ndim: int) -> Tensor:
-        """The parts of joint points side by side, (points, Σ nₖ); one part as `split` gives it.
+def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    """The points that `tensors` hold together: (points, n), or (*batch, *event) for other than vectors.
 
-        Half-precision parts come as float32: geometry computes in float32 or better.
-        """
-        parts = [self.split(t, event_ndim, l) for t, l in zip(tensors, like, strict=True)]
-        points = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        return points.float() if points.dtype in _HALF else points
+    A view where one exists. The layouts are those of the parameters, so that gradients and states laid out
+    differently line up with them. Several tensors are the parts of joint points, side by side. Half
+    precision comes as float32: geometry computes in float32 or better.
+    """
+    if len(tensors) == 1:
+        points = layouts[0].split(tensors[0])
+    else:
+        points = torch.cat([layout.split(tensor) for tensor, layout in zip(tensors, layouts, strict=True)], -1)
+    return points.float() if points.dtype in _HALF else points
 
-    def scatter_(self, points: Tensor, tensors: Sequence[Tensor], like: Sequence[Tensor], event_ndim: int) -> None:
-        """Write `points`, as `gather` gave them, back; what is a view of its tensor is there already."""
-        start = 0
-        for tensor, reference in zip(tensors, like, strict=True):
-            arranged, batch_ndim = self._arrange(tensor, reference, event_ndim)
-            part = points
-            if len(tensors) > 1:
-                size = prod(arranged.shape[batch_ndim:])
-                part = points[:, start : start + size]
-                start += size
-            if part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
-                arranged.copy_(part.reshape(arranged.shape))
 
-    def _part_axes(self, ndim: int) -> tuple[int, ...]:
+def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+    """Write `points`, as `gather` gave them, back; what is a view of its tensor is there already."""
+    if len(tensors) == 1:
+        parts: Sequence[Tensor] = (points,)
+    else:
+        parts = points.split([layout.event[0] for layout in layouts], -1)
+    for part, tensor, layout in zip(parts, tensors, layouts, strict=True):
+        if part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+            layout.arrange(tensor).copy_(part.reshape(layout.arranged))
+
+
+@lru_cache(maxsize=None)
+def _layout(rows: Rows, shape: tuple[int, ...], stride: tuple[int, ...], event_ndim: int) -> Layout:
+    ndim = len(shape)
+    if event_ndim == 0:
+        return Layout(None, None, shape, shape, (), shape)
+    blocks = rows.blocks if rows.blocks is not None else rows.groups if rows.groups > 1 and ndim > 1 else None
+    if blocks is not None:
+        shape, stride = (blocks, shape[0] // blocks, *shape[1:]), (shape[0] // blocks * stride[0], *stride)
+    if event_ndim > 1:
+        batch, event = shape[: len(shape) - event_ndim], shape[len(shape) - event_ndim :]
+        scalar = (*batch, *(1,) * (ndim - len(batch)))
+        return Layout(blocks, None, shape, batch, event, scalar)
+    if rows.blocks is not None:
+        axes: tuple[int, ...] = (0,)
+    elif blocks is not None:
+        axes = (0, 2)
+    else:
         # A bias has one entry per output channel, wherever its weight keeps the channels.
-        return (0,) if ndim == 1 else self._axes
-
-    def _arrange(self, tensor: Tensor, like: Tensor | None, event_ndim: int) -> tuple[Tensor, int]:
-        """A view with the axes of the points in front and those of the coordinates behind, and the number
-        of the former."""
-        reference = tensor if like is None else like
-        if event_ndim == 0:
-            return tensor, tensor.ndim
-        if self.blocks is not None:
-            tensor, reference = (t.unflatten(0, (self.blocks, -1)) for t in (tensor, reference))
-            axes: tuple[int, ...] = (0,)
-        elif self.groups > 1 and tensor.ndim > 1:
-            tensor, reference = (t.unflatten(0, (self.groups, -1)) for t in (tensor, reference))
-            axes = (0, 2)
-        else:
-            axes = self._part_axes(tensor.ndim)
-        if event_ndim > 1:
-            return tensor, tensor.ndim - event_ndim
-        rest = [a for a in range(tensor.ndim) if a not in axes]
-        rest.sort(key=lambda a: -reference.stride(a))
-        return tensor.permute(*axes, *rest), len(axes)
+        axes = (0,) if ndim == 1 and rows.axis == 1 else rows.axes
+    rest = sorted((a for a in range(len(shape)) if a not in axes), key=lambda a: -stride[a])
+    order = (*axes, *rest)
+    arranged = tuple(shape[a] for a in order)
+    sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    if blocks is not None:
+        del sizes[1]
+    return Layout(
+        blocks,
+        None if order == tuple(range(len(shape))) else order,
+        arranged,
+        (prod(arranged[: len(axes)]),),
+        (prod(arranged[len(axes) :]),),
+        tuple(sizes),
+    )

@@ -31,7 +31,7 @@ class Spherical(GeodesicManifold):
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """cos θ · x + (sin θ / θ) u with θ = ‖u‖ₓ, (*batch, n)."""
         theta = self.norm(x, u)
-        return theta.cos() * x + numerics.sinc(theta) * u
+        return torch.addcmul(theta.cos() * x, u, numerics.sinc(theta))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide."""
@@ -47,7 +47,9 @@ class Spherical(GeodesicManifold):
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − ⟨u, v⟩ₓ (((1 − cos θ)/θ²) u + (sin θ/θ) x), (*batch, n)."""
         theta = self.norm(x, u)
-        return v - self.inner(x, u, v) * (numerics.versine(theta) * u + numerics.sinc(theta) * x)
+        share = -self.inner(x, u, v)
+        along = torch.addcmul(v, u, share * numerics.versine(theta))
+        return torch.addcmul(along, x, share * numerics.sinc(theta))
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """(v − ⟨z, v⟩ₓ (x + z)/(1 + ⟨x, z⟩ₓ)) / f with z = f y, (*batch, n)."""
@@ -69,16 +71,17 @@ class UnitVectors(EmbeddedManifold, Spherical):
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         """a − x⟨x, a⟩, (*batch, n)."""
-        return a - x * numerics.dot(x, a, 1)
+        return torch.addcmul(a, x, numerics.dot(x, a, 1), value=-1.0)
 
     def nearest(self, a: Tensor) -> Tensor:
         """a/‖a‖, (*batch, n); a vector whose norm is 1 up to rounding stays as it is, bitwise."""
-        return numerics.settle(a, self.point_defect(a), a / numerics.norm(a, 1), 1)
+        size = numerics.norm(a, 1)
+        return a / numerics.settle(torch.ones_like(size), (size - 1.0).abs(), size, a.shape[-1])
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """(x + u)/‖x + u‖, (*batch, n)."""
         moved = x + u
-        return numerics.hold_still(x, u, moved / numerics.norm(moved, 1), 1)
+        return moved / numerics.hold_still(u, numerics.norm(moved, 1), moved.new_ones(()), 1)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """|‖x‖ − 1|, (*batch, 1)."""

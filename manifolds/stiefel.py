@@ -41,11 +41,12 @@ class Stiefel(EmbeddedManifold, ExponentialManifold):
 
     def nearest(self, a: Tensor) -> Tensor:
         """Orthonormal polar factor of `a`, (*batch, n, p); orthonormal columns stay as they are, bitwise."""
-        return numerics.settle(a, self.point_defect(a), numerics.polar(a), 2)
+        return numerics.settle(a, self.point_defect(a), numerics.polar(a), a.shape[-2] * a.shape[-1])
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """Orthonormal factor of the QR decomposition of x + u with positive diagonal of R, (*batch, n, p)."""
-        return numerics.hold_still(x, u, numerics.positive_qr(x + u), 2)
+        moved = x + u
+        return numerics.hold_still(u, numerics.positive_qr(moved), moved, 2)
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """[x u] exp([[a, −s], [1, a]]) [1; 0] exp(−a) with a = xᵀu, s = uᵀu, (*batch, n, p)."""

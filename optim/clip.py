@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..manifolds.errors import GradientError
+from ..manifolds.rows import gather
 from .optimizer import RiemannianOptimizer
 from .stages import gradient
 
@@ -24,9 +25,9 @@ def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_no
     """
     squares, grads = [], []
     for points, its in optimizer.gradients():
-        x = points.rows.gather(points.parts, points.parts, points.manifold.event_ndim)
-        egrad = points.rows.gather(its, points.parts, points.manifold.event_ndim)
-        riemannian = gradient(points.manifold, x, egrad)
+        layouts = points.layouts()
+        x = gather(points.parts, layouts)
+        riemannian = gradient(points.manifold, x, gather(its, layouts))
         squares.append((points.manifold.norm(x, riemannian.array) * riemannian.factor).square().sum())
         grads.extend(its)
     if not squares:

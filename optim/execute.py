@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Manifold, Rows
+from ..manifolds.rows import Layout, gather, scatter_
 from .memory import Memory
 from .options import Options
 from .rules import Rule
@@ -32,54 +33,55 @@ class PointSet:
     manifold: Manifold
     rows: Rows
 
+    def layouts(self) -> list[Layout]:
+        """How each part is cut into points."""
+        return [self.rows.layout(part, self.manifold.event_ndim) for part in self.parts]
+
 
 def reference(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> None:
     """One step of `points` in place, state included.
 
     Vectors stand in each part's own state, shaped like the part; numbers per point in the first part's.
     """
-    parts, manifold, rows = points.parts, points.manifold, points.rows
-    ndim = manifold.event_ndim
-    first = parts[0]
-    vector_names = rule.vectors(options)
-    fresh = any(name not in state[part] for part in parts for name in vector_names)
+    parts, layouts = points.parts, points.layouts()
+    first, layout = state[parts[0]], layouts[0]
+    names = rule.vectors(options)
+    fresh = any(name not in state[part] for part in parts for name in names)
     for part in parts:
-        for name in vector_names:
+        for name in names:
             if name not in state[part]:
                 state[part][name] = torch.zeros_like(part, memory_format=torch.preserve_format)
-    lr = options["lr"]
-    x = rows.gather(parts, parts, ndim)
-    if isinstance(lr, Tensor):
-        options = {**options, "lr": lr.to(device=x.device, dtype=x.dtype)}
-    memory = Memory(first.dtype, fresh)
-    for name in vector_names:
-        memory.vectors[name] = rows.gather([state[part][name] for part in parts], parts, ndim)
-    shape = rows.scalar_shape(first.shape, ndim)
-    for name in (*rule.scalars, "radius"):
-        if name in rule.scalars and name not in state[first]:
-            dtype = first.dtype if ndim == 0 else x.dtype
-            state[first][name] = torch.zeros(shape, dtype=dtype, device=first.device)
-        if name in state[first]:
-            number = rows.split_scalars(state[first][name], first.shape, ndim)
-            memory.scalars[name] = number.to(x.dtype)
+    x = gather(parts, layouts)
+    for name in rule.scalars:
+        if name not in first:
+            # A number per coordinate is kept like the coordinates, any other in float32 or better.
+            dtype = x.dtype if layout.event else parts[0].dtype
+            first[name] = torch.zeros(layout.scalar, dtype=dtype, device=x.device)
     if rule.counts_steps:
-        if "step" not in state[first]:
-            device = first.device if options["capturable"] else None
-            state[first]["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        state[first]["step"] += 1
-        memory.step = state[first]["step"]
+        if "step" not in first:
+            first["step"] = torch.zeros((), dtype=torch.float32, device=x.device if options["capturable"] else None)
+        first["step"] += 1
+    memory = Memory(
+        dtype=parts[0].dtype,
+        fresh=fresh,
+        vectors={name: gather([state[part][name] for part in parts], layouts) for name in names},
+        scalars={n: layout.split_scalars(first[n]).to(x.dtype) for n in (*rule.scalars, "radius") if n in first},
+        step=first.get("step"),
+    )
+    if isinstance(options["lr"], Tensor):
+        options = {**options, "lr": options["lr"].to(device=x.device, dtype=x.dtype)}
     if options["differentiable"]:
-        # What autograd saves must not be overwritten, so the step works on copies and writes them back at the end.
+        # What autograd saves must not be overwritten, so the step works on copies, written back at the end.
         x = x.clone()
-        memory.vectors = {name: v.clone() for name, v in memory.vectors.items()}
-        memory.scalars = {name: v.clone() for name, v in memory.scalars.items()}
-    y = update(manifold, rule, x, rows.gather(grads, parts, ndim), memory, options)
-    rows.scatter_(y, parts, parts, ndim)
+        memory.vectors = {name: vector.clone() for name, vector in memory.vectors.items()}
+        memory.scalars = {name: number.clone() for name, number in memory.scalars.items()}
+    y = update(points.manifold, rule, x, gather(grads, layouts), memory, options)
+    scatter_(y, parts, layouts)
     for name, vector in memory.vectors.items():
-        rows.scatter_(vector, [state[part][name] for part in parts], parts, ndim)
+        scatter_(vector, [state[part][name] for part in parts], layouts)
     for name, number in memory.scalars.items():
-        if name not in state[first]:
-            state[first][name] = torch.empty(shape, dtype=number.dtype, device=first.device)
-        stored = rows.split_scalars(state[first][name], first.shape, ndim)
+        if name not in first:
+            first[name] = torch.empty(layout.scalar, dtype=number.dtype, device=x.device)
+        stored = layout.split_scalars(first[name])
         if number.data_ptr() != stored.data_ptr():
             stored.copy_(number)

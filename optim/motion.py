@@ -39,8 +39,19 @@ def move(
         assert isinstance(manifold, QuotientManifold)
         x = manifold.act(scale, x)
     u = step.tensor()
+    if motion == "retract" and transport == "manifold" and memory.vectors:
+        for key, v in memory.vectors.items():
+            y, memory.vectors[key] = manifold.retract_and_transport(x, u, v)
+        return y
     y = manifold.retract(x, u) if motion == "retract" else _exp(manifold, x, u)
-    memory.vectors = {key: _carry(manifold, x, u, y, v, motion, transport) for key, v in memory.vectors.items()}
+    if transport == "project":
+        memory.vectors = {key: manifold.project(y, v) for key, v in memory.vectors.items()}
+    elif transport != "none":
+        assert isinstance(manifold, GeodesicManifold)
+        for key, v in memory.vectors.items():
+            memory.vectors[key] = (
+                manifold.parallel_transport(x, u, v) if motion == "exp" else manifold.transport_to(x, y, v)
+            )
     return y
 
 
@@ -56,15 +67,4 @@ def _exp(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
     """The exponential, put back on the manifold: it keeps to it in exact arithmetic only, and rounding adds up."""
     assert isinstance(manifold, ExponentialManifold)
     y = manifold.exp(x, u)
-    return numerics.hold_still(x, u, manifold.nearest(y), manifold.event_ndim)
-
-
-def _carry(manifold: Manifold, x: Tensor, u: Tensor, y: Tensor, v: Tensor, motion: str, transport: str) -> Tensor:
-    if transport == "none":
-        return v
-    if transport == "project":
-        return manifold.project(y, v)
-    if motion == "retract" and transport == "manifold":
-        return manifold.transport(x, u, v)
-    assert isinstance(manifold, GeodesicManifold)
-    return manifold.parallel_transport(x, u, v) if motion == "exp" else manifold.transport_to(x, y, v)
+    return numerics.hold_still(u, manifold.nearest(y), y, manifold.event_ndim)

@@ -102,8 +102,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         `closure`, if given, re-evaluates the model and returns the loss, which is returned. Gradients are
         checked for all parameters before the first of them moves, and are never written to.
 
-        Raises `GradientError` for sparse and complex gradients, and for a joint point of which only some
-        parts have one.
+        Raises `GradientError` for a sparse gradient, and for a joint point of which only some parts have one.
+        (A complex gradient would need a complex parameter, which `add_param_group` refuses.)
         """
         loss = None
         if closure is not None:
@@ -137,8 +137,6 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         for grad in grads:
             if grad.layout != torch.strided:
                 raise GradientError(f"{points.name} has a {grad.layout} gradient; these updates need dense ones")
-            if grad.is_complex():
-                raise GradientError(f"{points.name} has a complex gradient; the manifolds are real")
         return grads
 
     def __getstate__(self) -> dict[str, Any]:

@@ -86,8 +86,10 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise OptionError(f"{name} as a tensor needs one element, not shape {tuple(value.shape)}")
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise OptionError(f"{name} as a tensor needs one element, not shape {tuple(value.shape)}")
+        value = value.detach()
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -26,14 +26,13 @@ def rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | None
 
     ``"hold"``: back to the norm that the row had at its first step, kept in ``memory.scalars["radius"]``.
     ``"free"``: a power of two, which changes no bit of the direction, once the norm has left the band.
-    Rows that are zero or not finite, and steps with lr = 0, are left alone.
+    Zero rows, and steps with lr = 0, are left alone.
     """
     if options["radius"] == "hold":
         if "radius" not in memory.scalars:
             memory.scalars["radius"] = radius
             return None
-        factor = memory.scalars["radius"] / radius
-        factor = torch.where(torch.isfinite(factor) & (factor > 0), factor, 1.0)
+        factor = torch.nan_to_num(memory.scalars["radius"] / radius, nan=1.0, posinf=1.0)
     else:
         low, high = BAND.get(memory.dtype, DEFAULT_BAND)
         outside = ((radius < low) & (radius > 0)) | ((radius > high) & torch.isfinite(radius))

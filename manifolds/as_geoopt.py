@@ -16,7 +16,8 @@ class ToGeoopt(geoopt.manifolds.Manifold):
     """One of our manifolds for `geoopt.ManifoldParameter`; made by `to_geoopt`.
 
     `expmap` is the retraction where no exponential is known, as in geoopt itself; `logmap` and `dist`
-    raise NotImplementedError where there is no logarithm.
+    raise NotImplementedError where there is no logarithm. geoopt knows no classes: on a quotient
+    ``expmap(x, logmap(x, y))`` is the point of `y`, but maybe another representative of it.
     """
 
     reversible = False

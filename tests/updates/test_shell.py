@@ -1,0 +1,343 @@
+"""What users of torch.optim expect of an optimizer, on every manifold."""
+
+import copy
+import inspect
+import io
+import pickle
+
+import pytest
+import torch
+from networks import batches, declare_all, normed_cnn, train
+from retract import declare, param_groups
+from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
+from retract.manifolds.errors import GradientError, StateError
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
+from torch import nn
+
+OPTIMIZERS = {
+    "sgd": lambda p: RiemannianSGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "adam": lambda p: RiemannianAdam(p, lr=0.01),
+    "psi-sgdm": lambda p: PSISGD(p, lr=0.05, momentum=0.9),
+    "psi-sgdm-free": lambda p: PSISGD(p, lr=0.05, momentum=0.9, radius="free"),
+    "sgdg": lambda p: SGDG(p, lr=0.05, transport="project"),
+    "adamg": lambda p: AdamG(p, lr=0.01, transport="project"),
+}
+MANIFOLDS = [PSI(), Sphere(), Grassmann(1)]
+
+
+def matrix_problem(manifold, device, dtype=torch.float64):
+    w = nn.Parameter(manifold.random_point(5, 6, 2, dtype=dtype, device=device))
+    target = torch.randn(5, 6, 2, dtype=dtype, device=device)
+    return w, lambda: (w * target).sin().sum()
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_stays_tangent_and_gradients_untouched(name, manifold, device):
+    net = declare_all(normed_cnn(device=device), manifold)
+    groups = param_groups(net)
+    optimizer = OPTIMIZERS[name](groups)
+    for x, y in batches(10, 16, 1, 6, 6, device=device):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        grads = {p: p.grad.clone() for p in net.parameters()}
+        optimizer.step()
+        assert all(torch.equal(p.grad, g) for p, g in grads.items())
+        for w in groups[0]["params"]:
+            points = w.detach().flatten(1)
+            manifold.check_point(points)
+            if optimizer.param_groups[0]["transport"] == "none":
+                continue  # the paper's heuristic: the one named exception
+            for key in ("momentum_buffer", "exp_avg"):
+                if key in optimizer.state[w]:
+                    manifold.check_tangent(points, optimizer.state[w][key].flatten(1), key)
+
+
+@pytest.mark.parametrize("manifold", [Stiefel(), Grassmann(2)], ids=repr)
+@pytest.mark.parametrize("transport", ["manifold", "project"])
+@pytest.mark.parametrize("motion", ["retract", "exp"])
+def test_matrix_manifolds_train(manifold, motion, transport, device):
+    if isinstance(manifold, Stiefel) and (motion, transport) == ("exp", "manifold"):
+        transport = "project"  # Stiefel has no parallel transport
+    for make in (RiemannianSGD, RiemannianAdam):
+        w, loss = matrix_problem(manifold, device)
+        extra = {"momentum": 0.9} if make is RiemannianSGD else {}
+        optimizer = make([{"params": [w], "manifold": manifold}], lr=0.05, motion=motion, transport=transport, **extra)
+        first = float(loss().detach())
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            manifold.check_point(w.detach())
+            key = "exp_avg" if make is RiemannianAdam else "momentum_buffer"
+            manifold.check_tangent(w.detach(), optimizer.state[w][key])
+        assert float(loss().detach()) < first - 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resume_mid_run_is_bitwise(name, dtype, device):
+    """Through bytes, under weights_only=True, into a new process's objects."""
+
+    def build():
+        net = normed_cnn(eps=1e-5, device=device, dtype=dtype)
+        declare(net, "0.weight", PSI())
+        declare(net, "3.weight", Grassmann(1) if "g" in name else PSI())
+        return net, OPTIMIZERS[name](param_groups(net))
+
+    data = list(batches(8, 16, 1, 6, 6, dtype=dtype, device=device))
+    net, optimizer = build()
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.5)
+    train(net, optimizer, data[:4], lambda step: schedule.step() if step else None)
+    buffer = io.BytesIO()
+    torch.save([net.state_dict(), optimizer.state_dict(), schedule.state_dict()], buffer)
+    losses = train(net, optimizer, data[4:], lambda step: schedule.step())
+
+    twin, other = build()
+    schedule = torch.optim.lr_scheduler.StepLR(other, 3, 0.5)
+    buffer.seek(0)
+    for target, state in zip((twin, other, schedule), torch.load(buffer, weights_only=True), strict=True):
+        target.load_state_dict(state)
+    assert torch.equal(train(twin, other, data[4:], lambda step: schedule.step()), losses)
+    for a, b in zip(net.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for group in other.param_groups:
+        for p in group["params"]:
+            for key, value in other.state[p].items():
+                if key != "step" and value.shape == p.shape:
+                    assert value.dtype == p.dtype, key
+                else:
+                    assert value.dtype == (torch.float64 if key != "step" and dtype == torch.float64 else torch.float32)
+
+
+def test_pickle_and_deepcopy_keep_the_geometry(device):
+    w, loss = matrix_problem(Sphere(), device)
+    optimizer = RiemannianSGD([{"params": [w], "manifold": Sphere()}], lr=0.1, momentum=0.9)
+    loss().backward()
+    optimizer.step()
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        (p,) = twin.param_groups[0]["params"]
+        p.grad = w.grad.clone()
+        twin.step()
+        Sphere().check_point(p.detach().flatten(1))
+        assert repr(twin) == repr(optimizer)
+
+
+def test_state_dict_of_another_geometry_is_refused(device):
+    def make(manifold):
+        w = nn.Parameter(torch.ones(3, 2, device=device) / 2**0.5)
+        w.grad = torch.ones_like(w)
+        return RiemannianSGD([{"params": [w], "manifold": manifold}], lr=0.1, momentum=0.9)
+
+    psi = make(PSI())
+    psi.step()
+    before = copy.deepcopy(psi.state_dict())
+    with pytest.raises(StateError, match=r"saved with manifold Sphere\(\), this group has PSI\(\)"):
+        psi.load_state_dict(make(Sphere()).state_dict())
+    assert str(psi.state_dict()) == str(before)
+    torch_state = torch.optim.SGD([nn.Parameter(torch.ones(3, 2))], lr=0.1).state_dict()
+    with pytest.raises(StateError, match="Euclidean"):
+        psi.load_state_dict(torch_state)
+    flat = RiemannianSGD([nn.Parameter(torch.ones(3, 2))], lr=0.3)
+    flat.load_state_dict(torch_state)
+    assert flat.param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_none_gradients_and_closure(name, device):
+    net = declare_all(normed_cnn(device=device), PSI())
+    optimizer = OPTIMIZERS[name](param_groups(net))
+    ((x, y),) = batches(1, 16, 1, 6, 6, device=device)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        net[0].weight.grad = None
+        return loss
+
+    frozen = net[0].weight.detach().clone()
+    first, last = optimizer.step(closure), None
+    for _ in range(5):
+        last = optimizer.step(closure)
+    assert last < first
+    assert torch.equal(net[0].weight, frozen)
+    assert net[0].weight not in optimizer.state
+
+
+def test_groups_differ_and_grow(device):
+    a, b, c = (nn.Parameter(torch.eye(3, device=device)) for _ in range(3))
+    optimizer = RiemannianSGD(
+        [{"params": [a], "manifold": Sphere(), "lr": 0.5}, {"params": [b], "weight_decay": 0.1}], lr=0.1
+    )
+    group = {"params": [c], "manifold": PSI(), "radius": "free"}
+    optimizer.add_param_group(group)
+    assert isinstance(group["manifold"], PSI), "the caller's dict is not the optimizer's"
+    for p in (a, b, c):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.allclose(b, torch.eye(3, device=device) * 0.99 - 0.1)
+    assert torch.allclose(c, torch.eye(3, device=device) - 0.1)
+    assert torch.allclose(a.norm(dim=1), torch.ones(3, device=device))
+    assert [g["manifold"] for g in optimizer.param_groups] == ["Sphere()", "Euclidean(event_ndim=0)", "PSI()"]
+
+
+@pytest.mark.parametrize("schedule", ["OneCycleLR", "CyclicLR", "CosineAnnealingLR", "ExponentialLR"])
+def test_schedulers_reach_the_update(schedule, device):
+    net = declare_all(normed_cnn(device=device), PSI())
+    optimizer = PSISGD(param_groups(net), lr=0.1, momentum=0.9)
+    arguments = {
+        "OneCycleLR": {"max_lr": 0.1, "total_steps": 20},
+        "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 5},
+        "CosineAnnealingLR": {"T_max": 20},
+        "ExponentialLR": {"gamma": 0.9},
+    }[schedule]
+    scheduler = getattr(torch.optim.lr_scheduler, schedule)(optimizer, **arguments)
+    seen = set()
+    for x, y in batches(10, 16, 1, 6, 6, device=device):
+        train(net, optimizer, [(x, y)])
+        seen.add((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
+        scheduler.step()
+    assert len(seen) > 5
+    if schedule in ("OneCycleLR", "CyclicLR"):
+        assert len({momentum for _, momentum in seen}) > 5
+
+
+def test_hooks_and_named_parameters(device):
+    net = declare_all(normed_cnn(device=device), PSI())
+    optimizer = PSISGD([{"params": list(net[0].named_parameters()), "manifold": PSI()}], lr=0.1)
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("post"))
+    ((x, y),) = batches(1, 16, 1, 6, 6, device=device)
+    train(net, optimizer, [(x, y)])
+    assert calls == ["pre", "post"]
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, lr: RiemannianSGD(p, lr=lr, momentum=0.9, differentiable=True),
+        lambda p, lr: RiemannianSGD(p, lr=lr, momentum=0.9, nesterov=True, motion="exp", differentiable=True),
+        lambda p, lr: PSISGD(p, lr=lr, momentum=0.9, differentiable=True),
+        lambda p, lr: RiemannianAdam(p, lr=lr, differentiable=True),
+    ],
+    ids=["sgd", "nesterov-exp", "psi-sgdm", "adam"],
+)
+@pytest.mark.parametrize("manifold", [Euclidean(0), PSI(), Sphere(), Grassmann(1)], ids=repr)
+def test_differentiable_steps(make, manifold, device):
+    """The derivative of the loss after three steps with respect to lr, against central differences."""
+    w0 = manifold.nearest(torch.randn(3, 4, dtype=torch.float64, device=device))
+    c = torch.randn(3, 4, dtype=torch.float64, device=device)
+
+    def f(w):
+        return (c * w / w.norm(dim=1, keepdim=True)).sin().sum()
+
+    def after(lr):
+        start = w0.clone().requires_grad_()
+        w = start.clone()
+        optimizer = make([{"params": [w], "manifold": manifold}], lr)
+        for _ in range(3):
+            here = w.clone()
+            (w.grad,) = torch.autograd.grad(f(here), here, create_graph=True)
+            optimizer.step()
+        return f(w)
+
+    lr = torch.tensor(0.05, dtype=torch.float64, device=device, requires_grad=True)
+    (slope,) = torch.autograd.grad(after(lr), lr)
+    with torch.no_grad():
+        up, down = lr + 1e-5, lr - 1e-5
+    expected = (after(up.requires_grad_()) - after(down.requires_grad_())) / 2e-5
+    assert float(slope) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert abs(float(slope)) > 1e-6
+
+
+NEUTRAL = {"foreach": False, "fused": False, "compile": False}
+EFFECTIVE = {
+    "lr": 0.3,
+    "momentum": 0.5,
+    "dampening": 0.5,
+    "weight_decay": 0.5,
+    "nesterov": True,
+    "momentum_form": "velocity",
+    "motion": "exp",
+    "transport": "project",
+    "max_grad_norm": 0.01,
+    "orthogonality": 1.0,
+    "radius": "free",
+    "maximize": True,
+    "betas": (0.5, 0.6),
+    "eps": 1.0,
+    "eps_form": "inside",
+}
+
+
+@pytest.mark.parametrize("optimizer_class", [RiemannianSGD, RiemannianAdam])
+def test_every_argument_lands_somewhere(optimizer_class, device):
+    """Each option changes the result of a few steps; the neutral ones (paths, capture, graph) change nothing."""
+
+    def run(**options):
+        torch.manual_seed(0)
+        points = nn.Parameter(Sphere().random_point(3, 4, dtype=torch.float64, device=device))
+        rays = nn.Parameter(torch.randn(3, 4, dtype=torch.float64, device=device))
+        flat = nn.Parameter(torch.randn(3, 4, dtype=torch.float64, device=device))
+        decay = options.pop("weight_decay", 0.0)
+        base = {"momentum": 0.9} if optimizer_class is RiemannianSGD else {"eps": 1e-2}
+        if options.get("nesterov"):
+            base["dampening"] = 0.0
+        groups = [
+            {"params": [points], "manifold": Sphere()},
+            {"params": [rays], "manifold": PSI()},
+            {"params": [flat], "weight_decay": decay},
+        ]
+        optimizer = optimizer_class(groups, **{"lr": 0.1, **base, **options})
+        for t in range(4):
+            optimizer.param_groups[0]["lr"] *= 1.0 if t < 2 else 0.5
+            for p in (points, rays, flat):
+                p.grad = (p.detach() * torch.arange(4, device=device)).cos()
+            optimizer.step()
+        return torch.cat([points, rays, flat]).detach()
+
+    plain = run()
+    names = set(inspect.signature(optimizer_class).parameters) - {"params", "differentiable"}
+    for name in names:
+        if name in NEUTRAL:
+            assert torch.equal(run(**{name: NEUTRAL[name]}), plain), name
+        elif name == "capturable":
+            assert torch.allclose(run(capturable=True), plain, rtol=1e-6)
+        else:
+            assert not torch.allclose(run(**{name: EFFECTIVE[name]}), plain, rtol=1e-9), name
+
+
+def test_a_frozen_part_of_a_joint_point_is_an_error(device):
+    layer = nn.Linear(3, 2).to(device)
+    declare(layer, "weight", PSI(), joined=("bias",))
+    optimizer = PSISGD(param_groups(layer), lr=0.1)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    before = layer.weight.detach().clone()
+    with pytest.raises(GradientError, match=r"weight forms joint points with 1 other .* freeze all parts or none"):
+        optimizer.step()
+    assert torch.equal(layer.weight, before)
+
+
+def test_gradients_are_checked_before_the_first_write(device):
+    good, bad = (nn.Parameter(torch.randn(3, 2, device=device)) for _ in range(2))
+    optimizer = RiemannianSGD([{"params": [good, bad], "names": ["good", "bad"]}], lr=0.1)
+    good.grad, bad.grad = torch.ones_like(good), torch.ones_like(bad).to_sparse()
+    before = good.detach().clone()
+    with pytest.raises(GradientError, match=r"bad has a torch.sparse_coo gradient; these updates need dense ones"):
+        optimizer.step()
+    assert torch.equal(good, before)
+
+
+def test_non_finite_gradients_behave_as_in_torch(device):
+    """They reach the weight, row by row, and no other row."""
+    for manifold in (Euclidean(0), PSI(), Sphere()):
+        w = nn.Parameter(manifold.random_point(3, 4, device=device))
+        optimizer = RiemannianSGD([{"params": [w], "manifold": manifold}], lr=0.1, momentum=0.9)
+        w.grad = torch.ones_like(w)
+        w.grad[1, 2] = float("nan")
+        optimizer.step()
+        assert torch.isnan(w[1]).any()
+        assert torch.isfinite(w[[0, 2]]).all()

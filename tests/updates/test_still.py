@@ -1,0 +1,54 @@
+"""A step with zero gradients at lr = 0 changes no bit: distributed checkpointing initializes state that way."""
+
+import pytest
+import torch
+from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
+from torch import nn
+
+OPTIMIZERS = {
+    "sgd": lambda p, lr: RiemannianSGD(p, lr=lr),
+    "sgd-momentum": lambda p, lr: RiemannianSGD(p, lr=lr, momentum=0.9),
+    "sgd-velocity-project": lambda p, lr: RiemannianSGD(
+        p, lr=lr, momentum=0.9, momentum_form="velocity", transport="project"
+    ),
+    "sgd-free": lambda p, lr: RiemannianSGD(p, lr=lr, momentum=0.9, radius="free"),
+    "adam": lambda p, lr: RiemannianAdam(p, lr=lr),
+    "psi-sgd": lambda p, lr: PSISGD(p, lr=lr),
+    "psi-sgdm-free": lambda p, lr: PSISGD(p, lr=lr, momentum=0.9, radius="free"),
+    "sgdg": lambda p, lr: SGDG(p, lr=lr, orthogonality=0.0, transport="project"),
+    "adamg": lambda p, lr: AdamG(p, lr=lr, orthogonality=0.0, transport="project"),
+}
+MANIFOLDS = [Euclidean(0), Euclidean(1), PSI(), Sphere(), Grassmann(1), Grassmann(2), Stiefel()]
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_nothing_moves(name, manifold, dtype, tensor_lr, device):
+    """Rows inside and outside the band of norms, on the manifold and off it."""
+    w = torch.randn(6, 2 if manifold.event_ndim == 2 else 4, device=device)
+    w[:3] *= torch.tensor([[3e3 if dtype == torch.float16 else 3e4], [1e-6], [0.0]], device=device)
+    w = nn.Parameter(w.to(dtype))
+    if manifold.event_ndim == 2 and dtype in (torch.bfloat16, torch.float16):
+        w = nn.Parameter(manifold.random_point(6, 2, device=device).to(dtype))
+    lr = torch.tensor(0.0) if tensor_lr else 0.0
+    optimizer = OPTIMIZERS[name]([{"params": [w], "manifold": manifold, "rows": Rows()}], lr)
+    before = w.detach().clone()
+    for _ in range(2):
+        w.grad = torch.zeros_like(w)
+        optimizer.step()
+    assert torch.equal(w.detach(), before)
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
+def test_something_moves_otherwise(manifold, device):
+    """The control: with a gradient and a rate every optimizer above moves every parameter."""
+    for name, make in OPTIMIZERS.items():
+        w = nn.Parameter(manifold.random_point(6, 2, dtype=torch.float64, device=device))
+        optimizer = make([{"params": [w], "manifold": manifold}], 0.1)
+        before = w.detach().clone()
+        w.grad = torch.randn_like(w)
+        optimizer.step()
+        assert not torch.equal(w.detach(), before), name
