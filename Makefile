@@ -1,0 +1,49 @@
+# Every target sets up .venv by itself, from pyproject.toml and constraints.txt.
+
+PYTHON ?= python3
+DEVICE ?= cpu
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml constraints.txt py.typed $(wildcard *.py) $(shell find manifolds optim psi -name '*.py')
+
+.PHONY: demo test test-long check clean
+
+demo: .venv/demo
+	$(BIN)/python -m retract unbalanced --plot out/unbalanced.png
+
+test: .venv/dev
+	$(BIN)/python -m pytest -q --device $(DEVICE)
+
+# What takes minutes. MNIST=DIR, the folder with MNIST's four .gz files, for the tests that need it.
+test-long: .venv/dev
+	MNIST=$(MNIST) $(BIN)/python -m pytest -q --device $(DEVICE) -m long
+
+# mypy runs from another folder, because the root is the package and would be found twice.
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd tests && ../$(BIN)/mypy -p retract --config-file ../pyproject.toml
+
+clean:
+	rm -rf .venv build out *.egg-info
+
+# The package is installed, not linked: what is tested is what is packed. setuptools leaves a build folder behind,
+# whose stale files would be packed the next time.
+define install
+	$(PIP) install -q -c constraints.txt '.[$(1)]'
+	$(PIP) install -q --no-deps --force-reinstall .
+	rm -rf build *.egg-info
+	touch $@
+endef
+
+.venv/created:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/demo: .venv/created $(SOURCES)
+	$(call install,experiments)
+
+.venv/dev: .venv/created $(SOURCES)
+	$(call install,experiments$(comma)dev)
+
+comma := ,

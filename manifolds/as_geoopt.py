@@ -90,9 +90,7 @@ class ToGeoopt(geoopt.manifolds.Manifold):
             raise NotImplementedError(f"{what}: {self.manifold!r} has no logarithm in closed form")
         return self.manifold
 
-    def _check_point_on_manifold(
-        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
-    ) -> tuple[bool, str | None]:
+    def _check_point_on_manifold(self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5) -> tuple[bool, str | None]:
         worst = float(self.manifold.point_defect(x).max())
         return worst <= atol, None if worst <= atol else f"point defect {worst:.2g} with {atol=}"
 

@@ -49,7 +49,7 @@ def declare(
     module: nn.Module,
     name: str,
     manifold: Manifold,
-    rows: Rows = Rows(),  # noqa: B008 - a frozen value
+    rows: Rows = Rows(),
     joined: Sequence[str] = (),
     representative: str = "keep",
 ) -> None:
@@ -75,7 +75,9 @@ def declare(
         GeometryError: the parameter's shape does not fit `rows` and `manifold`.
     """
     if isinstance(module, torch.jit.ScriptModule):
-        raise DeclarationError(f"{name}: a scripted module keeps no declarations; declare on the module before scripting")
+        raise DeclarationError(
+            f"{name}: a scripted module keeps no declarations; declare on the module before scripting"
+        )
     if representative not in _REPRESENTATIVES:
         raise DeclarationError(f"{name}: representative is one of {_REPRESENTATIVES}, not {representative!r}")
     path, _, leaf = name.rpartition(".")
@@ -121,7 +123,9 @@ def walk(model: nn.Module) -> Iterator[Declared]:
     seen: dict[int, tuple[str, Declaration, bool]] = {}
     for prefix, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            raise DeclarationError(f"{prefix or 'the model'} is scripted: its declarations are lost; use the eager module")
+            raise DeclarationError(
+                f"{prefix or 'the model'} is scripted: its declarations are lost; use the eager module"
+            )
         for leaf, declaration in module.__dict__.get(_KEY, {}).items():
             path = f"{prefix}." if prefix else ""
             leaves = (leaf, *declaration.joined)
@@ -152,7 +156,9 @@ def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise DeclarationError(f"{name} is a lazy parameter without a shape; run the model once, then declare it")
     if not parameter.is_floating_point():
-        raise DeclarationError(f"{name} is {parameter.dtype}; the manifolds are real: only floating-point parameters fit")
+        raise DeclarationError(
+            f"{name} is {parameter.dtype}; the manifolds are real: only floating-point parameters fit"
+        )
     return parameter
 
 
@@ -179,7 +185,9 @@ def _check_shapes(name: str, parts: tuple[nn.Parameter, ...], declaration: Decla
         return
     counts = [rows.layout(part, 1).batch[0] for part in parts]
     if len(set(counts)) != 1:
-        raise GeometryError(f"{name} and {', '.join(declaration.joined)} have {counts} points: parts must have the same")
+        raise GeometryError(
+            f"{name} and {', '.join(declaration.joined)} have {counts} points: parts must have the same"
+        )
 
 
 def _place(name: str, points: Tensor, manifold: Manifold, representative: str) -> Tensor:
@@ -204,9 +212,13 @@ def _refuse_rows(name: str, bad: Tensor, what: str, manifold: Manifold) -> None:
 
 
 def _refuse_stale_statistics(module: nn.Module, name: str, points: Tensor, placed: Tensor) -> None:
-    if numerics.norm(placed - points, points.ndim) <= numerics.tolerance(points.dtype) * numerics.norm(points, points.ndim):
+    if numerics.norm(placed - points, points.ndim) <= numerics.tolerance(points.dtype) * numerics.norm(
+        points, points.ndim
+    ):
         return
-    stale = [key for key, value in module.named_buffers() if key.rpartition(".")[2] == "running_var" and (value != 1).any()]
+    stale = [
+        key for key, value in module.named_buffers() if key.rpartition(".")[2] == "running_var" and (value != 1).any()
+    ]
     if stale:
         raise DeclarationError(
             f"moving the rows of {name} would falsify running statistics that have been trained ({stale[0]}): eval mode "

@@ -18,26 +18,30 @@ from .sphere import Sphere
 from .spherical import UnitVectors
 from .stiefel import Stiefel
 
-__all__ = ["Grassmann", "Lines", "Subspaces"]
+__all__ = ["Grassmann", "Lines"]
 
 
 @dataclass(frozen=True, repr=False)
-class Grassmann(EmbeddedManifold, QuotientManifold, GeodesicManifold):
+class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
     """k-dimensional subspaces of R^n, stored as orthonormal bases modulo rotation of the basis.
 
-    ``Grassmann(1)`` holds lines as unit vectors, (*batch, n): the G(1, n) of SGDG (Cho & Lee 2017), with
-    the sphere's closed forms. ``Grassmann(k)``, k > 1, holds n × k matrices, (*batch, n, k). The metric is
-    that of the ambient space on horizontal lifts.
+    ``Grassmann(k)``, k > 1, holds n × k matrices, (*batch, n, k); ``Grassmann(1)`` holds lines as unit vectors,
+    (*batch, n), the G(1, n) of SGDG (Cho & Lee 2017), and is of the subclass `Lines`. The metric is that of the
+    ambient space on horizontal lifts. Injectivity radius π/2.
+
+    Geodesics are functions of the k × k matrix uᵀu (`numerics.trigonometric`) rather than of the SVD of u:
+    the same values, also differentiable where singular values coincide.
 
     Raises `GeometryError` unless k is a positive integer.
     """
 
     k: int = 1
+    event_ndim = 2
 
     def __new__(cls, k: int = 1) -> Grassmann:
         if not isinstance(k, int) or k < 1:
             raise GeometryError(f"Grassmann(k) needs the dimension of the subspaces as an integer k ≥ 1, not {k!r}")
-        return object.__new__((Lines if k == 1 else Subspaces) if cls is Grassmann else cls)
+        return object.__new__(Lines if cls is Grassmann and k == 1 else cls)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Grassmann, (self.k,)
@@ -49,49 +53,6 @@ class Grassmann(EmbeddedManifold, QuotientManifold, GeodesicManifold):
         """As `project`, which removes the vertical part as well."""
         return self.project(x, u)
 
-
-@dataclass(frozen=True, repr=False)
-class Lines(UnitVectors, Grassmann):
-    """``Grassmann(1)``: x and −x are the same line. Injectivity radius π/2."""
-
-    @property
-    def total_space(self) -> Sphere:
-        """The unit sphere."""
-        return Sphere()
-
-    def act(self, g: Tensor, x: Tensor) -> Tensor:
-        """g x for signs `g`, (*batch, 1)."""
-        return x * g
-
-    def random_group_element(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Signs, (*batch, 1)."""
-        uniform = torch.rand(x.shape[:-1] + (1,), generator=generator, dtype=x.dtype, device=x.device)
-        return torch.where(uniform < 0.5, -1.0, 1.0).to(x.dtype)
-
-    def alignment(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sign of ⟨x, y⟩, (*batch, 1)."""
-        return torch.where(numerics.dot(x, y, 1) < 0, -1.0, 1.0).to(y.dtype)
-
-    def align(self, x: Tensor, y: Tensor) -> Tensor:
-        """±y, whichever is nearer to `x`, (*batch, n)."""
-        return self.alignment(x, y) * y
-
-    def canonical(self, x: Tensor) -> Tensor:
-        """The representative whose coordinate of largest magnitude is positive, (*batch, n)."""
-        largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
-        return torch.where(largest < 0, -x, x)
-
-
-@dataclass(frozen=True, repr=False)
-class Subspaces(Grassmann):
-    """``Grassmann(k)``, k > 1: x and x q are the same subspace for orthogonal q. Injectivity radius π/2.
-
-    Geodesics are functions of the k × k matrix uᵀu (`numerics.trigonometric`) rather than of the SVD of
-    u: the same values, also differentiable where singular values coincide.
-    """
-
-    event_ndim = 2
-
     def event_error(self, event: Sequence[int]) -> str | None:
         """As for Stiefel matrices with k columns."""
         error = super().event_error(event) or Stiefel().event_error(event)
@@ -100,8 +61,8 @@ class Subspaces(Grassmann):
         return error
 
     @property
-    def total_space(self) -> Stiefel:
-        """Orthonormal bases."""
+    def total_space(self) -> EmbeddedManifold:
+        """Stiefel: orthonormal bases."""
         return Stiefel()
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
@@ -172,3 +133,41 @@ class Subspaces(Grassmann):
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport along log(x, y), turned to the basis `y` at hand, (*batch, n, k)."""
         return self.parallel_transport(x, self.log(x, y), v) @ numerics.polar(y.mT @ x).mT
+
+
+@dataclass(frozen=True, repr=False)
+class Lines(UnitVectors, Grassmann):
+    """``Grassmann(1)``: lines as unit vectors, (*batch, n); x and −x are the same line."""
+
+    event_ndim = 1
+
+    def event_error(self, event: Sequence[int]) -> str | None:
+        """As for the unit sphere."""
+        return self.total_space.event_error(event)
+
+    @property
+    def total_space(self) -> Sphere:
+        """The unit sphere."""
+        return Sphere()
+
+    def act(self, g: Tensor, x: Tensor) -> Tensor:
+        """g x for signs `g`, (*batch, 1)."""
+        return x * g
+
+    def random_group_element(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Signs, (*batch, 1)."""
+        uniform = torch.rand(x.shape[:-1] + (1,), generator=generator, dtype=x.dtype, device=x.device)
+        return torch.where(uniform < 0.5, -1.0, 1.0).to(x.dtype)
+
+    def alignment(self, x: Tensor, y: Tensor) -> Tensor:
+        """The sign of ⟨x, y⟩, (*batch, 1)."""
+        return torch.where(numerics.dot(x, y, 1) < 0, -1.0, 1.0).to(y.dtype)
+
+    def align(self, x: Tensor, y: Tensor) -> Tensor:
+        """±y, whichever is nearer to `x`, (*batch, n)."""
+        return self.alignment(x, y) * y
+
+    def canonical(self, x: Tensor) -> Tensor:
+        """The representative whose coordinate of largest magnitude is positive, (*batch, n)."""
+        largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
+        return torch.where(largest < 0, -x, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
@@ -132,7 +132,7 @@ def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout
             layout.arrange(tensor).copy_(part.reshape(layout.arranged))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _layout(rows: Rows, shape: tuple[int, ...], stride: tuple[int, ...], event_ndim: int) -> Layout:
     ndim = len(shape)
     if event_ndim == 0:

@@ -59,7 +59,7 @@ class Spherical(GeodesicManifold):
         return (v - share * (x + facing)) / factor
 
 
-class UnitVectors(EmbeddedManifold, Spherical):
+class UnitVectors(Spherical, EmbeddedManifold):
     """Points stored as vectors of norm 1, with the metric of the ambient space."""
 
     def event_error(self, event: Sequence[int]) -> str | None:

@@ -21,9 +21,7 @@ from .scaled import Scaled
 __all__ = ["move"]
 
 
-def move(
-    manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: Options, scale: Tensor | None
-) -> Tensor:
+def move(manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: Options, scale: Tensor | None) -> Tensor:
     """New points, (points, n), after rescaling by `scale` and one tangent `step`; carries ``memory.vectors``.
 
     On a conformal manifold without transport the move is a linear combination, and `x` itself is
@@ -32,9 +30,9 @@ def move(
     flat = isinstance(manifold, Euclidean)
     motion = "retract" if flat else options["motion"]
     transport = "none" if flat or not memory.vectors else options["transport"]
-    if isinstance(manifold, ConformalManifold) and motion == "retract" and transport == "none":
-        if not options["differentiable"]:
-            return _add_(x, step, scale)
+    linear = isinstance(manifold, ConformalManifold) and motion == "retract" and transport == "none"
+    if linear and not options["differentiable"]:
+        return _add_(x, step, scale)
     if scale is not None:
         assert isinstance(manifold, QuotientManifold)
         x = manifold.act(scale, x)

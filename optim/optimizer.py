@@ -81,7 +81,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         table = {}
         for p in params:
             if not p.is_floating_point():
-                raise OptionError(f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters")
+                raise OptionError(
+                    f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters"
+                )
             if p in followers:
                 continue
             its, its_rows = manifold, rows
@@ -95,8 +97,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             table[p] = PointSet(label[p], parts, its, its_rows)
         return table
 
-    @torch._disable_dynamo  # type: ignore[misc]
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient.
 
         `closure`, if given, re-evaluates the model and returns the loss, which is returned. Gradients are
@@ -142,7 +144,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_table": self._table}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, also in the middle of a run.
 
         Raises `StateError` if it was saved with another geometry; then nothing has changed. Numbers per

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..manifolds.errors import OptionError
 from .optimizer import RiemannianAdam, RiemannianOptimizer, RiemannianSGD
 
-__all__ = ["SGDG", "AdamG", "PSISGD"]
+__all__ = ["PSISGD", "SGDG", "AdamG"]
 
 
 class PSISGD(RiemannianSGD):

@@ -30,7 +30,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     if not layers:
         raise RetractError("no layer of this model keeps running statistics: there is nothing to recalibrate")
     modes = [(module, module.training) for module in model.modules()]
-    before = [(layer, layer.momentum, {key: b.clone() for key, b in layer.named_buffers(recurse=False)}) for layer in layers]
+    before = [
+        (layer, layer.momentum, {key: b.clone() for key, b in layer.named_buffers(recurse=False)}) for layer in layers
+    ]
     count = 0
     try:
         model.eval()

@@ -23,7 +23,9 @@ IDS = [repr(manifold) for manifold, _ in OURS]
 
 
 def test_geoopt_is_not_imported_before_it_is_used():
-    code = "import sys, retract; assert 'geoopt' not in sys.modules; retract.manifolds.to_geoopt(retract.manifolds.PSI())"
+    code = (
+        "import sys, retract; assert 'geoopt' not in sys.modules; retract.manifolds.to_geoopt(retract.manifolds.PSI())"
+    )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
@@ -79,7 +81,9 @@ def test_values():
     ],
     ids=lambda v: str(v),
 )
-@pytest.mark.parametrize("make", [lambda p: RiemannianSGD(p, lr=0.02, momentum=0.9), lambda p: RiemannianAdam(p, lr=0.02)])
+@pytest.mark.parametrize(
+    "make", [lambda p: RiemannianSGD(p, lr=0.02, momentum=0.9), lambda p: RiemannianAdam(p, lr=0.02)]
+)
 def test_geoopt_manifolds_run_in_our_optimizers(theirs, shape, make):
     """Through a group and through geoopt.ManifoldParameter alike; towards a target, staying on the manifold."""
     manifold = from_geoopt(theirs)
@@ -121,7 +125,9 @@ def test_our_manifolds_under_geoopts_own_contract(manifold, event):
     end tangent, logarithm and distance invert the exponential; with and without a batch dimension."""
     theirs = to_geoopt(manifold)
     assert issubclass(type(theirs), geoopt.manifolds.base.Manifold)
-    abstract = {n for n, f in inspect.getmembers(geoopt.manifolds.base.Manifold) if getattr(f, "__isabstractmethod__", 0)}
+    abstract = {
+        n for n, f in inspect.getmembers(geoopt.manifolds.base.Manifold) if getattr(f, "__isabstractmethod__", 0)
+    }
     assert all(n in vars(type(theirs)) for n in abstract)
     ex, ev = torch.randn(4, *event, dtype=torch.float64), torch.randn(4, *event, dtype=torch.float64) / 3
     x = theirs.projx(ex)
@@ -162,7 +168,9 @@ def test_our_manifolds_in_geoopts_optimizers(manifold, event):
     target = torch.randn(3, *event, dtype=torch.float64)
     scale = (lambda w: w / w.norm(dim=-1, keepdim=True)) if manifold == PSI() else (lambda w: w)
     for make in (lambda p: geoopt.optim.RiemannianAdam(p, lr=0.05), lambda p: geoopt.optim.RiemannianLineSearch(p)):
-        w = geoopt.ManifoldParameter(manifold.random_point(3, *event, dtype=torch.float64), manifold=to_geoopt(manifold))
+        w = geoopt.ManifoldParameter(
+            manifold.random_point(3, *event, dtype=torch.float64), manifold=to_geoopt(manifold)
+        )
         optimizer = make([w])
 
         def closure(w=w, optimizer=optimizer):

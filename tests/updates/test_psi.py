@@ -112,7 +112,6 @@ def test_renormalisation_changes_no_bit_of_the_directions(device, monkeypatch):
     often, norms = random_gradient_run(300, device, radius="free")
     renormalised = int((norms[:, 1] < 0.75 * norms[:, 0]).sum())
     assert renormalised > 200
-    mantissa, _ = torch.frexp(never / often)
     exponents = torch.log2((never / often).abs())
     assert torch.equal(exponents, exponents.round())
     assert torch.equal(exponents, exponents[:, :1].expand_as(exponents))
@@ -173,7 +172,12 @@ def test_one_step_is_equation_11(device):
 
 @pytest.mark.parametrize(
     ("shape", "rows"),
-    [((8, 6), Rows(blocks=4)), ((8, 6), Rows(blocks=1)), ((4, 6, 3, 3), Rows(axis=1)), ((4, 3, 3), Rows(axis=1, groups=2))],
+    [
+        ((8, 6), Rows(blocks=4)),
+        ((8, 6), Rows(blocks=1)),
+        ((4, 6, 3, 3), Rows(axis=1)),
+        ((4, 3, 3), Rows(axis=1, groups=2)),
+    ],
     ids=str,
 )
 def test_other_cuts_are_the_same_update_on_rows(shape, rows, device):

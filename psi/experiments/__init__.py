@@ -1,0 +1,1 @@
+"""The paper's experiments, behind ``python -m retract``. Needs the extra ``experiments``."""

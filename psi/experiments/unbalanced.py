@@ -1,0 +1,157 @@
+"""Figure 1 of Yi (UAI 2022): the same network from a balanced start and from a rescaled copy of it.
+
+The rows of both weights are multiplied by a and 1/a in turn (T_a). The network computes the same function,
+so an optimizer that respects the symmetry must train both alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import manifolds, optim
+from ...manifolds.declare import declare
+from .data import Split
+
+__all__ = ["METHODS", "Config", "Outcome", "compare", "eps_leak"]
+
+METHODS = ("SGD", "SGDG", "PSI-SGD", "PSI-SGDM")
+STARTS = ("balanced", "rescaled")
+WEIGHTS = ("0.weight", "3.weight")
+_DROP = 0.4  # the paper's figure drops the rate near epoch 80 of 200
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a comparison depends on, besides the data."""
+
+    epochs: int = 40
+    scale: float = 2.0**13
+    """a: rows are multiplied by a and 1/a in turn. At a power of two no rounding tells the two runs apart."""
+    eps: float = 1e-30
+    """Of the BatchNorm layers. At the default 1e-5 a row at 1e-4 is not scale-invariant."""
+    lr: float = 0.1
+    momentum: float = 0.9
+    batch: int = 128
+    hidden: int = 100
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """One method from both starts."""
+
+    method: str
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    """Training loss of every step, per start."""
+    epoch_means: dict[str, list[float]] = field(default_factory=dict)
+    accuracy: dict[str, float] = field(default_factory=dict)
+    """Test accuracy in percent after the last epoch, in eval mode."""
+
+    @property
+    def bitwise_equal(self) -> bool:
+        """Whether the two loss curves agree in every bit of every step."""
+        return self.losses[STARTS[0]] == self.losses[STARTS[1]]
+
+    @property
+    def largest_difference(self) -> float:
+        """Largest difference between the epoch means of the two curves; infinite if one is not finite."""
+        a, b = (torch.tensor(self.epoch_means[start], dtype=torch.float64) for start in STARTS)
+        return float((a - b).abs().nan_to_num(nan=torch.inf).max())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "bitwise_equal": self.bitwise_equal, "largest_difference": self.largest_difference}
+
+
+def compare(
+    method: str, data: Split, config: Config, after_epoch: Callable[[str, int, float], None] | None = None
+) -> Outcome:
+    """Train from both starts; ``after_epoch(start, epoch, mean loss)`` reports progress."""
+    outcome = Outcome(method)
+    for start in STARTS:
+        model = _network(data, config, rescaled=start == "rescaled")
+        steps, means = _train(model, _optimizer(method, model, config), data, config, start, after_epoch)
+        outcome.losses[start], outcome.epoch_means[start] = steps, means
+        model.eval()
+        with torch.no_grad():
+            right = (model(data.test_x).argmax(1) == data.test_y).double().mean()
+        outcome.accuracy[start] = 100.0 * float(right)
+    return outcome
+
+
+def eps_leak(data: Split, config: Config) -> float:
+    """How far eps breaks the invariance at the rescaled start: largest relative change of the outputs for the
+    first batch, in float64. Without eps it would be rounding."""
+    x = data.train_x[: config.batch].double()
+    with torch.no_grad():
+        balanced, rescaled = (_network(data, config, rescaled=flag).double()(x) for flag in (False, True))
+    return float((balanced - rescaled).abs().max() / balanced.abs().max())
+
+
+def _network(data: Split, config: Config, *, rescaled: bool) -> nn.Sequential:
+    """Linear–BN–ReLU–Linear–BN with rows of unit norm, or T_a of it."""
+    torch.manual_seed(config.seed)
+    inputs, classes = data.train_x.shape[1], int(data.train_y.max()) + 1
+    model = nn.Sequential(
+        nn.Linear(inputs, config.hidden, bias=False),
+        nn.BatchNorm1d(config.hidden, eps=config.eps),
+        nn.ReLU(),
+        nn.Linear(config.hidden, classes, bias=False),
+        nn.BatchNorm1d(classes, eps=config.eps),
+    )
+    with torch.no_grad():
+        for weight in map(model.get_parameter, WEIGHTS):
+            weight.copy_(nn.functional.normalize(weight, dim=1))
+            if rescaled:
+                weight[0::2] *= config.scale
+                weight[1::2] /= config.scale
+    return model.to(data.train_x.device)
+
+
+def _optimizer(method: str, model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """Rows stay where they start (PSI); SGDG has to normalise them, so its two starts are one point."""
+    if method == "SGD":
+        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
+    manifold: manifolds.Manifold = manifolds.Grassmann(1) if method == "SGDG" else manifolds.PSI()
+    for name in WEIGHTS:
+        declare(model, name, manifold)
+    groups = optim.param_groups(model)
+    if method == "SGDG":
+        return optim.SGDG(groups, lr=config.lr, momentum=config.momentum)
+    return optim.PSISGD(groups, lr=config.lr, momentum=config.momentum if method == "PSI-SGDM" else 0.0)
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Split,
+    config: Config,
+    start: str,
+    after_epoch: Callable[[str, int, float], None] | None,
+) -> tuple[list[float], list[float]]:
+    """Losses per step and their means per epoch; both starts see the same batches in the same order."""
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [max(1, round(_DROP * config.epochs))], 0.1)
+    shuffle = torch.Generator().manual_seed(config.seed)
+    steps: list[float] = []
+    means: list[float] = []
+    model.train()
+    for epoch in range(config.epochs):
+        losses: list[Tensor] = []
+        order = torch.randperm(len(data.train_x), generator=shuffle).to(data.train_x.device)
+        for batch in order.split(config.batch):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(data.train_x[batch]), data.train_y[batch])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        steps += torch.stack(losses).tolist()
+        means.append(float(torch.stack(losses).double().mean()))
+        schedule.step()
+        if after_epoch is not None:
+            after_epoch(start, epoch, means[-1])
+    return steps, means

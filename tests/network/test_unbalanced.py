@@ -1,0 +1,146 @@
+"""The main job, as a user runs it: figures on digits, on the real MNIST (long), and bad input."""
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from retract.psi.experiments import data
+from retract.psi.experiments.cli import app
+from typer.testing import CliRunner
+
+
+def run(tmp_path, *arguments):
+    """Outcomes by method, and what was printed."""
+    out = tmp_path / "run.json"
+    plot = tmp_path / "run.png"
+    result = CliRunner().invoke(
+        app, ["unbalanced", "--plot", str(plot), "--json", str(out), "--device", "cpu", *arguments]
+    )
+    assert result.exit_code == 0, result.output
+    assert plot.read_bytes()[1:4] == b"PNG"
+    return {outcome["method"]: outcome for outcome in json.loads(out.read_text())["outcomes"]}, result.output
+
+
+def check(outcomes, bound=None):
+    """What must hold: PSI's curves bitwise equal, or within `bound`; SGD's far apart."""
+    assert list(outcomes) == ["SGD", "SGDG", "PSI-SGD", "PSI-SGDM"]
+    assert outcomes["SGD"]["largest_difference"] > 0.1
+    for method in ("PSI-SGD", "PSI-SGDM"):
+        o = outcomes[method]
+        if bound is None:
+            assert o["losses"]["balanced"] == o["losses"]["rescaled"]
+            assert o["bitwise_equal"]
+        else:
+            assert o["largest_difference"] < bound
+        assert o["accuracy"]["rescaled"] > 95
+        assert o["epoch_means"]["balanced"][-1] < 0.5 * o["epoch_means"]["balanced"][0]
+    assert outcomes["SGDG"]["largest_difference"] < 0.01
+
+
+def test_digits(tmp_path):
+    outcomes, text = run(tmp_path)
+    check(outcomes)
+    assert "changes the output at the rescaled start by 0 " in text
+    assert "SGDG normalises its rows" in text
+    assert re.search(r"PSI-SGDM .* 0, bitwise", text)
+
+
+def test_digits_at_the_papers_scale(tmp_path):
+    outcomes, _ = run(tmp_path, "--scale", "1e4")
+    check(outcomes, bound=1e-3)
+
+
+def test_eps_shows_the_trap(tmp_path):
+    outcomes, text = run(tmp_path, "--eps", "1e-5", "--epochs", "5")
+    assert outcomes["PSI-SGDM"]["largest_difference"] > 0.1
+    leak = float(re.search(r"rescaled start by (\S+)", " ".join(text.split())).group(1))
+    assert leak > 0.1
+
+
+def test_seed_decides_the_run(tmp_path):
+    first, _ = run(tmp_path, "--epochs", "1")
+    again, _ = run(tmp_path, "--epochs", "1")
+    other, _ = run(tmp_path, "--epochs", "1", "--seed", "1")
+    assert first == again
+    assert first["SGD"]["losses"] != other["SGD"]["losses"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("scale", "bound"), [("8192", None), ("1e4", 1e-2)])
+def test_mnist(tmp_path, scale, bound):
+    folder = os.environ.get("MNIST")
+    if not folder:
+        pytest.skip("set MNIST to the folder with the four idx .gz files")
+    outcomes, _ = run(tmp_path, "--data", "mnist", "--data-dir", folder, "--epochs", "5", "--scale", scale)
+    check(outcomes, bound)
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_mnist_reader(tmp_path, monkeypatch):
+    """The standard layout, in the folder itself or under MNIST/raw."""
+    tiny = {"train": ("train-images", "train-labels", 5), "test": ("t10k-images", "t10k-labels", 2)}
+    monkeypatch.setattr(data, "_MNIST", tiny)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = {}
+    for x, y, count in tiny.values():
+        images[x] = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        write_idx(raw / x, images[x])
+        write_idx(raw / y, np.arange(count, dtype=np.uint8))
+    for folder in (tmp_path, raw):
+        split = data.mnist(folder)
+        assert np.array_equal((split.train_x * 255).round().numpy(), images["train-images"].reshape(5, -1))
+        assert split.test_y.tolist() == [0, 1]
+    (raw / "t10k-labels").write_bytes(gzip.compress(b"\0\0\x08\x03rubbish"))
+    with pytest.raises(data.RetractError, match=r"t10k-labels is not an idx file of 1-dimensional bytes"):
+        data.mnist(raw)
+    write_idx(raw / "t10k-labels", np.arange(3, dtype=np.uint8))
+    with pytest.raises(data.RetractError, match="not 2 images"):
+        data.mnist(raw)
+    (raw / "t10k-labels").write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 9, 1])))
+    with pytest.raises(data.RetractError, match="is cut off: 1 bytes for shape"):
+        data.mnist(raw)
+    (raw / "t10k-labels").write_bytes(b"not gzip")
+    with pytest.raises(data.RetractError, match="is not a whole gzip file"):
+        data.mnist(raw)
+    (raw / "t10k-labels").unlink()
+    with pytest.raises(data.RetractError, match="no file .*t10k-labels: --data-dir is the folder"):
+        data.mnist(raw)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "mnist"], "--data mnist needs --data-dir"),
+        (["--eps", "0"], "torch needs a positive eps"),
+        (["--scale", "-2"], "so it is a positive number"),
+        (["--epochs", "0"], "epochs"),
+        (["--data", "cifar"], "cifar"),
+    ],
+)
+def test_bad_options(arguments, message):
+    result = CliRunner().invoke(app, ["unbalanced", *arguments])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich", "matplotlib", "sklearn"])
+def test_without_the_extra_one_line_names_it(missing):
+    """Even where the experiments run in a program that lacks a single one of the packages."""
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['retract', 'unbalanced']\nfrom retract.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path("/"), check=False)
+    assert result.returncode == 1
+    assert (
+        result.stderr.strip()
+        == f"python -m retract needs {missing}, which is not installed: pip install 'retract[experiments]'"
+    )

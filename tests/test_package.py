@@ -1,0 +1,110 @@
+"""The house: what is packed, what imports what, how long files are, and that documentation runs."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import retract
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [p for folder in ("manifolds", "optim", "psi") for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_imports_point_one_way():
+    """manifolds ← optim ← psi: no file imports what lies above it, and none the root."""
+    rank = {"manifolds": 0, "optim": 1, "psi": 2}
+    for path in SOURCES:
+        parts = path.relative_to(ROOT).parts
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                assert not any(alias.name.split(".")[0] == "retract" for alias in node.names), path
+            if not isinstance(node, ast.ImportFrom) or node.level == 0:
+                continue
+            assert (node.module or "").split(".")[0] != "retract", path
+            package = list(parts[:-1])
+            base = package[: len(package) - node.level + 1]
+            targets = (
+                [[*base, *(node.module or "").split(".")]] if node.module else [[*base, a.name] for a in node.names]
+            )
+            for target in targets:
+                assert target[0] in rank, f"{path} imports the root"
+                assert rank[target[0]] <= rank[parts[0]], f"{path} imports {'.'.join(target)}"
+
+
+def test_files_are_rooms():
+    for path in SOURCES:
+        assert len(path.read_text().splitlines()) <= 400, path
+    assert {p.name for p in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
+
+
+def test_the_wheel_holds_every_package(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+    subprocess.run([*command, "--disable-pip-version-check"], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {"retract/__init__.py", "retract/__main__.py", "retract/py.typed"}
+    expected |= {f"retract/{path.relative_to(ROOT)}" for path in SOURCES}
+    assert expected == {name for name in names if ".dist-info/" not in name}
+
+
+def test_tests_run_against_the_installed_package():
+    assert ROOT not in Path(retract.__file__).parents
+
+
+def test_import_is_light():
+    """On top of torch: under 0.15 s, and geoopt and the experiments' packages stay out. Best of five, as the machine is shared."""
+    code = (
+        "import torch, sys, time; t = time.perf_counter(); import retract; t = time.perf_counter() - t\n"
+        "assert not {'geoopt', 'matplotlib', 'rich', 'typer', 'sklearn'} & set(sys.modules); print(t)"
+    )
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) for _ in range(5)
+    ]
+    assert min(times) < 0.15, times
+
+
+def test_docstring_examples_run():
+    count = 0
+    for info in pkgutil.walk_packages(retract.__path__, "retract."):
+        if info.name.endswith("__main__"):
+            continue
+        result = doctest.testmod(importlib.import_module(info.name))
+        assert result.failed == 0, info.name
+        count += result.attempted
+    result = doctest.testmod(retract)
+    assert result.failed == 0
+    assert count + result.attempted > 0
+
+
+def test_public_objects_have_docstrings():
+    for module in (retract.manifolds, retract.optim, retract.psi):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            assert thing.__doc__, name
+            for key, member in vars(thing).items() if isinstance(thing, type) else ():
+                if callable(member) and not key.startswith("_"):
+                    assert member.__doc__, f"{name}.{key}"
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name
+)
+def test_python_blocks_of_the_pages_run(page, tmp_path, monkeypatch):
+    """Every ```python block of a page, one after the other in one namespace."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
