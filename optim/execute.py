@@ -74,7 +74,6 @@ def reference(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rul
         # What autograd saves must not be overwritten, so the step works on copies, written back at the end.
         x = x.clone()
         memory.vectors = {name: vector.clone() for name, vector in memory.vectors.items()}
-        memory.scalars = {name: number.clone() for name, number in memory.scalars.items()}
     y = update(points.manifold, rule, x, gather(grads, layouts), memory, options)
     scatter_(y, parts, layouts)
     for name, vector in memory.vectors.items():

@@ -65,12 +65,16 @@ def test_hold_keeps_eval_mode_right(device):
 
 @pytest.mark.long
 def test_hold_keeps_eval_mode_right_on_mnist(device):
-    """And the control: rows that grow freely leave the statistics behind."""
+    """And the control: rows that grow freely leave the statistics behind.
+
+    At lr 0.01 what is left is noise. At 0.1 the running average also lags behind weights that turn by 0.14 per step,
+    whatever their norm (docs/measured.md), so the bound is not asked there.
+    """
     folder = os.environ.get("MNIST")
     if not folder:
         pytest.skip("set MNIST to the folder with the four idx .gz files")
     data = mnist(Path(folder)).to(device)
-    assert max(gaps(data, network(device, 784, 100), epochs=5, batch=128, lr=0.03, radius="hold")) <= 0.5
+    assert max(gaps(data, network(device, 784, 100), epochs=5, batch=128, lr=0.01, radius="hold")) <= 0.5
     assert max(gaps(data, network(device, 784, 100), epochs=5, batch=128, lr=0.1, radius="free")) > 5
 
 
