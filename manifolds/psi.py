@@ -65,4 +65,4 @@ class PSI(ScalingQuotient, Spherical):
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Standard normal vectors: uniform on the quotient."""
-        return torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+        return self.total_space.random_point(*shape, generator=generator, dtype=dtype, device=device)

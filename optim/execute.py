@@ -6,13 +6,13 @@ The reference path, one point set at a time. Layout and choice only; no formula.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..manifolds import Manifold, Rows
+from ..manifolds import ConformalManifold, Manifold, Rows
 from ..manifolds.rows import Layout, gather, scatter_
 from .memory import Memory
 from .options import Options
@@ -20,6 +20,9 @@ from .rules import Rule
 from .step import update
 
 __all__ = ["PointSet", "reference"]
+
+CHUNK = 2**18
+"""Elements per piece; measured flat between 2^17 and 2^20 on ResNet-50's weights."""
 
 State = dict[Tensor, dict[str, Any]]
 
@@ -74,7 +77,12 @@ def reference(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rul
         # What autograd saves must not be overwritten, so the step works on copies, written back at the end.
         x = x.clone()
         memory.vectors = {name: vector.clone() for name, vector in memory.vectors.items()}
-    y = update(points.manifold, rule, x, gather(grads, layouts), memory, options)
+    egrad = gather(grads, layouts)
+    chunked = x.ndim == 2 and not isinstance(points.manifold, ConformalManifold)
+    if chunked and not options["orthogonality"] and not options["differentiable"]:
+        y = _update_in_chunks(points.manifold, rule, x, egrad, memory, options)
+    else:
+        y = update(points.manifold, rule, x, egrad, memory, options)
     scatter_(y, parts, layouts)
     for name, vector in memory.vectors.items():
         scatter_(vector, [state[part][name] for part in parts], layouts)
@@ -84,3 +92,23 @@ def reference(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rul
         stored = layout.split_scalars(first[name])
         if number.data_ptr() != stored.data_ptr():
             stored.copy_(number)
+
+
+def _update_in_chunks(
+    manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Memory, options: Options
+) -> Tensor:
+    """`update` over a few rows at a time, written over `x` and `memory`: rows do not know of each other, and temporaries
+    that stay in cache cost a third of those that do not."""
+    rows = max(1, CHUNK // x.shape[1])
+    for start in range(0, x.shape[0], rows):
+        part = slice(start, start + rows)
+        piece = replace(
+            memory,
+            vectors={name: vector[part] for name, vector in memory.vectors.items()},
+            scalars={name: number[part] for name, number in memory.scalars.items()},
+        )
+        y = update(manifold, rule, x[part], egrad[part], piece, options)
+        x[part].copy_(y)
+        for name, vector in piece.vectors.items():
+            memory.vectors[name][part].copy_(vector)
+    return x

@@ -341,3 +341,21 @@ def test_non_finite_gradients_behave_as_in_torch(device):
         optimizer.step()
         assert torch.isnan(w[1]).any()
         assert torch.isfinite(w[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_chunks_change_nothing(name, device, monkeypatch):
+    """Large tensors are updated a few rows at a time; the result is that of one go, bitwise."""
+    from retract.optim import execute
+
+    ends = []
+    for size in (2**18, 20):
+        monkeypatch.setattr(execute, "CHUNK", size)
+        torch.manual_seed(0)
+        w = nn.Parameter(Sphere().random_point(11, 8, device=device))
+        optimizer = OPTIMIZERS[name]([{"params": [w], "manifold": Sphere(), "orthogonality": 0.0}])
+        for _ in range(3):
+            w.grad = torch.randn(11, 8, device=device)
+            optimizer.step()
+        ends.append([w.detach(), *(v for v in optimizer.state[w].values())])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
