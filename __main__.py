@@ -13,7 +13,9 @@ def main() -> None:
         package = (error.name or "").partition(".")[0]
         if package not in ("typer", "rich", "sklearn", "matplotlib"):
             raise
-        sys.exit(f"python -m retract needs {package}, which is not installed: pip install 'retract[experiments]'")
+        sys.exit(
+            f"python -m retract needs {package}, which is not installed: add the extra with pip install 'retract[experiments]'"
+        )
     app()
 
 

@@ -44,7 +44,7 @@ class Manifold(ABC):
 
     @abstractmethod
     def nearest(self, a: Tensor) -> Tensor:
-        """Point closest to `a`, (*batch, *event). Law: leaves a point as it is, up to rounding."""
+        """Point closest to `a`, (*batch, *event). Law: leaves a point as it is, bitwise."""
 
     @abstractmethod
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
@@ -102,24 +102,31 @@ class Manifold(ABC):
             return "a point cannot be empty"
         return None
 
-    def check_point(self, x: Tensor, name: str = "x") -> None:
-        """Raise `GeometryError` if a row of `x` lies off the manifold by more than `numerics.tolerance`.
+    def check_point(self, x: Tensor, name: str = "x", tolerance: float | None = None) -> None:
+        """Raise `GeometryError` if a row of `x` lies off the manifold by more than `tolerance`, by default
+        `numerics.tolerance` of its dtype.
 
         The message names the worst row, its defect and the tolerance.
         """
         error = self.event_error(x.shape[x.ndim - self.event_ndim :] if x.ndim >= self.event_ndim else x.shape)
         if error:
             raise GeometryError(f"{name} of shape {tuple(x.shape)}: {error}")
-        self._raise_worst(self.point_defect(x), x.dtype, f"{name} is not on {self!r}", "put it there with nearest()")
+        limit = numerics.tolerance(x.dtype) if tolerance is None else tolerance
+        self._raise_worst(
+            self.point_defect(x),
+            limit,
+            f"{name} is not on {self!r}",
+            "put it there with nearest(), declared parameters with retract.put(model)",
+        )
 
     def check_tangent(self, x: Tensor, u: Tensor, name: str = "u") -> None:
         """Raise `GeometryError` if a row of `u` is not tangent at `x`, as `check_point` does."""
         defect = self.tangent_defect(x, u)
-        self._raise_worst(defect, u.dtype, f"{name} is not tangent to {self!r}", "make it so with project()")
+        limit = numerics.tolerance(u.dtype)
+        self._raise_worst(defect, limit, f"{name} is not tangent to {self!r}", "make it so with project()")
 
-    def _raise_worst(self, defect: Tensor, dtype: torch.dtype, what: str, remedy: str) -> None:
+    def _raise_worst(self, defect: Tensor, limit: float, what: str, remedy: str) -> None:
         flat = defect.detach().reshape(-1).nan_to_num(nan=torch.inf)
-        limit = numerics.tolerance(dtype)
         if flat.numel() and flat.max() > limit:
             row = int(flat.argmax())
             raise GeometryError(f"{what}: row {row} is off by {float(flat[row]):.2g} (tolerance {limit:.2g}); {remedy}")

@@ -6,7 +6,7 @@ nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,18 @@ from .errors import DeclarationError, GeometryError
 from .quotient import ScalingQuotient
 from .rows import Rows, gather, scatter_
 
-__all__ = ["Declaration", "Declared", "declare", "declared", "put", "walk"]
+__all__ = [
+    "Declaration",
+    "Declared",
+    "check_parts",
+    "check_rows",
+    "check_types",
+    "declare",
+    "declared",
+    "preparing",
+    "put",
+    "walk",
+]
 
 _KEY = "_retract_declarations"
 _REPRESENTATIVES = ("keep", "unit")
@@ -44,7 +55,6 @@ class Declared(NamedTuple):
     declaration: Declaration
 
 
-@torch.no_grad()
 def declare(
     module: nn.Module,
     name: str,
@@ -74,25 +84,52 @@ def declare(
             otherwise.
         GeometryError: the parameter's shape does not fit `rows` and `manifold`.
     """
+    preparing(module, name, manifold, rows, joined, representative)()
+
+
+@torch.no_grad()
+def preparing(
+    module: nn.Module,
+    name: str,
+    manifold: Manifold,
+    rows: Rows = Rows(),
+    joined: Sequence[str] = (),
+    representative: str = "keep",
+) -> Callable[[], None]:
+    """Check everything that `declare` checks, and return what remains to be done, which cannot fail.
+
+    For declaring several parameters or none.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         raise DeclarationError(
             f"{name}: a scripted module keeps no declarations; declare on the module before scripting"
         )
     if representative not in _REPRESENTATIVES:
         raise DeclarationError(f"{name}: representative is one of {_REPRESENTATIVES}, not {representative!r}")
+    check_types(name, manifold, rows)
     path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError as error:
+        raise DeclarationError(f"{name}: {error}; names are those of named_parameters() of the module passed") from None
     declaration = Declaration(manifold, rows, tuple(joined))
     parts = tuple(_parameter(owner, part, name) for part in (leaf, *declaration.joined))
     _check_ties(owner, leaf, declaration)
-    _check_shapes(name, parts, declaration)
+    check_parts(name, parts, manifold, rows)
+    layouts = [rows.layout(part, manifold.event_ndim) for part in parts]
+    placed: Tensor | None = None
     if not any(part.is_meta for part in parts):
-        layouts = [rows.layout(part, manifold.event_ndim) for part in parts]
         points = gather(parts, layouts)
         placed = _place(name, points, manifold, representative)
         _refuse_stale_statistics(module, name, points, placed)
-        scatter_(placed, parts, layouts)
-    owner.__dict__[_KEY] = {**owner.__dict__.get(_KEY, {}), leaf: declaration}
+
+    def commit() -> None:
+        if placed is not None:
+            with torch.no_grad():
+                scatter_(placed, parts, layouts)
+        owner.__dict__[_KEY] = {**owner.__dict__.get(_KEY, {}), leaf: declaration}
+
+    return commit
 
 
 def declared(model: nn.Module) -> dict[str, Declaration]:
@@ -114,12 +151,24 @@ def put(model: nn.Module) -> None:
         scatter_(placed, parts, layouts)
 
 
+def check_types(name: str, manifold: object, rows: object) -> None:
+    """Raise `DeclarationError` unless these are a `Manifold` and a `Rows`."""
+    if not isinstance(manifold, Manifold):
+        theirs = type(manifold).__module__.startswith("geoopt")
+        remedy = "wrap it in retract.manifolds.from_geoopt(…)" if theirs else "pass an instance such as Sphere()"
+        raise DeclarationError(f"{name}: {manifold!r} is not a Manifold; {remedy}")
+    if not isinstance(rows, Rows):
+        raise DeclarationError(f"{name}: rows={rows!r} is not a Rows; write Rows(axis=…) or Rows(blocks=…)")
+
+
 def walk(model: nn.Module) -> Iterator[Declared]:
     """Every declaration of `model` with its parameters; tied parameters once.
 
     Raises `DeclarationError` for a declaration whose parameter is gone (parametrized or flattened later),
-    for tied names declared on different manifolds, and for scripted modules.
+    for tied names declared on different manifolds, and for scripted and exported modules.
     """
+    if isinstance(model, torch.fx.GraphModule) and not any(_KEY in module.__dict__ for module in model.modules()):
+        raise DeclarationError("a traced or exported module has lost its declarations; use the module it was made from")
     seen: dict[int, tuple[str, Declaration, bool]] = {}
     for prefix, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -174,41 +223,41 @@ def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration) -> None:
             raise DeclarationError(f"{leaf} and {other} are the same parameter, but {other} is declared as {its}")
 
 
-def _check_shapes(name: str, parts: tuple[nn.Parameter, ...], declaration: Declaration) -> None:
-    manifold, rows = declaration.manifold, declaration.rows
-    if declaration.joined and manifold.event_ndim != 1:
-        raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
+def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Rows) -> None:
+    """Raise `GeometryError` unless the parameters `parts` can be cut into (joint) points of `manifold`."""
     if len(parts) == 1:
         error = rows.error(parts[0].shape, manifold)
         if error:
             raise GeometryError(f"{name} of shape {tuple(parts[0].shape)}: {error}")
         return
+    if manifold.event_ndim != 1:
+        raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
     counts = [rows.layout(part, 1).batch[0] for part in parts]
     if len(set(counts)) != 1:
-        raise GeometryError(
-            f"{name} and {', '.join(declaration.joined)} have {counts} points: parts must have the same"
-        )
+        raise GeometryError(f"{name} and what is joined to it have {counts} points: parts must have the same")
+
+
+def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
+    """Raise `DeclarationError` for a row that is not finite, or zero where zero is no point of `manifold`."""
+    size = numerics.norm(points, manifold.event_ndim)
+    # Where the origin is itself a point (a ball, flat space), zero rows are welcome.
+    origin = manifold.point_defect(torch.zeros_like(points)) == 0
+    for bad, what in ((~torch.isfinite(size), "not finite"), ((size == 0) & ~origin, "zero")):
+        if bad.any():
+            row = int(bad.reshape(-1).int().argmax())
+            raise DeclarationError(
+                f"{name}: row {row} is {what}, which is no point of {manifold!r}; re-initialize it or leave {name} undeclared"
+            )
 
 
 def _place(name: str, points: Tensor, manifold: Manifold, representative: str) -> Tensor:
     """`points` moved onto `manifold`; refuses rows that stand for no point."""
-    size = numerics.norm(points, manifold.event_ndim)
-    _refuse_rows(name, ~torch.isfinite(size), "not finite", manifold)
-    # Where the origin is itself a point (a ball, flat space), zero rows are welcome.
-    _refuse_rows(name, (size == 0) & ~(manifold.point_defect(torch.zeros_like(points)) == 0), "zero", manifold)
+    check_rows(name, points, manifold)
     if isinstance(manifold, ScalingQuotient) and representative == "unit":
         return manifold.canonical(points)
     placed = manifold.nearest(points)
     manifold.check_point(placed, name)
     return placed
-
-
-def _refuse_rows(name: str, bad: Tensor, what: str, manifold: Manifold) -> None:
-    if bad.any():
-        row = int(bad.reshape(-1).int().argmax())
-        raise DeclarationError(
-            f"{name}: row {row} is {what}, which is no point of {manifold!r}; re-initialize it or leave {name} undeclared"
-        )
 
 
 def _refuse_stale_statistics(module: nn.Module, name: str, points: Tensor, placed: Tensor) -> None:

@@ -114,8 +114,10 @@ class _Polar(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        left, singular, right = torch.linalg.svd(a, full_matrices=False)
-        return left @ right, left, singular, right
+        # LAPACK raises for what is not finite; the result is NaN there, as for any other operation.
+        finite = torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
+        left, singular, right = torch.linalg.svd(torch.where(finite, a, 0.0), full_matrices=False)
+        return torch.where(finite, left @ right, torch.nan), left, singular, right
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

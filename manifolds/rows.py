@@ -86,11 +86,18 @@ class Layout(NamedTuple):
     """Axes of the points, then those of the coordinates as they lie in memory; None: as they stand."""
     arranged: tuple[int, ...]
     """Shape in that order."""
+    axes: int
+    """How many of those axes enumerate points."""
     batch: tuple[int, ...]
     event: tuple[int, ...]
     scalar: tuple[int, ...]
     """Shape of one number per point, with the parameter's number of dimensions and size 1 on the axes of the
     coordinates, so that it broadcasts against the parameter wherever an axis enumerates points."""
+
+    @property
+    def coordinates(self) -> int:
+        """How many of the arranged axes are coordinates of a point."""
+        return len(self.arranged) - self.axes
 
     def arrange(self, tensor: Tensor) -> Tensor:
         """`tensor` with its axes in order, a view."""
@@ -136,14 +143,14 @@ def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout
 def _layout(rows: Rows, shape: tuple[int, ...], stride: tuple[int, ...], event_ndim: int) -> Layout:
     ndim = len(shape)
     if event_ndim == 0:
-        return Layout(None, None, shape, shape, (), shape)
+        return Layout(None, None, shape, ndim, shape, (), shape)
     blocks = rows.blocks if rows.blocks is not None else rows.groups if rows.groups > 1 and ndim > 1 else None
     if blocks is not None:
         shape, stride = (blocks, shape[0] // blocks, *shape[1:]), (shape[0] // blocks * stride[0], *stride)
     if event_ndim > 1:
         batch, event = shape[: len(shape) - event_ndim], shape[len(shape) - event_ndim :]
         scalar = (*batch, *(1,) * (ndim - len(batch)))
-        return Layout(blocks, None, shape, batch, event, scalar)
+        return Layout(blocks, None, shape, len(batch), batch, event, scalar)
     if rows.blocks is not None:
         axes: tuple[int, ...] = (0,)
     elif blocks is not None:
@@ -161,6 +168,7 @@ def _layout(rows: Rows, shape: tuple[int, ...], stride: tuple[int, ...], event_n
         blocks,
         None if order == tuple(range(len(shape))) else order,
         arranged,
+        len(axes),
         (prod(arranged[: len(axes)]),),
         (prod(arranged[len(axes) :]),),
         tuple(sizes),

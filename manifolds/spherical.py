@@ -24,6 +24,13 @@ class Spherical(GeodesicManifold):
 
     event_ndim = 1
 
+    def event_error(self, event: Sequence[int]) -> str | None:
+        """As in `Manifold.event_error`; a vector of one coordinate has nowhere to go."""
+        error = super().event_error(event)
+        if error is None and event[0] < 2:
+            return f"a point of {self!r} needs at least 2 coordinates: with 1 no direction is left to move in"
+        return error
+
     @abstractmethod
     def alignment(self, x: Tensor, y: Tensor) -> Tensor:
         """Factor f, (*batch, 1), for which f·y is the representative of y's point nearest to `x`."""
@@ -34,7 +41,8 @@ class Spherical(GeodesicManifold):
         return torch.addcmul(theta.cos() * x, u, numerics.sinc(theta))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide."""
+        """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide, and on the
+        cut locus, where no direction is the shortest."""
         chord = self.project(x, self.alignment(x, y) * y - x)
         length = self.norm(x, chord)
         return chord * (self.dist(x, y) / torch.where(length > 0, length, 1.0))
@@ -61,13 +69,6 @@ class Spherical(GeodesicManifold):
 
 class UnitVectors(Spherical, EmbeddedManifold):
     """Points stored as vectors of norm 1, with the metric of the ambient space."""
-
-    def event_error(self, event: Sequence[int]) -> str | None:
-        """As in `Manifold.event_error`; a vector of one coordinate has nowhere to go."""
-        error = super().event_error(event)
-        if error is None and event[0] < 2:
-            return f"a point of {self!r} needs at least 2 coordinates: with 1 no direction is left to move in"
-        return error
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         """a − x⟨x, a⟩, (*batch, n)."""

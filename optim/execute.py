@@ -48,12 +48,13 @@ def reference(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rul
     """
     parts, layouts = points.parts, points.layouts()
     first, layout = state[parts[0]], layouts[0]
-    names = rule.vectors(options)
-    fresh = any(name not in state[part] for part in parts for name in names)
+    needed = rule.needs(options)
+    fresh = any(name not in state[part] for part in parts for name in needed)
     for part in parts:
-        for name in names:
+        for name in needed:
             if name not in state[part]:
                 state[part][name] = torch.zeros_like(part, memory_format=torch.preserve_format)
+    names = [name for name in rule.vectors if all(name in state[part] for part in parts)]
     x = gather(parts, layouts)
     for name in rule.scalars:
         if name not in first:
@@ -72,7 +73,7 @@ def reference(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rul
         step=first.get("step"),
     )
     if isinstance(options["lr"], Tensor):
-        options = {**options, "lr": options["lr"].to(device=x.device, dtype=x.dtype)}
+        options = {**options, "lr": options["lr"].to(device=x.device, dtype=x.dtype).reshape(())}
     if options["differentiable"]:
         # What autograd saves must not be overwritten, so the step works on copies, written back at the end.
         x = x.clone()

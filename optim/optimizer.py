@@ -9,15 +9,23 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
-from ..manifolds.errors import GeometryError, GradientError, OptionError, StateError
+from ..manifolds.declare import check_parts, check_rows, check_types
+from ..manifolds.errors import GradientError, OptionError, StateError
 from ..manifolds.geoopt import from_geoopt
+from ..manifolds.numerics import tolerance
+from ..manifolds.rows import gather
 from .execute import PointSet, reference
-from .options import check_group, check_point
+from .options import check_group, check_names, check_point
 from .rules import Adam, Momentum, Rule
 
 __all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
 
 _FLAT = "Euclidean(event_ndim=0)"
+GROSS = tolerance(torch.float16)
+"""Defect at which a parameter counts as not put on its manifold at all, rather than rounded by a change of dtype."""
+
+# Options of torch.optim.Adam that have no counterpart here.
+_FOREIGN = ("amsgrad", "decoupled_weight_decay")
 
 
 class RiemannianOptimizer(torch.optim.Optimizer):
@@ -42,18 +50,20 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
         Raises:
             OptionError: an option outside its interval, or one that the group's manifold cannot honour.
-            GeometryError: a parameter that does not fit the manifold.
+            GeometryError: a parameter that does not fit the manifold, or lies off it.
+            DeclarationError: a zero or non-finite row.
             ValueError, TypeError: what torch raises for empty, repeated or wrong parameters.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group = dict(param_group)
-        manifold, rows = group.pop("manifold", None), group.pop("rows", Rows())
+        manifold, rows = group.pop("manifold", None), group.pop("rows", None)
         joined, names = group.pop("joined", ()), group.pop("names", None)
         if isinstance(manifold, str) or isinstance(rows, str):
             raise OptionError(
                 "this group describes its geometry in words, as a group of an optimizer does; pass the Manifold and Rows"
             )
+        check_names(group, self.defaults)
         check_group({**self.defaults, **{key: value for key, value in group.items() if key != "params"}})
         before = len(self.param_groups)
         super().add_param_group(group)
@@ -65,18 +75,28 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._table.update(table)
         curved = any(not isinstance(points.manifold, Euclidean) for points in table.values())
         self.names_manifold = self.names_manifold or manifold is not None or curved
+        place = {p: index for index, p in enumerate(group["params"])}
         group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in table.values()))
         group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in table.values()))
+        group["joined"] = ", ".join("+".join(str(place[part]) for part in parts) for parts in joined)
 
     def _points_of(
-        self, group: dict[str, Any], manifold: Manifold | None, rows: Rows, joined: Any, names: Any
+        self, group: dict[str, Any], manifold: Manifold | None, rows: Rows | None, joined: Any, names: Any
     ) -> dict[Tensor, PointSet]:
         params = group["params"]
         if len(params) != len(set(params)):
             raise OptionError("a parameter stands twice in one group; tied parameters go in once")
         labels = names or group.get("param_names") or [f"parameter {i} of its group" for i in range(len(params))]
+        if len(labels) != len(params):
+            raise OptionError(f"names has {len(labels)} entries for {len(params)} parameters")
+        if manifold is None and (rows is not None or joined):
+            raise OptionError(
+                "rows and joined say how a group lies on a manifold; name the manifold, or leave them out"
+            )
         label = dict(zip(params, labels, strict=True))
         leads = {parts[0]: tuple(parts) for parts in joined}
+        if any(part not in label for parts in leads.values() for part in parts):
+            raise OptionError("joined names a parameter that is not in the group's params")
         followers = {part for parts in leads.values() for part in parts[1:]}
         table = {}
         for p in params:
@@ -84,17 +104,23 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 raise OptionError(
                     f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters"
                 )
+            if hasattr(p, "to_local"):
+                raise OptionError(
+                    f"{label[p]} is a DTensor: sharded parameters (FSDP2, tensor parallel) have no path yet"
+                )
             if p in followers:
                 continue
-            its, its_rows = manifold, rows
-            if its is None:
-                its, its_rows = _own_geometry(p)
-            parts = leads.get(p, (p,))
+            its, its_rows = (manifold, rows or Rows()) if manifold is not None else _own_geometry(p)
+            points = PointSet(label[p], leads.get(p, (p,)), its, its_rows)
+            check_types(label[p], its, its_rows)
+            check_parts(label[p], points.parts, its, its_rows)
             check_point(label[p], its, group)
-            error = its_rows.error(p.shape, its) if len(parts) == 1 else None
-            if error:
-                raise GeometryError(f"{label[p]} of shape {tuple(p.shape)}: {error}")
-            table[p] = PointSet(label[p], parts, its, its_rows)
+            if not p.is_meta and not isinstance(its, Euclidean):
+                with torch.no_grad():
+                    x = gather(points.parts, points.layouts())
+                    check_rows(label[p], x, its)
+                    its.check_point(x, label[p], max(tolerance(p.dtype), GROSS))
+            table[p] = points
         return table
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -111,8 +137,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            for points, grads, group in list(self._work()):
+        for points, grads, group in list(self._work()):
+            with torch.set_grad_enabled(group["differentiable"]):
                 reference(points, grads, self.state, self.rule, group)
         return loss
 
@@ -147,17 +173,32 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, also in the middle of a run.
 
-        Raises `StateError` if it was saved with another geometry; then nothing has changed. Numbers per
-        point stay in float32 or better whatever the parameter's dtype.
+        A state_dict of torch.optim.SGD or Adam is taken too, on Euclidean groups: what it does not say stays as
+        it is here. Numbers per point stay in float32 or better whatever the parameter's dtype.
+
+        Raises `StateError` if it was saved with another geometry or rule, `OptionError` for options that cannot
+        be honoured; then nothing has changed.
         """
-        for mine, its in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            for key, default in (("manifold", _FLAT), ("rows", repr(Rows()))):
-                if its.get(key, default) != mine[key]:
+        mine = self.param_groups
+        if len(mine) != len(state_dict["param_groups"]):
+            raise StateError(f"the state_dict has {len(state_dict['param_groups'])} groups, this optimizer {len(mine)}")
+        merged = []
+        for group, its in zip(mine, state_dict["param_groups"], strict=True):
+            for key, default in (("manifold", _FLAT), ("rows", repr(Rows())), ("joined", "")):
+                if its.get(key, default) != group[key]:
                     raise StateError(
-                        f"the state_dict was saved with {key} {its.get(key, default)}, this group has {mine[key]}: its "
-                        "state means something else. Build the optimizer with the same declarations, or start afresh"
+                        f"the state_dict was saved with {key} {its.get(key, default)!r}, this group has {group[key]!r}: "
+                        "its state means something else. Build the optimizer with the same declarations, or start afresh"
                     )
-        super().load_state_dict(state_dict)
+            if not self.rule.options <= set(its) or its.get("amsgrad"):
+                raise StateError(
+                    f"the state_dict is of another rule: {type(self).__name__} needs {', '.join(sorted(self.rule.options))}"
+                )
+            kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+            both = {**kept, **{key: value for key, value in its.items() if key in kept or key not in _FOREIGN}}
+            check_group(both)
+            merged.append(both)
+        super().load_state_dict({**state_dict, "param_groups": merged})
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [p for group in self.param_groups for p in group["params"]]
         for key, p in zip(saved, params, strict=True):
@@ -170,7 +211,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 def _own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
     """What the tensor itself says: a geoopt.ManifoldParameter its manifold, any other flat space."""
     theirs = getattr(p, "manifold", None)
-    if theirs is None or not type(p).__module__.startswith("geoopt"):
+    if theirs is None or not any(cls.__module__.startswith("geoopt") for cls in type(p).__mro__):
         return Euclidean(0), Rows()
     manifold = from_geoopt(theirs)
     # geoopt takes the last dimensions as the point.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifold, Spherical
 from ..manifolds.errors import OptionError
 
-__all__ = ["Options", "check_group", "check_point"]
+__all__ = ["Options", "check_group", "check_names", "check_point"]
 
 Options = Mapping[str, Any]
 """A parameter group, read by name. Options that a rule does not have are absent."""
@@ -31,6 +32,22 @@ _INTERVALS = {
     "eps": (0.0, math.inf),
 }
 _FAST_PATHS = ("foreach", "fused", "compile")
+_SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+
+
+# Every option that some rule has; a group may carry other keys (schedulers and users put theirs there).
+_ALL = frozenset({*_CHOICES, *_INTERVALS, *_FAST_PATHS, "betas", "dampening", "nesterov", "max_grad_norm", "maximize"})
+
+
+def check_names(group: Options, defaults: Options) -> None:
+    """Raise `OptionError` for an option of another rule, or one that looks like a slip of the pen."""
+    for key in group:
+        if key in defaults or key == "params":
+            continue
+        close = difflib.get_close_matches(key, defaults, n=1, cutoff=0.8)
+        if key in _ALL or (close and key not in _SCHEDULER_KEYS):
+            hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(defaults)}"
+            raise OptionError(f"this optimizer has no option {key!r}{hint}")
 
 
 def check_group(options: Options) -> None:
@@ -49,7 +66,7 @@ def check_group(options: Options) -> None:
     limit = options["max_grad_norm"]
     if limit is not None and not _number("max_grad_norm", limit) > 0:
         raise OptionError(f"max_grad_norm={limit!r} is not positive; None turns clipping off")
-    if options.get("nesterov") and (options["momentum"] == 0 or options["dampening"] != 0):
+    if options.get("nesterov") and "momentum" in options and (options["momentum"] == 0 or options["dampening"] != 0):
         raise OptionError(
             f"nesterov needs momentum > 0 and dampening = 0, not momentum={options['momentum']!r} and "
             f"dampening={options['dampening']!r}"

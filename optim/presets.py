@@ -37,7 +37,8 @@ class PSISGD(RiemannianSGD):
 class SGDG(RiemannianSGD):
     """SGD-G (Cho & Lee 2017, Algorithm 3), for ``Grassmann(1)`` groups. Further options: `RiemannianSGD`.
 
-    The paper trains the other parameters with η = 0.01 and Nesterov momentum:
+    The penalty is meant for tensors with fewer rows than coordinates per row; the authors leave the others out, since
+    more rows than coordinates cannot be orthonormal. The paper trains the other parameters with η = 0.01 and Nesterov momentum:
     ``param_groups(model, euclidean={"lr": 0.01, "nesterov": True, "momentum_form": "heavy_ball"})``.
     """
 

@@ -25,14 +25,18 @@ __all__ = ["Adam", "Momentum", "Rule"]
 class Rule(ABC):
     """An update rule as a value."""
 
+    vectors: Sequence[str] = ()
+    """Names of the tangent vectors that it keeps per point."""
     scalars: Sequence[str] = ()
     """Names of the numbers that it keeps per point."""
+    options: frozenset[str] = frozenset()
+    """Options that tell it from other rules."""
     counts_steps = False
     """Whether it needs the number of the step."""
 
-    @abstractmethod
-    def vectors(self, options: Options) -> Sequence[str]:
-        """Names of the tangent vectors that it keeps per point."""
+    def needs(self, options: Options) -> Sequence[str]:
+        """Those of `vectors` that a step with these options starts if they are not there yet."""
+        return self.vectors
 
     @abstractmethod
     def __call__(
@@ -50,9 +54,12 @@ class Momentum(Rule):
     a fresh buffer undamped.
     """
 
-    def vectors(self, options: Options) -> Sequence[str]:
+    vectors = ("momentum_buffer",)
+    options = frozenset({"momentum"})
+
+    def needs(self, options: Options) -> Sequence[str]:
         """The buffer, unless momentum is 0."""
-        return ("momentum_buffer",) if options["momentum"] != 0 else ()
+        return self.vectors if options["momentum"] != 0 else ()
 
     def __call__(
         self, manifold: Manifold, x: Tensor, gradient: Scaled, memory: Memory, options: Options, scale: Tensor | None
@@ -61,9 +68,11 @@ class Momentum(Rule):
         lr, rho = options["lr"], options["momentum"]
         if scale is not None:
             gradient = gradient.times(scale)
-        if not self.vectors(options):
+        buffer = memory.vectors.get("momentum_buffer")
+        if buffer is None or rho == 0:
+            if buffer is not None and scale is not None:
+                buffer.mul_(scale)  # unused for now, and still a tangent vector at the point
             return gradient.times(-lr)
-        buffer = memory.vectors["momentum_buffer"]
         velocity = options["momentum_form"] == "velocity"
         weight = 1.0 if memory.fresh else 1.0 - options["dampening"]
         buffer.mul_(rho if scale is None else rho * scale)
@@ -83,12 +92,10 @@ class Adam(Rule):
     divides by √v̂ + ε (torch), ``"inside"`` by √(v + ε), with both bias corrections in the step size (Adam-G).
     """
 
+    vectors = ("exp_avg",)
+    options = frozenset({"betas"})
     scalars = ("exp_avg_sq",)
     counts_steps = True
-
-    def vectors(self, options: Options) -> Sequence[str]:
-        """The first moment."""
-        return ("exp_avg",)
 
     def __call__(
         self, manifold: Manifold, x: Tensor, gradient: Scaled, memory: Memory, options: Options, scale: Tensor | None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..manifolds.errors import RetractError
@@ -21,7 +21,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     Each batch is the model's input: a tensor, a tuple or list of positional inputs, or a dict of keyword
     inputs. A loader of ``(inputs, targets)`` is passed as ``(x for x, _ in loader)``. The normalization layers
     see the batches in train mode; all else stays in eval mode, so dropout does not disturb them. Modes and
-    momenta come out as they went in. Returns the number of batches.
+    momenta come out as they went in. A layer that the forward pass does not call in eval mode keeps its
+    statistics. Returns the number of batches.
 
     Raises `RetractError` if no layer keeps running statistics or `batches` is empty, and passes on what the
     model raises; the statistics are then as before.
@@ -46,10 +47,12 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
             _call(model, batch)
         if count == 0:
             raise RetractError("batches is empty (a generator can be walked through only once)")
+        for layer, _, buffers in before:
+            if _fresh(layer):  # not called in eval mode
+                _restore(layer, buffers)
     except BaseException:
         for layer, _, buffers in before:
-            for key, value in buffers.items():
-                layer.get_buffer(key).copy_(value)
+            _restore(layer, buffers)
         raise
     finally:
         for module, mode in modes:
@@ -57,6 +60,16 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         for layer, momentum, _ in before:
             layer.momentum = momentum
     return count
+
+
+def _fresh(layer: nn.Module) -> bool:
+    """Whether running statistics are as `reset_running_stats` leaves them."""
+    return not layer.get_buffer("running_mean").any() and bool((layer.get_buffer("running_var") == 1).all())
+
+
+def _restore(layer: nn.Module, buffers: dict[str, Tensor]) -> None:
+    for key, value in buffers.items():
+        layer.get_buffer(key).copy_(value)
 
 
 def _call(model: nn.Module, batch: Any) -> None:

@@ -51,7 +51,7 @@ def unbalanced(
     scale: Annotated[float, typer.Option(help="a: rows start at a and 1/a times unit norm; the paper draws 1e4")] = 2.0
     ** 13,
     eps: Annotated[float, typer.Option(help="of the BatchNorm layers; 1e-5 shows the trap")] = 1e-30,
-    seed: Annotated[int, typer.Option(help="of initialization and batches")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of initialization and batches")] = 0,
     device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one")] = Device.auto,
     plot: Annotated[Path, typer.Option(help="PNG of the loss curves")] = Path("unbalanced.png"),
     json_file: Annotated[Path | None, typer.Option("--json", help="all numbers, as JSON")] = None,
@@ -62,6 +62,9 @@ def unbalanced(
     try:
         split = _load(data, data_dir).to(_device(device))
         _check(config)
+        for path in (plot, json_file):
+            if path is not None and path.is_dir():
+                raise RetractError(f"{path} is a folder; name the file to write")
     except RetractError as error:
         raise typer.BadParameter(str(error)) from None
     console.print(
@@ -113,9 +116,10 @@ def _device(choice: Device) -> torch.device:
 
 
 def _check(config: figure1.Config) -> None:
-    if not 0 < config.scale < float("inf"):
+    if not 1e-15 <= config.scale <= 1e15:
         raise RetractError(
-            f"--scale {config.scale:g}: rows are multiplied by it and by its inverse, so it is a positive number"
+            f"--scale {config.scale:g}: rows are multiplied by it and by its inverse, and float32 holds their squares for "
+            "factors in [1e-15, 1e15]"
         )
     if not 0 < config.eps < float("inf"):
         raise RetractError(f"--eps {config.eps:g}: torch needs a positive eps to train")

@@ -111,6 +111,25 @@ def test_recalibrate_averages_and_restores(device):
     assert torch.allclose(instance.running_mean, x[:2].mean(1).mean(0), atol=1e-6)
 
 
+def test_recalibrate_leaves_layers_alone_that_eval_mode_does_not_call():
+    """Such as the auxiliary heads of Inception."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.aux = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x):
+            return self.main(x) + (self.aux(x) if self.training else 0)
+
+    model = Auxiliary()
+    model(torch.randn(8, 3) + 5)
+    before = copy.deepcopy(model.aux.state_dict())
+    psi.recalibrate(model, [torch.randn(8, 3)])
+    assert all(torch.equal(value, before[key]) for key, value in model.aux.state_dict().items())
+    assert abs(float(model.main.running_mean.mean())) < 1
+
+
 def test_recalibrate_leaves_statistics_alone_when_it_fails():
     norm = nn.BatchNorm1d(3)
     norm(torch.randn(8, 3))

@@ -123,7 +123,7 @@ def test_mnist_reader(tmp_path, monkeypatch):
     [
         (["--data", "mnist"], "--data mnist needs --data-dir"),
         (["--eps", "0"], "torch needs a positive eps"),
-        (["--scale", "-2"], "so it is a positive number"),
+        (["--scale", "-2"], "factors in [1e-15, 1e15]"),
         (["--epochs", "0"], "epochs"),
         (["--data", "cifar"], "cifar"),
     ],
@@ -142,5 +142,5 @@ def test_without_the_extra_one_line_names_it(missing):
     assert result.returncode == 1
     assert (
         result.stderr.strip()
-        == f"python -m retract needs {missing}, which is not installed: pip install 'retract[experiments]'"
+        == f"python -m retract needs {missing}, which is not installed: add the extra with pip install 'retract[experiments]'"
     )

@@ -1,8 +1,9 @@
 """Wrong options and parameters: a clear error at construction, and nothing changed."""
 
+import geoopt
 import pytest
 import torch
-from retract import param_groups
+from retract import declare, param_groups, put
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.manifolds.errors import DeclarationError, GeometryError, OptionError
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
@@ -10,7 +11,7 @@ from torch import nn
 
 
 def parameter():
-    return nn.Parameter(torch.eye(4, 3))
+    return nn.Parameter(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]))
 
 
 def on(manifold, **options):
@@ -133,3 +134,64 @@ def test_rows_that_fit_nothing(axis):
         Rows(blocks=0)
     with pytest.raises(GeometryError, match="goes with axis=1"):
         Rows(groups=2)
+
+
+def test_weights_that_were_never_put_on_their_manifold():
+    layer = nn.Linear(3, 4)
+    declare(layer, "weight", Sphere())
+    layer.reset_parameters()
+    with pytest.raises(GeometryError, match=r"weight is not on Sphere\(\): row \d is off by .*retract.put\(model\)"):
+        RiemannianSGD(param_groups(layer))
+    put(layer)
+    RiemannianSGD(param_groups(layer))
+    RiemannianSGD(param_groups(layer.to(torch.float64)))  # rounding of another dtype is no reason to refuse
+    with pytest.raises(DeclarationError, match="row 2 is zero"):
+        RiemannianSGD([{"params": [nn.Parameter(torch.eye(3, 2))], "manifold": PSI()}])
+
+
+def test_options_of_others_and_slips_of_the_pen():
+    with pytest.raises(OptionError, match="no option 'raduis'; did you mean 'radius'"):
+        RiemannianSGD(on(PSI(), raduis="free"))
+    with pytest.raises(OptionError, match="no option 'nesterov'; it has lr, betas"):
+        RiemannianAdam(on(PSI(), nesterov=True))
+    RiemannianSGD(on(PSI(), initial_lr=0.1, max_lr=1.0, lr_scale=0.5, note="mine"))
+    with pytest.raises(OptionError, match="name the manifold, or leave them out"):
+        RiemannianSGD([{"params": [parameter()], "rows": Rows(blocks=2)}])
+    with pytest.raises(OptionError, match="names has 1 entries for 2 parameters"):
+        RiemannianSGD([{"params": [parameter(), parameter()], "names": ["a"], "manifold": PSI()}])
+    w, b = parameter(), nn.Parameter(torch.ones(4))
+    with pytest.raises(OptionError, match="joined names a parameter that is not in the group's params"):
+        RiemannianSGD([{"params": [b], "joined": [(w, b)], "manifold": PSI()}])
+    short = nn.Parameter(torch.ones(3))
+    with pytest.raises(GeometryError, match="parts must have the same"):
+        RiemannianSGD([{"params": [w, short], "joined": [(w, short)], "manifold": PSI()}])
+
+
+def test_what_is_no_manifold():
+    for manifold, remedy in ((geoopt.Sphere(), "from_geoopt"), (PSI, "pass an instance such as")):
+        with pytest.raises(DeclarationError, match=f"weight: .* is not a Manifold; .*{remedy}"):
+            declare(nn.Linear(2, 3), "weight", manifold)
+        with pytest.raises(DeclarationError, match="is not a Manifold"):
+            RiemannianSGD(on(manifold))
+    with pytest.raises(DeclarationError, match="rows=1 is not a Rows"):
+        declare(nn.Linear(2, 3), "weight", PSI(), rows=1)
+    with pytest.raises(DeclarationError, match="5.weight: Sequential has no attribute"):
+        declare(nn.Sequential(nn.Linear(2, 3)), "5.weight", PSI())
+    with pytest.raises(GeometryError, match="needs at least 2 coordinates"):
+        declare(nn.BatchNorm1d(4), "weight", PSI())
+
+
+def test_traced_modules_have_lost_their_declarations():
+    layer = nn.Sequential(nn.Linear(2, 3))
+    declare(layer, "0.weight", PSI())
+    exported = torch.export.export(layer, (torch.ones(2, 2),)).module()
+    with pytest.raises(DeclarationError, match="a traced or exported module has lost its declarations"):
+        param_groups(exported)
+
+
+def test_subclasses_of_geoopts_parameters_are_recognised():
+    class Mine(geoopt.ManifoldParameter):
+        pass
+
+    w = Mine(nn.functional.normalize(torch.randn(2, 3), dim=1), manifold=geoopt.Sphere())
+    assert "Sphere" in RiemannianSGD([w]).param_groups[0]["manifold"]

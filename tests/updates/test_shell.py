@@ -111,9 +111,9 @@ def test_resume_mid_run_is_bitwise(name, dtype, device):
 
 
 def test_pickle_and_deepcopy_keep_the_geometry(device):
-    w, loss = matrix_problem(Sphere(), device)
+    w = nn.Parameter(Sphere().random_point(5, 6, device=device))
     optimizer = RiemannianSGD([{"params": [w], "manifold": Sphere()}], lr=0.1, momentum=0.9)
-    loss().backward()
+    w.sum().backward()
     optimizer.step()
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         (p,) = twin.param_groups[0]["params"]
@@ -132,7 +132,7 @@ def test_state_dict_of_another_geometry_is_refused(device):
     psi = make(PSI())
     psi.step()
     before = copy.deepcopy(psi.state_dict())
-    with pytest.raises(StateError, match=r"saved with manifold Sphere\(\), this group has PSI\(\)"):
+    with pytest.raises(StateError, match=r"saved with manifold 'Sphere\(\)', this group has 'PSI\(\)'"):
         psi.load_state_dict(make(Sphere()).state_dict())
     assert str(psi.state_dict()) == str(before)
     torch_state = torch.optim.SGD([nn.Parameter(torch.ones(3, 2))], lr=0.1).state_dict()
@@ -359,3 +359,105 @@ def test_chunks_change_nothing(name, device, monkeypatch):
             optimizer.step()
         ends.append([w.detach(), *(v for v in optimizer.state[w].values())])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_torch_states_load_and_other_rules_are_refused(device):
+    """On Euclidean groups a checkpoint of torch.optim goes on; one of another rule is refused, nothing changed."""
+    for ours, theirs in ((RiemannianSGD, torch.optim.SGD), (RiemannianAdam, torch.optim.Adam)):
+        weights = []
+        for switch in (False, True):
+            torch.manual_seed(0)
+            w = nn.Parameter(torch.randn(4, 3, dtype=torch.float64, device=device))
+            extra = {"momentum": 0.9} if ours is RiemannianSGD else {}
+            optimizer = theirs([w], lr=0.1, **extra)
+            for t in range(10):
+                if switch and t == 5:
+                    state = optimizer.state_dict()
+                    optimizer = ours([w], lr=0.7)
+                    optimizer.load_state_dict(state)
+                    optimizer.load_state_dict(optimizer.state_dict())
+                optimizer.zero_grad()
+                w.sin().square().sum().backward()
+                optimizer.step()
+            weights.append(w.detach())
+        assert torch.allclose(*weights, rtol=1e-12)
+    w = nn.Parameter(torch.ones(2, 2, device=device))
+    sgd, adam = RiemannianSGD([w], lr=0.3), RiemannianAdam([w])
+    with pytest.raises(StateError, match="of another rule: RiemannianSGD needs momentum"):
+        sgd.load_state_dict(adam.state_dict())
+    with pytest.raises(StateError, match="of another rule: RiemannianAdam needs betas"):
+        adam.load_state_dict(torch.optim.Adam([w], amsgrad=True).state_dict())
+    with pytest.raises(StateError, match="has 1 groups, this optimizer 2"):
+        RiemannianSGD([{"params": [w]}, {"params": [nn.Parameter(torch.ones(1))]}]).load_state_dict(sgd.state_dict())
+    state = sgd.state_dict()
+    state["param_groups"][0]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr=-1.0 is outside"):
+        sgd.load_state_dict(state)
+    assert sgd.param_groups[0]["lr"] == 0.3
+
+
+def test_joint_points_are_part_of_the_geometry(device):
+    def make(joined):
+        layer = nn.Linear(3, 2).to(device)
+        declare(layer, "weight", PSI(), joined=joined)
+        return PSISGD(param_groups(layer), lr=0.1)
+
+    with_bias = make(("bias",)).state_dict()
+    with_bias["param_groups"] *= 2  # without the join the bias is in a group of its own
+    with pytest.raises(StateError, match=r"saved with joined '0\+1', this group has ''"):
+        make(()).load_state_dict(with_bias)
+    make(("bias",)).load_state_dict(make(("bias",)).state_dict())
+
+
+def test_momentum_switched_off_and_on_again(device):
+    """The buffer that waits is still a tangent vector at the point: rescaled and transported along."""
+    ends = []
+    for scale in (1.0, 9990.0):
+        torch.manual_seed(1)
+        w = nn.Parameter(scale * torch.randn(4, 3, dtype=torch.float64, device=device))
+        optimizer = PSISGD([{"params": [w], "manifold": PSI()}], lr=0.3, momentum=0.9, radius="free")
+        c = torch.randn(4, 3, dtype=torch.float64, device=device)
+        for t in range(9):
+            optimizer.param_groups[0]["momentum"] = 0.0 if 2 <= t < 7 else 0.9
+            optimizer.zero_grad()
+            (c * w / w.norm(dim=1, keepdim=True)).sin().sum().backward()
+            optimizer.step()
+        ends.append(w.detach() / w.detach().norm(dim=1, keepdim=True))
+    assert (ends[0] - ends[1]).abs().max() <= 1e-12
+    w = nn.Parameter(Sphere().random_point(4, 3, dtype=torch.float64, device=device))
+    optimizer = RiemannianSGD([{"params": [w], "manifold": Sphere()}], lr=0.3, momentum=0.9)
+    for t in range(9):
+        optimizer.param_groups[0]["momentum"] = 0.9 if t < 3 else 0.0
+        w.grad = torch.randn_like(w)
+        optimizer.step()
+    Sphere().check_tangent(w.detach(), optimizer.state[w]["momentum_buffer"])
+
+
+def test_non_finite_gradients_on_matrices(device):
+    for manifold in (Stiefel(), Grassmann(2)):
+        for motion in ("retract", "exp"):
+            w = nn.Parameter(manifold.random_point(2, 4, 2, device=device))
+            optimizer = RiemannianSGD([{"params": [w], "manifold": manifold}], motion=motion, transport="project")
+            w.grad = torch.ones_like(w)
+            w.grad[1, 0, 0] = float("nan")
+            optimizer.step()
+            assert torch.isnan(w[1]).any()
+            assert torch.isfinite(w[0]).all()
+
+
+def test_one_element_tensor_rates_of_any_shape(device):
+    for shape in ((), (1,), (1, 1, 1)):
+        for make in (RiemannianSGD, RiemannianAdam):
+            params = [nn.Parameter(torch.ones(s, device=device)) for s in ((), (3,), (2, 2))]
+            for p in params:
+                p.grad = torch.ones_like(p)
+            make(params, lr=torch.full(shape, 0.1)).step()
+            assert all(torch.allclose(p, torch.full_like(p, 0.9)) for p in params)
+
+
+def test_differentiable_is_read_per_group(device):
+    w = nn.Parameter(torch.ones(2, 2, device=device))
+    optimizer = RiemannianSGD([{"params": [w], "differentiable": True}], lr=0.1)
+    w.grad = torch.ones_like(w)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        optimizer.step()

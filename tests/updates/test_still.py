@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
+from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from torch import nn
 
@@ -28,13 +28,12 @@ MANIFOLDS = [Euclidean(0), Euclidean(1), PSI(), Sphere(), Grassmann(1), Grassman
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nothing_moves(name, manifold, dtype, tensor_lr, device):
     """Rows inside and outside the band of norms, on the manifold and off it."""
-    w = torch.randn(6, 2 if manifold.event_ndim == 2 else 4, device=device)
-    w[:3] *= torch.tensor([[3e3 if dtype == torch.float16 else 3e4], [1e-6], [0.0]], device=device)
-    w = nn.Parameter(w.to(dtype))
-    if manifold.event_ndim == 2 and dtype in (torch.bfloat16, torch.float16):
-        w = nn.Parameter(manifold.random_point(6, 2, device=device).to(dtype))
+    w = nn.Parameter(manifold.random_point(6, 2 if manifold.event_ndim == 2 else 4, device=device).to(dtype))
     lr = torch.tensor(0.0) if tensor_lr else 0.0
-    optimizer = OPTIMIZERS[name]([{"params": [w], "manifold": manifold, "rows": Rows()}], lr)
+    optimizer = OPTIMIZERS[name]([{"params": [w], "manifold": manifold}], lr)
+    if manifold.event_ndim != 2 or w.element_size() > 2:  # torch has no QR and SVD in half precision
+        scale = torch.tensor([[3e3 if dtype == torch.float16 else 3e4], [1e-6], [0.0]], device=device)
+        w.data[:3] = (torch.randn(3, w.shape[1], device=device) * scale).to(dtype)
     before = w.detach().clone()
     for _ in range(2):
         w.grad = torch.zeros_like(w)

@@ -1,0 +1,89 @@
+"""Why a weight is not scale-invariant, read off the autograd graph. Words for people: no verdict depends on them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from torch import Tensor
+
+__all__ = ["explain"]
+
+_NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "InstanceNorm")
+# Functions f with f(a x) ≠ a f(x), by the name of their autograd node.
+_NONLINEAR = {
+    "Silu": "SiLU",
+    "Gelu": "GELU",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "Elu": "ELU",
+    "Celu": "CELU",
+    "Softplus": "softplus",
+    "Hardswish": "hardswish",
+    "Hardsigmoid": "hardsigmoid",
+    "Hardtanh": "hardtanh",
+    "Mish": "Mish",
+    "LogSigmoid": "log-sigmoid",
+    "Softmax": "softmax",
+    "LogSoftmax": "log-softmax",
+    "ScaledDotProductFlashAttentionForCpu": "softmax",
+    "ScaledDotProductFlashAttention": "softmax",
+    "ScaledDotProductEfficientAttention": "softmax",
+    "Exp": "exp",
+    "Log": "log",
+}
+
+
+def explain(outputs: Iterable[Tensor], weights: dict[str, Tensor]) -> dict[str, str]:
+    """Per weight, the first thing on its way to the outputs that stops a factor from passing through to a norm."""
+    consumers, leaves = _graph(outputs)
+    return {name: _walk(leaves.get(id(w)), consumers) for name, w in weights.items()}
+
+
+def _graph(outputs: Iterable[Tensor]) -> tuple[dict[object, list[object]], dict[int, object]]:
+    """Node → nodes that use its result; and the node of every leaf tensor, by id."""
+    consumers: dict[object, list[object]] = defaultdict(list)
+    leaves: dict[int, object] = {}
+    stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if hasattr(node, "variable"):
+            leaves[id(node.variable)] = node
+        for source, _ in node.next_functions:
+            if source is not None:
+                consumers[source].append(node)
+                if source not in seen:
+                    seen.add(source)
+                    stack.append(source)
+    return consumers, leaves
+
+
+def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
+    if leaf is None:
+        return "not used in the forward pass"
+    blocker, frozen, norm_behind = "", False, False
+    layer, seen, first = [leaf], {leaf}, True
+    while layer:
+        ahead = []
+        for node in layer:
+            for consumer in consumers[node]:
+                kind = re.sub(r"Backward\d*$", "", type(consumer).__name__)
+                if any(name in kind for name in _NORMS) and not first:
+                    norm_behind = True
+                    frozen = frozen or (not blocker and getattr(consumer, "_saved_training", True) is False)
+                elif not norm_behind and not blocker:
+                    if kind in _NONLINEAR:
+                        blocker = f"{_NONLINEAR[kind]} between weight and norm"
+                    elif kind == "Add":
+                        blocker = "feeds a residual sum"
+                if consumer not in seen:
+                    seen.add(consumer)
+                    ahead.append(consumer)
+        layer, first = ahead, False
+    if frozen:
+        return "BatchNorm is in eval mode"
+    if not norm_behind:
+        return "no norm behind it"
+    return blocker or "not every path to a norm scales with it"

@@ -1,0 +1,127 @@
+"""`Finding` and `Report`: what was measured, as values, as a table, as a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, overload
+
+from ..manifolds import Rows
+from ..manifolds.errors import MissingExtraError
+
+__all__ = ["Finding", "Report"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict on one parameter."""
+
+    name: str
+    """Qualified name."""
+    granularity: str
+    """``"row"``, ``"block"``, ``"tensor"``: what can be scaled by a positive factor of its own; or ``"none"``."""
+    rows: Rows
+    """How the parameter is cut into such points."""
+    joined: tuple[str, ...]
+    """Names of parameters of the same module that scale along."""
+    radial: float
+    """Largest |⟨w, g⟩| / (‖w‖ ‖g‖) over the points, with the weights scaled up so that no norm's eps shows; Euler's
+    identity says 0. For ``"none"``, that of the whole tensor at its present scale."""
+    leak: float
+    """The same at the present scale: what the norm's eps leaves of the invariance. NaN for ``"none"``."""
+    reason: str
+    """One phrase."""
+    shape: tuple[int, ...]
+    """Of the parameter."""
+
+
+class Report(Sequence[Finding]):
+    """The findings on all parameters of a model, in the model's order."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self._findings = tuple(findings)
+
+    @overload
+    def __getitem__(self, index: int) -> Finding: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Finding]: ...
+    def __getitem__(self, index: int | slice) -> Finding | Sequence[Finding]:
+        return self._findings[index]
+
+    def __len__(self) -> int:
+        return len(self._findings)
+
+    @property
+    def invariant(self) -> list[Finding]:
+        """The findings other than ``"none"``."""
+        return [finding for finding in self if finding.granularity != "none"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, by parameter name; `rows` as its repr."""
+        return {f.name: {**asdict(f), "rows": repr(f.rows)} for f in self}
+
+    def __str__(self) -> str:
+        """An aligned table with a summary line."""
+        header = ("parameter", "shape", "invariant per", "rows", "with", "radial", "leak", "reason")
+        lines = [header]
+        for f in self:
+            found = f.granularity != "none"
+            lines.append(
+                (
+                    f.name,
+                    "×".join(map(str, f.shape)) or "scalar",
+                    f.granularity if found else "–",
+                    _cut(f.rows) if found else "",
+                    ", ".join(f.joined),
+                    f"{f.radial:.0e}",
+                    "" if math.isnan(f.leak) else f"{f.leak:.0e}",
+                    f.reason,
+                )
+            )
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        ]
+        return "\n".join([table[0], "─" * max(map(len, table)), *table[1:], "", self.summary()])
+
+    def summary(self) -> str:
+        """How many tensors and numbers are invariant, and what share of the model that is."""
+        sizes = {f.name: math.prod(f.shape) for f in self}
+        path = {f.name: f.name.rpartition(".")[0] for f in self}
+        covered = {f.name for f in self.invariant}
+        covered |= {f"{path[f.name]}.{part}".lstrip(".") for f in self.invariant for part in f.joined}
+        count, total = sum(sizes[name] for name in covered), sum(sizes.values())
+        share = 100 * count / total if total else 0.0
+        return f"{len(covered)} of {len(self)} tensors are scale-invariant: {count:,} of {total:,} parameters, {share:.1f} %."
+
+    def plot(self, ax: Any = None) -> Any:
+        """Bars of the radial ratio per tensor on a log scale, on matplotlib axes `ax` (default: new ones), which
+        are returned. Raises `MissingExtraError` without matplotlib."""
+        try:
+            from matplotlib import pyplot as plt
+            from matplotlib.patches import Patch
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("Report.plot needs matplotlib: pip install 'retract[experiments]'") from error
+        if ax is None:
+            _, ax = plt.subplots(figsize=(8, 1 + 0.2 * len(self)), layout="constrained")
+        colors = {"row": "#2171b5", "block": "#6baed6", "tensor": "#9ecae1", "none": "#d94801"}
+        floor = 1e-18
+        ax.barh(
+            [f.name for f in self], [max(f.radial, floor) for f in self], color=[colors[f.granularity] for f in self]
+        )
+        ax.set_xscale("log")
+        ax.set_xlim(floor, 2)
+        ax.invert_yaxis()
+        ax.set_xlabel("radial ratio |⟨w, g⟩| / (‖w‖ ‖g‖)")
+        shown = dict.fromkeys(f.granularity for f in self)
+        ax.legend(handles=[Patch(color=colors[g], label=g) for g in shown], title="invariant per")
+        return ax
+
+
+def _cut(rows: Rows) -> str:
+    if rows.blocks is not None:
+        return f"blocks={rows.blocks}"
+    if rows.axis == 0:
+        return "axis 0"
+    return f"axis {rows.axis}" + (f", groups={rows.groups}" if rows.groups > 1 else "")
