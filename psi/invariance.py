@@ -5,7 +5,8 @@
    little, so what passes is scaled up by 2^10, where eps is nothing, and must pass strictly there, on other
    inputs, in a second backward pass.
 2. Rescaling. All candidates are multiplied by random positive factors, one per point, and the outputs must
-   not change, for any of the inputs. If they do, halves of the candidates are tried, down to the culprits.
+   not change, for any of the inputs. If they do, halves of the candidates are tried, down to the culprits,
+   for which the next coarser cut is tried.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ LOOSE = 0.1
 """Relative change of the outputs when candidates are scaled up, which takes their norms' eps away."""
 TIGHT = 1e-6
 """Relative change of the outputs under random factors, once scaled up."""
-FACTORS = 4.0
-"""Random factors are 2^t with t normal of this standard deviation."""
-CHUNK = 2**20
+FACTORS = 8
+"""Random factors are 2^1 … 2^8: not below one, where an eps would show again."""
+CHUNK = 2**17
 """Elements whose products are summed at a time."""
 DEAD = 1e-12
 """‖w‖ ‖g‖ relative to the largest in the model, below which a gradient is rounding and says nothing."""
@@ -101,18 +102,21 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
     leaks = {c: present.worst(c) for passing in screened.values() for c in passing}
     present.forget()
     del gradients
-    kept = _scalable(probe, screened, base)
+    # Scaled as a whole all cuts are alike; what differs is whether the bias goes along.
+    wholes = {
+        n: [c for i, c in enumerate(cs) if c.parts not in [d.parts for d in cs[:i]]] for n, cs in screened.items()
+    }
+    kept = _first_agreeing(probe, wholes, [base], _scale_up, LOOSE)
     _apply(probe, kept, _scale_up)
     with torch.enable_grad():
         strict = _Euler(probe.weights, probe.gradients(probe.run(min(1, probes - 1))))
     holding = {c.name: [d for d in screened[c.name] if strict.holds(d, STRICT)] for c in kept}
-    chosen = [candidates[0] for candidates in holding.values() if candidates]
-    radial = {c: strict.worst(c) for c in chosen}
+    radial = {c: strict.worst(c) for candidates in holding.values() for c in candidates}
     strict.forget()
     bases = [[t.detach() for t in probe.run(number)] for number in range(probes)]
     proven = {
         c.name: Finding(c.name, c.granularity, c.rows, c.joined, radial[c], leaks[c], _WORDS[c.granularity], ())
-        for c in _agreeing(probe, chosen, bases, _random_factors, TIGHT)
+        for c in _first_agreeing(probe, holding, bases, _random_factors, TIGHT)
     }
     return _report(model, proven, unproven)
 
@@ -216,12 +220,15 @@ class _Euler:
                 self._sums[key] = torch.stack([w * g, w * w, g * g]).view(3, 1)
                 return self._sums[key]
             a, b = layout.arrange(w), layout.arrange(g)
-            pieces = []
+            sums = w.new_empty(3, *layout.arranged[: layout.axes])
             step = max(1, CHUNK * a.shape[0] // max(1, a.numel()))
-            for u, v in zip(a.split(step), b.split(step), strict=True):
-                flat = [(s * t).flatten() for s, t in ((u, v), (u, u), (v, v))]
-                pieces.append(torch.stack([f.view(-1, layout.event[0]).sum(1) for f in flat]))
-            self._sums[key] = torch.cat(pieces, 1)
+            inside = tuple(range(layout.axes, a.ndim))
+            for start in range(0, a.shape[0], step):
+                part = slice(start, start + step)
+                for row, (s, t) in zip(sums, ((a, b), (a, a), (b, b)), strict=True):
+                    product = s[part] * t[part]
+                    row[part] = product.sum(inside) if inside else product
+            self._sums[key] = sums.view(3, -1)
         return self._sums[key]
 
 
@@ -235,7 +242,7 @@ def _scale_up(points: int) -> Tensor:
 def _random_factors(points: int) -> Tensor:
     """Powers of two, which can be undone without a trace."""
     generator = torch.Generator().manual_seed(points)
-    return 2.0 ** (FACTORS * torch.randn(points, 1, generator=generator, dtype=torch.float64)).round()
+    return 2.0 ** torch.randint(1, FACTORS + 1, (points, 1), generator=generator).double()
 
 
 def _apply(probe: Probe, candidates: Sequence[_Candidate], factors: Factors, *, undo: bool = False) -> None:
@@ -269,13 +276,18 @@ def _agreeing(
     ]
 
 
-def _scalable(probe: Probe, screened: dict[str, list[_Candidate]], base: list[Tensor]) -> list[_Candidate]:
-    """Per parameter the first of its candidates that can be scaled up as a whole: alone, else with its bias."""
-    pending = {name: list({c.parts: c for c in reversed(passing)}.values())[::-1] for name, passing in screened.items()}
+def _first_agreeing(
+    probe: Probe,
+    options: dict[str, list[_Candidate]],
+    bases: Sequence[list[Tensor]],
+    factors: Factors,
+    tolerance: float,
+) -> list[_Candidate]:
+    """Per parameter the first of its candidates, in the order given, that agrees as in `_agreeing`."""
+    pending = {name: list(candidates) for name, candidates in options.items() if candidates}
     kept: list[_Candidate] = []
     while pending:
-        tried = [candidates[0] for candidates in pending.values()]
-        good = _agreeing(probe, tried, [base], _scale_up, LOOSE)
+        good = _agreeing(probe, [candidates[0] for candidates in pending.values()], bases, factors, tolerance)
         kept += good
         done = {c.name for c in good}
         pending = {name: rest[1:] for name, rest in pending.items() if name not in done and len(rest) > 1}

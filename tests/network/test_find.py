@@ -1,6 +1,8 @@
 """`psi.find` against labels derived by hand, and `psi.declare` on what it finds."""
 
 import copy
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -81,6 +83,36 @@ def test_cost(monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", counted)
     psi.find(model, *inputs)
     assert calls == {"forward": 7, "backward": 2}
+
+
+class Careless(nn.Module):
+    """Leaves things on itself in its forward pass, and flips a flag."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.drop = nn.Linear(4, 6, bias=False), nn.LayerNorm(6), nn.Dropout(0.5)
+        self.kept = torch.ones(2)
+
+    def forward(self, x):
+        self.cache = self.kept = self.drop(self.linear(x))
+        self.norm.training = not self.norm.training
+        return self.norm(self.cache)
+
+
+def test_careless_models_and_random_states():
+    model, x = Careless(), torch.randn(3, 4)
+    before = snapshot(model)
+    reports = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        reports.append(psi.find(model, x).to_dict())
+        assert torch.equal(torch.get_rng_state(), state)
+    assert str(reports[0]) == str(reports[1])
+    assert reports[0]["linear.weight"]["granularity"] == "tensor"
+    assert before[2] == snapshot(model)[2]
+    assert torch.equal(model.kept, torch.ones(2))
+    assert not hasattr(model, "cache")
 
 
 def test_reasons():
@@ -250,6 +282,27 @@ def test_theorem_1_with_joint_points_blocks_and_tensors(transport, device):
         curves.append(torch.stack(losses))
         assert all(not torch.equal(a, b) for a, b in zip(net.parameters(), model.parameters(), strict=True))
     assert (curves[0] - curves[1]).abs().max() <= 1e-10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory():
+    """Peak memory beyond the model: at most 5 × the model, for one dominated by a single tensor."""
+    code = """
+import resource, torch
+from torch import nn
+from retract import psi
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+small = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+psi.find(small, torch.randn(4, 8))
+model = nn.Sequential(nn.Linear(6000, 6000), nn.LayerNorm(6000))
+before = peak()
+report = psi.find(model, torch.randn(4, 6000))
+assert report[0].granularity == "tensor", str(report)
+size = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
+print((peak() - before) / size)
+"""
+    output = subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
+    assert float(output.stdout) <= 5
 
 
 def test_bad_input():

@@ -441,8 +441,35 @@ def lying_gradient():
     return Lying(), (torch.randn(3, 4),), {}  # Euler's identity holds for the gradient it reports, rescaling does not
 
 
+class LiarPerRow(torch.autograd.Function):
+    """w/‖w‖ of the whole matrix, with a backward pass that claims to normalise each row."""
+
+    @staticmethod
+    def forward(ctx, w):
+        ctx.save_for_backward(w)
+        return w / w.norm()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (w,) = ctx.saved_tensors
+        return (grad - w * (w * grad).sum(1, keepdim=True) / w.square().sum(1, keepdim=True)) / w.norm()
+
+
+class LyingPerRow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        return F.linear(x, LiarPerRow.apply(self.weight))
+
+
+def lying_per_row():
+    return LyingPerRow(), (torch.randn(3, 4),), {"weight": WHOLE}  # rescaling rows tells what the gradient does not
+
+
 ZOO = [
     resnet20, wrn16_2, vgg, groupnorm_resnet, convnext, mobilenet, dcgan, vit_qk_norm, vit, post_ln, pre_ln, lstm,
     instancenorm, weight_norm, tied, tied_both, conv_relu_bn, conv_silu_bn, two_convs_one_norm, frozen_bn, fused_in_proj,
-    embedding, functional_batch_norm, functional_layer_norm, hand_norm, custom_function, lying_gradient,
+    embedding, functional_batch_norm, functional_layer_norm, hand_norm, custom_function, lying_per_row, lying_gradient,
 ]  # fmt: skip
