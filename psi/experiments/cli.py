@@ -75,6 +75,7 @@ def unbalanced(
         f"BatchNorm's eps = {eps:g} changes the output at the rescaled start by {figure1.eps_leak(split, config):.2g} "
         "(relative, float64); without eps it would be rounding."
     )
+    console.print(str(figure1.invariance(split, config)), highlight=False, soft_wrap=True)
     outcomes = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ... import manifolds, optim
-from ...manifolds.declare import declare
+from ..declare import declare
+from ..invariance import find
+from ..report import Report
 from .data import Split
 
-__all__ = ["METHODS", "Config", "Outcome", "compare", "eps_leak"]
+__all__ = ["METHODS", "Config", "Outcome", "compare", "eps_leak", "invariance"]
 
 METHODS = ("SGD", "SGDG", "PSI-SGD", "PSI-SGDM")
 STARTS = ("balanced", "rescaled")
@@ -74,7 +76,15 @@ def compare(
     """Train from both starts; ``after_epoch(start, epoch, mean loss)`` reports progress."""
     outcome = Outcome(method)
     for start in STARTS:
-        model = _network(data, config, rescaled=start == "rescaled")
+        model = _network(data, config)
+        if method != "SGD":
+            manifold: manifolds.Manifold = manifolds.Grassmann(1) if method == "SGDG" else manifolds.PSI()
+            declare(model, data.train_x[: config.batch], manifold=manifold)
+        if start == "rescaled":
+            _rescale(model, config.scale)
+            manifolds.put(
+                model
+            )  # PSI leaves rows where they are; SGDG has to normalise them, so its starts are one point
         steps, means = _train(model, _optimizer(method, model, config), data, config, start, after_epoch)
         outcome.losses[start], outcome.epoch_means[start] = steps, means
         model.eval()
@@ -84,17 +94,23 @@ def compare(
     return outcome
 
 
+def invariance(data: Split, config: Config) -> Report:
+    """What is scale-invariant in the network, measured at the balanced start."""
+    return find(_network(data, config), data.train_x[: config.batch])
+
+
 def eps_leak(data: Split, config: Config) -> float:
     """How far eps breaks the invariance at the rescaled start: largest relative change of the outputs for the
     first batch, in float64. Without eps it would be rounding."""
-    x = data.train_x[: config.batch].double()
+    model, x = _network(data, config).double(), data.train_x[: config.batch].double()
     with torch.no_grad():
-        balanced, rescaled = (_network(data, config, rescaled=flag).double()(x) for flag in (False, True))
-    return float((balanced - rescaled).abs().max() / balanced.abs().max())
+        balanced = model(x)
+        _rescale(model, config.scale)
+        return float((balanced - model(x)).abs().max() / balanced.abs().max())
 
 
-def _network(data: Split, config: Config, *, rescaled: bool) -> nn.Sequential:
-    """Linear–BN–ReLU–Linear–BN with rows of unit norm, or T_a of it."""
+def _network(data: Split, config: Config) -> nn.Sequential:
+    """Linear–BN–ReLU–Linear–BN with rows of unit norm."""
     torch.manual_seed(config.seed)
     inputs, classes = data.train_x.shape[1], int(data.train_y.max()) + 1
     model = nn.Sequential(
@@ -107,19 +123,20 @@ def _network(data: Split, config: Config, *, rescaled: bool) -> nn.Sequential:
     with torch.no_grad():
         for weight in map(model.get_parameter, WEIGHTS):
             weight.copy_(nn.functional.normalize(weight, dim=1))
-            if rescaled:
-                weight[0::2] *= config.scale
-                weight[1::2] /= config.scale
     return model.to(data.train_x.device)
 
 
+@torch.no_grad()
+def _rescale(model: nn.Module, scale: float) -> None:
+    """T_a: rows of both weights times a and 1/a in turn."""
+    for weight in map(model.get_parameter, WEIGHTS):
+        weight[0::2] *= scale
+        weight[1::2] /= scale
+
+
 def _optimizer(method: str, model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """Rows stay where they start (PSI); SGDG has to normalise them, so its two starts are one point."""
     if method == "SGD":
         return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum)
-    manifold: manifolds.Manifold = manifolds.Grassmann(1) if method == "SGDG" else manifolds.PSI()
-    for name in WEIGHTS:
-        declare(model, name, manifold)
     groups = optim.param_groups(model)
     if method == "SGDG":
         return optim.SGDG(groups, lr=config.lr, momentum=config.momentum)
