@@ -23,8 +23,9 @@ def resnet50():
 
 
 def group(shapes, **geometry):
-    """One group of random weights with gradients."""
-    params = [torch.nn.Parameter(torch.randn(s) / (s[1] * s[2] * s[3]) ** 0.5) for s in shapes]
+    """One group of random weights with unit rows, and gradients."""
+    rows = [torch.nn.functional.normalize(torch.randn(s).flatten(1), dim=1).view(s) for s in shapes]
+    params = [torch.nn.Parameter(w) for w in rows]
     for p in params:
         p.grad = 1e-3 * torch.randn_like(p)
     return [{"params": params, **geometry}]
