@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..manifolds import Rows
+from ..manifolds.rows import gather
 from .probe import Probe, ProbeError
 from .reasons import explain
 from .report import Finding, Report
@@ -36,8 +37,10 @@ LEAKY = 0.1
 STRICT = 1e-6
 """Scaled up: eps leaks a millionth of what it did, rounding less."""
 SCALE_UP = 2.0**10
+SCALE_DOWN = 2.0**-2
+"""Catches what is invariant above a threshold only. An eps shows 16 times as much as at the present scale."""
 LOOSE = 0.1
-"""Relative change of the outputs when candidates are scaled up, which takes their norms' eps away."""
+"""Relative change of the outputs when candidates are scaled up or down as a whole, which changes what eps leaks."""
 TIGHT = 1e-6
 """Relative change of the outputs under random factors, once scaled up."""
 FACTORS = 8
@@ -73,7 +76,7 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         probes: number of inputs: the given one and perturbed copies of it.
 
     The model comes out exactly as it went in: it runs in float64 on copies of its parameters and buffers.
-    That costs two backward and usually 2 + 2 × `probes` forward passes.
+    That costs two backward and usually 2 + 5 × `probes` − 1 forward passes. Forward hooks run in each.
 
     Raises:
         ProbeError: the forward pass failed, returned something not finite or nothing differentiable; a
@@ -102,11 +105,15 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
     leaks = {c: present.worst(c) for passing in screened.values() for c in passing}
     present.forget()
     del gradients
-    # Scaled as a whole all cuts are alike; what differs is whether the bias goes along.
+    bases = [base, *_perturbed(probe, probes)]
+    # Scaled as a whole all cuts are alike; what differs is whether a bias goes along. That is tried first: a dead bias does
+    # not mind, while a live one left behind would be too small to show.
     wholes = {
-        n: [c for i, c in enumerate(cs) if c.parts not in [d.parts for d in cs[:i]]] for n, cs in screened.items()
+        name: [_Candidate(name, "tensor", Rows(blocks=1), joined) for joined in [*_biases(model, name), ()]]
+        for name in screened
     }
-    kept = _first_agreeing(probe, wholes, [base], _scale_up, LOOSE)
+    kept = _first_agreeing(probe, wholes, bases, _scale_up, LOOSE)
+    kept = _agreeing(probe, kept, bases, _scale_down, LOOSE)
     _apply(probe, kept, _scale_up)
     with torch.enable_grad():
         strict = _Euler(probe.weights, probe.gradients(probe.run(min(1, probes - 1))))
@@ -119,6 +126,16 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         for c in _first_agreeing(probe, holding, bases, _random_factors, TIGHT)
     }
     return _report(model, proven, unproven)
+
+
+def _perturbed(probe: Probe, probes: int) -> list[list[Tensor]]:
+    """Outputs for the perturbed inputs. Where the model does not stand them (sorted lengths, targets in [0, 1]), the
+    given ones serve again."""
+    try:
+        return [[t.detach() for t in probe.run(number)] for number in range(1, probes)]
+    except ProbeError:
+        probe.perturbs = False
+        return [[t.detach() for t in probe.run(number)] for number in range(1, probes)]
 
 
 def _refuse_frozen(model: nn.Module) -> None:
@@ -143,22 +160,26 @@ def _candidates(model: nn.Module, name: str) -> Iterator[_Candidate]:
             cuts.append(("row", Rows(axis=1, groups=groups)))
         cuts += [("block", Rows(blocks=g)) for g in range(shape[0] - 1, 1, -1) if shape[0] % g == 0]
         cuts.append(("tensor", Rows(blocks=1)))
-    partners = [
-        other
-        for other, q in owner._parameters.items()
-        if q is not None
-        and q.ndim == 1
-        and other != leaf
-        and (len(shape) > 1 or ("bias" in other and "weight" in leaf))
-    ]
+    partners = _biases(model, name)
     for granularity, rows in cuts:
         yield _Candidate(name, granularity, rows, ())
         points = rows.layout(owner._parameters[leaf], 1).batch  # type: ignore[arg-type]
-        for other in partners:
-            size = owner._parameters[other].shape[0]  # type: ignore[union-attr]
+        for joined in partners:
+            size = owner._parameters[joined[0]].shape[0]  # type: ignore[union-attr]
             divides = size % rows.blocks == 0 if rows.blocks is not None else (size,) == points
             if divides:
-                yield _Candidate(name, granularity, rows, (other,))
+                yield _Candidate(name, granularity, rows, joined)
+
+
+def _biases(model: nn.Module, name: str) -> list[tuple[str, ...]]:
+    """Parameters of the same module that may scale along: vectors beside a matrix, the shift beside a gain."""
+    path, _, leaf = name.rpartition(".")
+    parameters = model.get_submodule(path)._parameters
+    vectors = [key for key, q in parameters.items() if q is not None and q.ndim == 1 and key != leaf]
+    p = parameters[leaf]
+    if p is None or p.ndim == 0:
+        return []
+    return [(key,) for key in vectors if p.ndim > 1 or ("bias" in key and "weight" in leaf)]
 
 
 class _Euler:
@@ -237,6 +258,10 @@ Factors = Callable[[int], Tensor]
 
 def _scale_up(points: int) -> Tensor:
     return torch.full((points, 1), SCALE_UP, dtype=torch.float64)
+
+
+def _scale_down(points: int) -> Tensor:
+    return torch.full((points, 1), SCALE_DOWN, dtype=torch.float64)
 
 
 def _random_factors(points: int) -> Tensor:
@@ -324,15 +349,34 @@ def _reason(name: str, words: str, candidates: Sequence[_Candidate], present: _E
     return words
 
 
+def _obstacle(model: nn.Module, finding: Finding) -> str | None:
+    """Why an invariant parameter cannot be declared all the same: half of a point is frozen, or a row is zero now."""
+    path, _, leaf = finding.name.rpartition(".")
+    owner = model.get_submodule(path)
+    parts = [owner.get_parameter(part) for part in (leaf, *finding.joined)]
+    if len({part.requires_grad for part in parts}) > 1:
+        frozen = [name for name, part in zip((leaf, *finding.joined), parts, strict=True) if not part.requires_grad]
+        return f"invariant with {', '.join(finding.joined)}, but {', '.join(frozen)} is frozen"
+    points = gather([part.detach() for part in parts], [finding.rows.layout(part, 1) for part in parts])
+    zero = (points == 0).all(1)
+    return f"invariant, but row {int(zero.int().argmax())} is zero" if zero.any() else None
+
+
 def _report(model: nn.Module, proven: dict[str, Finding], unproven: dict[str, tuple[float, str]]) -> Report:
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
-    leads = {f"{f.name.rpartition('.')[0]}.{part}".lstrip("."): f.name for f in proven.values() for part in f.joined}
+    proven_free = {name: f for name, f in proven.items() if _obstacle(model, f) is None}
+    leads = {
+        f"{f.name.rpartition('.')[0]}.{part}".lstrip("."): f.name for f in proven_free.values() for part in f.joined
+    }
     findings = []
     for name, p in model.named_parameters():
         if name in proven:
-            findings.append(replace(proven[name], shape=tuple(p.shape)))
+            obstacle = _obstacle(model, proven[name])
+            found = replace(proven[name], shape=tuple(p.shape))
+            none = {"granularity": "none", "rows": Rows(), "joined": (), "leak": math.nan}
+            findings.append(replace(found, **none, reason=obstacle) if obstacle else found)  # type: ignore[arg-type]
             continue
         radial, reason = unproven.get(name, (math.nan, f"{p.dtype} is not a real floating-point type"))
         others = [other for other in names[id(p)] if other != name]

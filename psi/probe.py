@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -19,6 +21,8 @@ SEED = 0
 # Invariance holds for all weights or for none, so it is measured next to the weights rather than at them: a bias, a
 # residual branch or a gain that is zero at initialization would hide what it does.
 WEIGHT_NOISE = 0.1
+SMALL_GAIN = 0.05
+"""Root mean square below which a gain counts as one that starts near zero, such as LayerScale."""
 INPUT_NOISE = 0.1
 
 
@@ -29,8 +33,8 @@ class ProbeError(RetractError, RuntimeError):
 class Probe:
     """Copies of a model's parameters in float64, and the model run on them.
 
-    `weights` maps names to leaf tensors that may be changed in place; `reset` brings them back. Inputs are
-    numbered: 0 as given, the others perturbed copies.
+    `weights` maps names to leaf tensors that may be changed in place. Inputs are numbered: 0 as given, the others
+    perturbed copies at unit size.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -39,6 +43,8 @@ class Probe:
                 "a scripted module cannot be probed: its tensors cannot be replaced; pass the eager module"
             )
         self.model, self.args, self.kwargs = model, args, kwargs
+        self.perturbs = True
+        """Whether inputs from 1 on differ from the given ones; some models do not stand it."""
         self.weights: dict[str, Tensor] = {}
         for name, p in model.named_parameters():
             if isinstance(p, nn.parameter.UninitializedParameter):
@@ -47,40 +53,70 @@ class Probe:
                 raise ProbeError(f"{name} is on the meta device and has no values to measure with; initialize it first")
             if p.is_floating_point():
                 self.weights[name] = torch.empty_like(p, dtype=torch.float64).requires_grad_()
-        self.reset()
+        names = {id(p): name for name, p in model.named_parameters()}
+        # One slot per place that holds a parameter: a module used twice is one place, tied modules are two.
+        self._slots = {
+            f"{prefix}.{leaf}".lstrip("."): names[id(p)]
+            for prefix, module in model.named_modules()
+            for leaf, p in module._parameters.items()
+            if p is not None and names[id(p)] in self.weights
+        }
+        self._fill()
 
     @torch.no_grad()
-    def reset(self) -> None:
-        """The model's weights with a little noise: always the same."""
+    def _fill(self) -> None:
+        """The model's weights with a little noise."""
         generator = torch.Generator().manual_seed(SEED)
-        for name, p in self.model.named_parameters():
-            if name in self.weights:
-                w = self.weights[name].copy_(p)
-                size = float(w.norm()) / max(1, w.numel()) ** 0.5
-                noise = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device)
-                w.add_(noise, alpha=WEIGHT_NOISE * (size or 1.0))
+        parameters = dict(self.model.named_parameters())
+        for name, w in self.weights.items():
+            w.copy_(parameters[name])
+            size = self._noise(name, parameters)
+            w.add_(torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device), alpha=size)
+
+    def _noise(self, name: str, parameters: dict[str, nn.Parameter]) -> float:
+        """Standard deviation of the noise: a tenth of the parameter's own size; but a bias or gain is made as large as
+        what it is added to or multiplied with, lest it be too small to show."""
+        p = parameters[name]
+        own = _rms(p)
+        if p.ndim != 1:
+            return WEIGHT_NOISE * own or 1.0
+        owner = self.model.get_submodule(name.rpartition(".")[0])
+        beside = [
+            _rms(q) * (q.numel() / q.shape[0]) ** 0.5
+            for q in owner._parameters.values()
+            if q is not None and q.ndim > 1
+        ]
+        if beside:
+            return max(WEIGHT_NOISE * own, max(beside)) or 1.0
+        return WEIGHT_NOISE * own if own > SMALL_GAIN else 1.0
 
     def run(self, number: int) -> list[Tensor]:
-        """The floating-point tensors that the model returns for input `number`, in float64.
+        """What the model returns for input `number`, every tensor as float64.
 
         Every run sees the same random numbers, so dropout draws the same mask. Raises `ProbeError`, naming
         the probe, for whatever the model raises, and for outputs that are not finite.
         """
+        shown = number if self.perturbs else 0
         generator = torch.Generator().manual_seed(SEED + number)
-        args = _map(self.args, lambda t: _prepare(t, number, generator))
-        kwargs = _map(self.kwargs, lambda t: _prepare(t, number, generator))
         buffers = {
-            name: b.detach().double() if b.is_floating_point() else b.detach().clone()
-            for name, b in self.model.named_buffers()
+            f"{prefix}.{leaf}".lstrip("."): _copy(b)
+            for prefix, module in self.model.named_modules()
+            for leaf, b in module._buffers.items()
+            if b is not None
         }
+        weights = {slot: self.weights[name] for slot, name in self._slots.items()}
         with _untouched(self.model):
             try:
-                outputs = functional_call(self.model, {**self.weights, **buffers}, args, kwargs)
+                args = _map(self.args, lambda t: _prepare(t, shown, generator))
+                kwargs = _map(self.kwargs, lambda t: _prepare(t, shown, generator))
+                outputs = functional_call(self.model, {**weights, **buffers}, args, kwargs, tie_weights=False)
             except Exception as error:
                 raise ProbeError(
                     f"the forward pass failed in {_name(number)}: {type(error).__name__}: {error}"
                 ) from error
-        tensors = [t for t in _leaves(outputs) if t.is_floating_point()]
+            tensors = [torch.view_as_real(t) if t.is_complex() else t for t in _leaves(outputs)]
+            # Whatever is returned must not change under rescaling, flags and indices included.
+            tensors = [t if t.is_floating_point() else t.double() for t in tensors]
         if not all(torch.isfinite(t).all() for t in tensors):
             raise ProbeError(f"the model returned values that are not finite in {_name(number)}")
         return tensors
@@ -111,52 +147,88 @@ def _name(number: int) -> str:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Float64 by default, gradients on, a fixed random state; all put back, and with it what the model's forward
-    pass leaves on its modules (plain tensor attributes, training flags)."""
+    """Float64 by default, gradients on, fixed random states; all put back, and with it what the model's forward
+    pass leaves on its modules (plain attributes, in place or rebound)."""
     attributes = [
-        (module, {key: value for key, value in vars(module).items() if isinstance(value, Tensor | bool)})
-        for module in model.modules()
+        (module, {key: (value, _snapshot(value)) for key, value in vars(module).items()}) for module in model.modules()
     ]
-    dtype = torch.get_default_dtype()
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(d for d in devices if d is not None)):
+    dtype, python, numpy_state = torch.get_default_dtype(), random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(SEED)
+        random.seed(SEED)
+        np.random.seed(SEED)
         torch.set_default_dtype(torch.float64)
         try:
             with torch.inference_mode(False), torch.enable_grad():
                 yield
         finally:
             torch.set_default_dtype(dtype)
+            random.setstate(python)
+            np.random.set_state(numpy_state)
             for module, kept in attributes:
-                for key in [k for k, v in vars(module).items() if isinstance(v, Tensor) and k not in kept]:
+                for key in [key for key in vars(module) if key not in kept]:
                     del module.__dict__[key]
-                module.__dict__.update(kept)
+                for key, (value, content) in kept.items():
+                    module.__dict__[key] = value
+                    _restore(value, content)
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy of the content of what a module may change in place: tensors, lists, dicts, sets."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.copy() if isinstance(value, list | dict | set) else None
+
+
+def _restore(value: Any, content: Any) -> None:
+    if isinstance(value, Tensor):
+        if not torch.equal(value.detach(), content):
+            value.detach().copy_(content)
+    elif isinstance(value, list):
+        value[:] = content
+    elif isinstance(value, dict | set) and value != content:
+        value.clear()
+        value.update(content)
+
+
+def _copy(t: Tensor) -> Tensor:
+    """A copy, in float64 where `t` is of floating point."""
+    t = t.detach()
+    return t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone()
+
+
+def _rms(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) / max(1, t.numel()) ** 0.5
 
 
 def _prepare(t: Tensor, number: int, generator: torch.Generator) -> Tensor:
-    """Input `number` made of `t`: floats in float64, from 1 on with noise; integers (token ids) shuffled."""
-    t = t.detach()
-    if t.is_floating_point():
-        t = t.double()
-        if number and t.numel():
-            noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)
-            t = t + INPUT_NOISE * number * noise * t.square().mean().sqrt()
+    """Input `number` made of `t`: a copy in float64; from 1 on, floats brought to unit size and given noise, and
+    batches of integers (token ids) shuffled. Masks, lengths and offsets stay as they are."""
+    t = _copy(t)
+    if number == 0 or t.layout != torch.strided or t.numel() == 0:
         return t
-    if number and t.dtype != torch.bool and not t.is_complex():
-        order = torch.randperm(t.numel(), generator=generator).to(t.device)
-        return t.reshape(-1)[order].reshape(t.shape)
-    return t.clone()
+    if t.is_floating_point():
+        flags = bool(((t == 0) | (t == 1)).all())
+        if flags or not torch.isfinite(t).all():
+            return t
+        noise = torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)
+        return t / (_rms(t) or 1.0) + INPUT_NOISE * number * noise
+    if t.ndim > 1 and t.dtype != torch.bool:
+        return t[torch.randperm(t.shape[0], generator=generator).to(t.device)]
+    return t
 
 
 def _map(value: Any, function: Any) -> Any:
     """`function` applied to every tensor in nested tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, Mapping):
-        return type(value)({key: _map(v, function) for key, v in value.items()})  # type: ignore[call-arg]
+    if isinstance(value, dict):
+        result = value.copy()
+        result.update({key: _map(v, function) for key, v in value.items()})
+        return result
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_map(v, function) for v in value))
-    if isinstance(value, tuple | list):
+    if type(value) in (tuple, list):
         return type(value)(_map(v, function) for v in value)
     return value
 
