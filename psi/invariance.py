@@ -112,8 +112,8 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         name: [_Candidate(name, "tensor", Rows(blocks=1), joined) for joined in [*_biases(model, name), ()]]
         for name in screened
     }
-    kept = _first_agreeing(probe, wholes, bases, _scale_up, LOOSE)
-    kept = _agreeing(probe, kept, bases, _scale_down, LOOSE)
+    kept = _first_agreeing(wholes, lambda cs: _same(probe, cs, bases, _scale_up, LOOSE))
+    kept = _agreeing(kept, lambda cs: _same(probe, cs, bases, _scale_down, LOOSE))
     _apply(probe, kept, _scale_up)
     with torch.enable_grad():
         strict = _Euler(probe.weights, probe.gradients(probe.run(min(1, probes - 1))))
@@ -123,7 +123,7 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
     bases = [[t.detach() for t in probe.run(number)] for number in range(probes)]
     proven = {
         c.name: Finding(c.name, c.granularity, c.rows, c.joined, radial[c], leaks[c], _WORDS[c.granularity], ())
-        for c in _first_agreeing(probe, holding, bases, _random_factors, TIGHT)
+        for c in _first_agreeing(holding, lambda cs: _same(probe, cs, bases, _random_factors, TIGHT))
     }
     return _report(model, proven, unproven)
 
@@ -282,50 +282,56 @@ def _apply(probe: Probe, candidates: Sequence[_Candidate], factors: Factors, *, 
             points.div_(number) if undo else points.mul_(number)
 
 
-def _agreeing(
-    probe: Probe, candidates: list[_Candidate], bases: Sequence[list[Tensor]], factors: Factors, tolerance: float
-) -> list[_Candidate]:
-    """Those of `candidates` whose points may be multiplied by their factors without changing any output."""
-    if not candidates:
-        return []
-    _apply(probe, candidates, factors)
-    same = all(_same(probe, number, base, tolerance) for number, base in enumerate(bases))
-    _apply(probe, candidates, factors, undo=True)
-    if same:
+Test = Callable[[list[_Candidate]], bool]
+
+
+def _agreeing(candidates: list[_Candidate], test: Test) -> list[_Candidate]:
+    """Those of `candidates` that pass `test`, tried all together, then in halves."""
+    if not candidates or test(candidates):
         return candidates
     if len(candidates) == 1:
         return []
     half = len(candidates) // 2
-    return [
-        c for part in (candidates[:half], candidates[half:]) for c in _agreeing(probe, part, bases, factors, tolerance)
-    ]
+    return _agreeing(candidates[:half], test) + _agreeing(candidates[half:], test)
 
 
-def _first_agreeing(
-    probe: Probe,
-    options: dict[str, list[_Candidate]],
-    bases: Sequence[list[Tensor]],
-    factors: Factors,
-    tolerance: float,
-) -> list[_Candidate]:
-    """Per parameter the first of its candidates, in the order given, that agrees as in `_agreeing`."""
+def _first_agreeing(options: dict[str, list[_Candidate]], test: Test) -> list[_Candidate]:
+    """Per parameter the first of its candidates, in the order given, that passes as in `_agreeing`."""
     pending = {name: list(candidates) for name, candidates in options.items() if candidates}
     kept: list[_Candidate] = []
     while pending:
-        good = _agreeing(probe, [candidates[0] for candidates in pending.values()], bases, factors, tolerance)
+        good = _agreeing([candidates[0] for candidates in pending.values()], test)
         kept += good
         done = {c.name for c in good}
         pending = {name: rest[1:] for name, rest in pending.items() if name not in done and len(rest) > 1}
     return kept
 
 
-def _same(probe: Probe, number: int, base: list[Tensor], tolerance: float) -> bool:
+def _same(
+    probe: Probe, candidates: list[_Candidate], bases: Sequence[list[Tensor]], factors: Factors, tolerance: float
+) -> bool:
+    """Whether the points of all `candidates` may be multiplied by their factors without changing any output."""
+    _apply(probe, candidates, factors)
+    runs = [_outputs(probe, number) for number in range(len(bases))]
+    _apply(probe, candidates, factors, undo=True)
+    return all(_gap(run, base) <= tolerance for run, base in zip(runs, bases, strict=True))
+
+
+def _outputs(probe: Probe, number: int) -> list[Tensor] | None:
     try:
-        outputs = probe.run(number)
+        return [t.detach() for t in probe.run(number)]
     except ProbeError:
-        return False  # what passes for the weights as they are and fails for rescaled ones is not invariant
-    gaps = ((t - b).norm() <= tolerance * b.norm() for t, b in zip(outputs, base, strict=True))
-    return len(outputs) == len(base) and all(bool(gap) for gap in gaps)
+        return None  # what runs for the weights as they are and fails for rescaled ones is not invariant
+
+
+def _gap(run: list[Tensor] | None, base: list[Tensor]) -> float:
+    """Largest change of an output tensor relative to its norm."""
+    if run is None or len(run) != len(base):
+        return math.inf
+    gaps = [
+        float((t - b).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)) for t, b in zip(run, base, strict=True)
+    ]
+    return max(gaps, default=0.0)
 
 
 _WORDS = {
