@@ -30,6 +30,7 @@ clean:
 # The package is installed, not linked: what is tested is what is packed. setuptools leaves a build folder behind,
 # whose stale files would be packed the next time.
 define install
+	rm -rf build
 	$(PIP) install -q -c constraints.txt '.[$(1)]'
 	$(PIP) install -q --no-deps --force-reinstall .
 	rm -rf build *.egg-info

@@ -76,7 +76,7 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         probes: number of inputs: the given one and perturbed copies of it.
 
     The model comes out exactly as it went in: it runs in float64 on copies of its parameters and buffers.
-    That costs two backward and usually 2 + 5 × `probes` − 1 forward passes. Forward hooks run in each.
+    That costs two backward and usually 5 × `probes` + 1 forward passes. Forward hooks run in each.
 
     Raises:
         ProbeError: the forward pass failed, returned something not finite or nothing differentiable; a
