@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..manifolds.errors import RetractError
+from .exact import Exact
 
 __all__ = ["Probe", "ProbeError"]
 
@@ -71,61 +72,64 @@ class Probe:
         for name, w in self.weights.items():
             w.copy_(parameters[name])
             size = self._noise(name, parameters)
-            w.add_(torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device), alpha=size)
+            w.add_(torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device).mul_(size))
 
-    def _noise(self, name: str, parameters: dict[str, nn.Parameter]) -> float:
-        """Standard deviation of the noise: a tenth of the parameter's own size; but a bias or gain is made as large as
-        what it is added to or multiplied with, lest it be too small to show."""
+    def _noise(self, name: str, parameters: dict[str, nn.Parameter]) -> Tensor | float:
+        """Standard deviation of the noise: a tenth of a row's own size; but a bias or gain is made as large as what it is
+        added to or multiplied with, lest it be too small to show."""
         p = parameters[name]
         own = _rms(p)
         if p.ndim != 1:
-            return WEIGHT_NOISE * own or 1.0
+            rows = WEIGHT_NOISE * _row_norms(p) / (p[0].numel() ** 0.5 if p.ndim else 1.0)
+            return torch.where(rows > 0, rows, WEIGHT_NOISE * own or 1.0)
         owner = self.model.get_submodule(name.rpartition(".")[0])
-        beside = [
-            _rms(q) * (q.numel() / q.shape[0]) ** 0.5
-            for q in owner._parameters.values()
-            if q is not None and q.ndim > 1
-        ]
+        beside = [_row_norms(q).flatten() for q in owner._parameters.values() if q is not None and q.ndim > 1]
         if beside:
-            return max(WEIGHT_NOISE * own, max(beside)) or 1.0
+            sizes = [size if size.shape == p.shape else size.square().mean().sqrt() for size in beside]
+            largest = torch.stack(torch.broadcast_tensors(*sizes)).amax(0)
+            return torch.where(largest > 0, largest.clamp(min=WEIGHT_NOISE * own), own or 1.0)
         return WEIGHT_NOISE * own if own > SMALL_GAIN else 1.0
 
-    def run(self, number: int) -> list[Tensor]:
-        """What the model returns for input `number`, every tensor as float64.
+    def run(self, number: int, *, eps: bool = True) -> list[Tensor]:
+        """What the model returns for input `number`, every tensor as float64 and detached; without its eps if so asked.
 
         Every run sees the same random numbers, so dropout draws the same mask. Raises `ProbeError`, naming
         the probe, for whatever the model raises, and for outputs that are not finite.
         """
+        return self._call(number, eps, lambda outputs: [t.detach() for t in outputs])
+
+    def differentiate(self, number: int, *, eps: bool = True) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """As `run`, with the autograd graph, and the gradient of a random linear functional of the outputs with
+        respect to every weight; zero where unused.
+
+        Raises also if no output depends on a weight in a differentiable way.
+        """
+        return self._call(number, eps, lambda outputs: (outputs, self._gradients(outputs)))
+
+    def _call(self, number: int, eps: bool, then: Callable[[list[Tensor]], Any]) -> Any:
+        """`then` of the outputs. It runs while the weights are in place: checkpointed parts are computed again in the
+        backward pass."""
         shown = number if self.perturbs else 0
         generator = torch.Generator().manual_seed(SEED + number)
-        buffers = {
-            f"{prefix}.{leaf}".lstrip("."): _copy(b)
+        tensors = {
+            f"model.{prefix}.{leaf}".replace("..", "."): _copy(b)
             for prefix, module in self.model.named_modules()
             for leaf, b in module._buffers.items()
             if b is not None
         }
-        weights = {slot: self.weights[name] for slot, name in self._slots.items()}
-        with _untouched(self.model):
+        tensors |= {f"model.{slot}": self.weights[name] for slot, name in self._slots.items()}
+        with _untouched(self.model), Exact(eps=eps):
             try:
                 args = _map(self.args, lambda t: _prepare(t, shown, generator))
                 kwargs = _map(self.kwargs, lambda t: _prepare(t, shown, generator))
-                outputs = functional_call(self.model, {**weights, **buffers}, args, kwargs, tie_weights=False)
+                runner = _Runner(self.model, lambda outputs: then(_tensors(outputs, number)))
+                return functional_call(runner, tensors, (args, kwargs), tie_weights=False)
+            except ProbeError:
+                raise
             except Exception as error:
-                raise ProbeError(
-                    f"the forward pass failed in {_name(number)}: {type(error).__name__}: {error}"
-                ) from error
-            tensors = [torch.view_as_real(t) if t.is_complex() else t for t in _leaves(outputs)]
-            # Whatever is returned must not change under rescaling, flags and indices included.
-            tensors = [t if t.is_floating_point() else t.double() for t in tensors]
-        if not all(torch.isfinite(t).all() for t in tensors):
-            raise ProbeError(f"the model returned values that are not finite in {_name(number)}")
-        return tensors
+                raise ProbeError(f"the model failed in {_name(number)}: {type(error).__name__}: {error}") from error
 
-    def gradients(self, outputs: list[Tensor]) -> dict[str, Tensor]:
-        """Gradient of a random linear functional of `outputs` with respect to every weight; zero where unused.
-
-        Raises `ProbeError` if no output depends on a weight in a differentiable way.
-        """
+    def _gradients(self, outputs: list[Tensor]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(SEED)
         live = [t for t in outputs if t.requires_grad]
         if not live:
@@ -141,13 +145,35 @@ class Probe:
         return {n: torch.zeros_like(self.weights[n]) if g is None else g for n, g in zip(names, found, strict=True)}
 
 
+class _Runner(nn.Module):
+    """A model and what is to be done with what it returns, as one module."""
+
+    def __init__(self, model: nn.Module, then: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.model, self.then = model, then
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`then` of the model's outputs."""
+        return self.then(self.model(*args, **kwargs))
+
+
+def _tensors(outputs: Any, number: int) -> list[Tensor]:
+    """Every tensor in `outputs`, as real float64. Whatever is returned must not change under rescaling, flags and indices
+    included."""
+    tensors = [torch.view_as_real(t) if t.is_complex() else t for t in _leaves(outputs)]
+    tensors = [t if t.is_floating_point() else t.double() for t in tensors]
+    if not all(torch.isfinite(t).all() for t in tensors):
+        raise ProbeError(f"the model returned values that are not finite in {_name(number)}")
+    return tensors
+
+
 def _name(number: int) -> str:
     return f"probe {number} ({'the inputs as given' if number == 0 else 'a perturbed copy of the inputs'}, float64)"
 
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Float64 by default, gradients on, fixed random states; all put back, and with it what the model's forward
+    """Float64 by default, gradients on, compilers off, fixed random states; all put back, and with it what the model's forward
     pass leaves on its modules (plain attributes, in place or rebound)."""
     attributes = [
         (module, {key: (value, _snapshot(value)) for key, value in vars(module).items()}) for module in model.modules()
@@ -159,7 +185,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         np.random.seed(SEED)
         torch.set_default_dtype(torch.float64)
         try:
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
             torch.set_default_dtype(dtype)
@@ -199,6 +225,13 @@ def _copy(t: Tensor) -> Tensor:
 
 def _rms(t: Tensor) -> float:
     return float(torch.linalg.vector_norm(t.detach(), dtype=torch.float64)) / max(1, t.numel()) ** 0.5
+
+
+def _row_norms(t: Tensor) -> Tensor:
+    """Norm of each row along axis 0, (rows, 1…)."""
+    if t.ndim < 2:
+        return t.detach().double().abs()
+    return torch.linalg.vector_norm(t.detach(), dim=tuple(range(1, t.ndim)), keepdim=True, dtype=torch.float64)
 
 
 def _prepare(t: Tensor, number: int, generator: torch.Generator) -> Tensor:

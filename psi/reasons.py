@@ -8,7 +8,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-__all__ = ["explain"]
+__all__ = ["UNUSED", "explain"]
+
+UNUSED = "not used in the forward pass"
 
 _NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "InstanceNorm")
 # Functions f with f(a x) ≠ a f(x), by the name of their autograd node.
@@ -62,7 +64,7 @@ def _graph(outputs: Iterable[Tensor]) -> tuple[dict[object, list[object]], dict[
 
 def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
     if leaf is None:
-        return "not used in the forward pass"
+        return UNUSED
     blocker, frozen, norm_behind = "", False, False
     layer, seen, first = [leaf], {leaf}, True
     while layer:

@@ -174,5 +174,134 @@ def test_what_cannot_be_declared_says_why():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.BatchNorm2d(4))
     net[0].bias.requires_grad_(False)
     report = psi.declare(net, torch.randn(4, 3, 6, 6))
-    assert report[0].reason == "invariant with bias, but bias is frozen"
+    assert report[0].reason == "invariant with bias, but 0.bias is frozen"
     assert declared(net) == {}
+
+
+def test_clamps_and_smooth_functions_between_weight_and_norm():
+    """What is homogeneous only for small or only for large arguments, however faint that is at the present scale."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        for layers in (
+            [nn.Conv1d(4, 4, 3, groups=4, bias=False), nn.SiLU(), nn.SiLU()],
+            [nn.Conv1d(4, 4, 3, bias=False), nn.ReLU6()],
+            [nn.Conv1d(4, 4, 3, bias=False), nn.Hardshrink(0.01)],
+            [nn.Conv1d(4, 4, 3, bias=False), nn.Softsign()],
+        ):
+            model = nn.Sequential(*layers, nn.InstanceNorm1d(4))
+            report = psi.find(model, torch.randn(5, 4, 9))
+            assert not report.invariant, f"{seed}\n{model}\n{report}"
+
+
+class LanguageNorm(nn.Module):
+    """RMS norm as language models write it: in float32, with an eps of its own or in a buffer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("small", torch.tensor(1e-5))
+
+    def forward(self, x):
+        y = {"to": lambda: x.to(torch.float32), "float": x.float, "type": lambda: x.to(dtype=torch.bfloat16)}[
+            self.kind
+        ]()
+        square = y.pow(2).mean(-1, keepdim=True)
+        eps = {"to": 1e-5, "float": self.small, "type": 1e-3}[self.kind]
+        root = (eps + square).sqrt() if self.kind == "to" else torch.sqrt(square + eps)
+        return (y / root).to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", ["to", "float", "type"])
+def test_norms_that_cast_and_eps_written_by_hand(kind):
+    """No narrower type and no eps stands in the way of a strict test; what the eps leaks is told all the same."""
+    model = nn.Sequential(nn.Linear(8, 6), LanguageNorm(kind), nn.Linear(6, 2))
+    finding = psi.find(model, torch.randn(16, 8))[0]
+    assert (finding.granularity, finding.joined) == ("tensor", ("bias",))
+    assert finding.radial < 1e-12
+    assert 1e-7 < finding.leak < 1e-2
+
+
+def test_leaks_that_hide_an_invariance():
+    """Rows at 1e-4 in front of an eps of 1e-5 are not invariant as they are; one nearly dead neuron is no objection."""
+    model = nn.Sequential(nn.Linear(8, 20), nn.BatchNorm1d(20))
+    with torch.no_grad():
+        model[0].weight[::2] *= 1e-4
+    report = psi.find(model, torch.randn(64, 8))
+    assert report[0].granularity == "none"
+    assert report[0].reason.startswith("a norm's eps hides it: 10 of 20 rows leak, up to ")
+    assert not report.invariant
+    model[1].eps = 1e-30
+    assert psi.find(model, torch.randn(64, 8))[0].leak < 1e-12
+    model = nn.Sequential(nn.Linear(8, 20), nn.BatchNorm1d(20))
+    with torch.no_grad():
+        model[0].weight[3] *= 1e-4
+    finding = psi.find(model, torch.randn(64, 8))[0]
+    assert finding.granularity == "row"
+    assert finding.leak > 0.05
+
+
+@pytest.mark.parametrize("how", ["checkpoint", "compile", "autocast"])
+def test_checkpointed_compiled_and_autocast_models(how):
+    """The verdicts do not depend on how a model is run, and no compiler is started."""
+    plain = nn.Sequential(nn.Linear(6, 8, bias=False), nn.ReLU(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    expected = [(f.granularity, f.joined) for f in psi.find(plain, torch.randn(16, 6))]
+    model = plain
+    if how == "checkpoint":
+
+        class Checkpointed(nn.Sequential):
+            def forward(self, x):
+                return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+        model = Checkpointed(*plain)
+    elif how == "compile":
+        model = torch.compile(plain, backend=lambda *_: pytest.fail("compiled"))
+    else:
+
+        class Autocast(nn.Sequential):
+            def forward(self, x):
+                with torch.autocast("cpu", torch.bfloat16):
+                    return super().forward(x)
+
+        model = Autocast(*plain)
+    report = psi.find(model, torch.randn(16, 6))
+    assert [(f.granularity, f.joined) for f in report] == expected
+    assert [f.granularity for f in report] == ["none", "tensor", "none", "none", "none", "none", "none"]
+
+
+def test_reentrant_checkpoints_are_refused():
+    class Reentrant(nn.Sequential):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=True)
+
+    model = nn.Sequential(nn.Linear(6, 6), Reentrant(nn.Linear(6, 8), nn.LayerNorm(8)))
+    with pytest.raises(psi.ProbeError, match="use_reentrant"):
+        psi.find(model, torch.randn(4, 6))
+
+
+class StraightThrough(torch.autograd.Function):
+    """A threshold whose backward pass denies it."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        return torch.where(x.abs() < low, 0.0, x.clamp(-high, high))
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None, None
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 30.0), (0.05, float("inf")), (0.0, float("inf"))])
+def test_rescaling_tells_what_gradients_do_not_in_both_directions(low, high):
+    class Clamped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            # A single row is scattered in one direction only, half of them up.
+            self.rows = nn.ParameterList(nn.Parameter(torch.ones(1, 6)) for _ in range(6))
+
+        def forward(self, x):
+            y = torch.cat([StraightThrough.apply(x @ row.T, low, high) for row in self.rows], 1)
+            return nn.functional.batch_norm(y, None, None, training=True)
+
+    torch.manual_seed(0)
+    found = {finding.granularity for finding in psi.find(Clamped(), torch.randn(8, 6))}
+    assert found == {"row" if (low, high) == (0.0, float("inf")) else "none"}
