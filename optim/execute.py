@@ -109,8 +109,8 @@ def _choose(seat: Seat, rule: Rule, options: Options) -> str:
         return "reference"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
-        # Half precision is computed in float32 and rounded once, which torch does on request only.
-        if seat.lies and torch_has(manifold, rule, options) and not (half and not (foreach or fused)):
+        # Half precision is computed in float32 and rounded once, which torch does on its fused path only.
+        if seat.lies and torch_has(manifold, rule, options) and (fused or not half):
             if automatic:
                 fused = part.device.type == "cpu" and part.numel() > TINY
                 foreach = not fused
