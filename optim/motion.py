@@ -56,9 +56,9 @@ def move(manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: O
 def _add_(x: Tensor, step: Scaled, scale: Tensor | None) -> Tensor:
     if scale is None:
         return step.add_to_(x)
-    if isinstance(step.factor, Tensor) or step.factor != 1.0:
-        return step.add_to_(x.mul_(scale))
-    return torch.addcmul(step.array, x, scale, out=x)
+    if isinstance(step.factor, (int, float)) and step.factor == 1.0:
+        return torch.addcmul(step.array, x, scale, out=x)
+    return step.add_to_(x.mul_(scale))
 
 
 def _exp(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def _combine_alone(x, g, y_x, y_g):
 @_part
 def _rescaling(r, radius, row, rescale, low, high):
     """The factor s of step 1; sets a held norm that is not set yet."""
-    if rescale == _HOLD or rescale == _RECORD:
+    if rescale in (_HOLD, _RECORD):
         if radius[row] < 0:
             radius[row] = r
         elif rescale == _HOLD:

@@ -52,7 +52,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ..manifolds import PSI, Manifold, Sphere
 from ..manifolds.grassmann import Lines
@@ -150,7 +149,7 @@ def update_of(
         rescale = Rescale.FREE
     limit = options["max_grad_norm"]
     low, high = band(dtype)
-    common = {
+    common: dict[str, Any] = {
         "unit": unit,
         "lines": type(manifold) is Lines,
         "exp": exp,
@@ -178,18 +177,25 @@ def update_of(
             eps=float(options["eps"]),
         )
     rho, velocity, nesterov = float(options["momentum"]), options["momentum_form"] == "velocity", options["nesterov"]
+    if rho == 0:  # a vector that is there waits, unused
+        return Update(**common, **_NO_ADAM, keep=1.0, take=0.0, along=0.0, ahead=-lr)
     weight = 1.0 if fresh else 1.0 - float(options["dampening"])
     ahead_by = rho if nesterov else 1.0
     return Update(
         **common,
-        adam=False,
-        inside=False,
+        **_NO_ADAM,
         keep=rho,
         take=-lr * weight if velocity else weight,
         along=ahead_by if velocity else -lr * ahead_by,
-        ahead=-lr if nesterov or rho == 0 else 0.0,
-        beta2=0.0,
-        rate=0.0,
-        correction=1.0,
-        eps=0.0,
+        ahead=-lr if nesterov else 0.0,
     )
+
+
+_NO_ADAM: dict[str, Any] = {
+    "adam": False,
+    "inside": False,
+    "beta2": 0.0,
+    "rate": 0.0,
+    "correction": 1.0,
+    "eps": 0.0,
+}
