@@ -47,7 +47,10 @@ at 2^15, 650 against 1,100 at 2^20."""
 SMALL = 2**16
 """Elements up to which a parameter is stacked with others by default; on a CPU foreach loses on larger ones."""
 
-_BACKENDS = {"cpu": ("numba", "rows_numba", (torch.float32, torch.float64))}
+_BACKENDS = {
+    "cpu": ("numba", "rows_numba", (torch.float32, torch.float64)),
+    "cuda": ("triton", "rows_triton", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+}
 _STACKABLE = (Euclidean, PSI, Sphere, Lines)
 
 

@@ -26,22 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .algebra_triton import (
-    ADAM,
-    CLIP,
-    COLUMNS,
-    HEAD,
-    HOLD,
-    LEVEL,
-    MOVING,
-    RECORD,
-    RESCALE,
-    UNIT,
-    move,
-    solve,
-    vectors,
-)
-from .tables import COORDINATES, POINTS, VECTOR, Carry, Update
+from .algebra_triton import choices, entry_of, head, move, solve, vectors
+from .tables import COORDINATES, POINTS, VECTOR, Update
 
 __all__ = ["schedule", "step"]
 
@@ -52,9 +38,6 @@ LANES = 64
 PIECE = 2**15
 """Elements that one program of a longer row takes, a multiple of a tile."""
 WARPS = 8
-
-CHOICES = 7
-"""How many of `Update`'s fields are choices; the others are numbers."""
 
 
 _TYPES = {
@@ -82,20 +65,13 @@ def schedule(table: np.ndarray) -> _Schedule:
 
 def step(table: np.ndarray, schedule: _Schedule, update: Update, dtype: torch.dtype, device: torch.device) -> None:
     """As `Kernel.step`; queued on the current stream of `device`."""
-    moving = bool(table[0, VECTOR])
-    level = not update.unit and not update.exp and (update.carry == Carry.NONE or not moving)
-    choices = *(int(choice) for choice in update[:CHOICES]), int(update.limit < np.inf), int(moving), int(level)
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    info = torch.finfo(real)
-    head = [
-        *(update.sign, update.limit, update.keep, update.take, update.along, update.ahead, update.low, update.high),
-        *(update.beta2, 1.0 - update.beta2, update.rate, update.correction, update.eps, info.tiny**0.5, info.eps),
-    ]
-    cells = np.concatenate([np.array(head).view(np.int64), table.ravel()])
-    common: dict[str, Any] = {"C": choices, "num_warps": WARPS, "enable_fp_fusion": True}
+    info, its = torch.finfo(real), choices(update, moving=bool(table[0, VECTOR]))
+    cells = np.concatenate([np.array(head(update, info.tiny, info.eps)).view(np.int64), table.ravel()])
+    common: dict[str, Any] = {"C": its, "num_warps": WARPS, "enable_fp_fusion": True}
     if real == torch.float32 and torch.version.cuda:
-        # Else branches that hardly ever run decide how many programs share a multiprocessor.
-        common["maxnreg"] = 80 if level else 128
+        # Else branches that hardly ever run decide how many programs share a multiprocessor: three, or two.
+        common["maxnreg"] = 80 if its.level else 128
     types, tile = {"D": _TYPES[dtype], "REAL": _TYPES[real]}, STRIPS * LANES
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         programs, pieces, rows = schedule.maps(device)
@@ -197,37 +173,37 @@ def _tile(entry, buffer, first, stop, D: tl.constexpr, REAL: tl.constexpr, C: tl
     x = tl.load(px + at, mask=mask, other=0.0).to(REAL)
     g = tl.load(pg + at, mask=mask, other=0.0).to(REAL)
     v = g
-    if C[MOVING]:
+    if C.moving:
         v = tl.load(pv + at, mask=mask, other=0.0).to(REAL)
     xx = _total(x * x, same)
     xg, hh, held, square = xx, xx, xx, xx
     radii = tl.load(entry + 3).to(tl.pointer_type(REAL)) + row
     squares = tl.load(entry + 4).to(tl.pointer_type(REAL)) + row
-    if C[RESCALE] == HOLD or C[RESCALE] == RECORD:
+    if C.records:
         held = tl.load(radii, mask=live, other=0.0)
-    if C[ADAM]:
+    if C.adam:
         square = tl.load(squares, mask=live, other=0.0)
-    if C[UNIT]:
+    if C.unit:
         xg = _total(x * g, same)
-    if C[ADAM] or C[CLIP]:
+    if C.adam or C.clip:
         h = g
-        if C[UNIT]:
+        if C.unit:
             h = g - xg[:, None] * x
         hh = _total(h * h, same)
-    r, s, square, kept, vg, vx, along, ug, ux = vectors(buffer, xx, xg, hh, held, square, C)
+    r, s, square, kept, vg, vx, along, ug, ux, tiny, rounding = vectors(buffer, xx, xg, hh, held, square, C)
     uu, xu, uv, xv = xx, xx, xx, xx
-    if not C[LEVEL]:
+    if not C.level:
         u = ug[:, None] * g + ux[:, None] * x
-        if C[MOVING]:
+        if C.moving:
             w = kept[:, None] * v + vg[:, None] * g + vx[:, None] * x
             u += along[:, None] * w
             uv, xv = _total(u * w, same), _total(x * w, same)
         uu, xu = _total(u * u, same), _total(x * u, same)
-    y_x, y_g, y_v, w_x, w_g, w_v = move(buffer, xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, C)
+    y_x, y_g, y_v, w_x, w_g, w_v = move(xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, tiny, rounding, C)
     y = y_x[:, None] * x + y_g[:, None] * g
-    if C[MOVING]:
+    if C.moving:
         w = w_g[:, None] * g + w_v[:, None] * v
-        if not C[LEVEL]:
+        if not C.level:
             w += w_x[:, None] * x
         tl.store(pv + at, w.to(D), mask=mask)
         y += y_v[:, None] * v
@@ -235,9 +211,9 @@ def _tile(entry, buffer, first, stop, D: tl.constexpr, REAL: tl.constexpr, C: tl
     # Several threads may have read a row's numbers, and only one writes them.
     tl.debug_barrier()
     start = live & (strip % strips == 0)
-    if C[RESCALE] == HOLD or C[RESCALE] == RECORD:
+    if C.records:
         tl.store(radii, r, mask=start & (held < 0))
-    if C[ADAM]:
+    if C.adam:
         tl.store(squares, square, mask=start)
 
 
@@ -251,11 +227,11 @@ def _gram(entry, row, begin, end, D: tl.constexpr, C: tl.constexpr, TILE: tl.con
         column = start + tl.arange(0, TILE)
         x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(tl.float64)
         xx += tl.sum(x * x)
-        if not C[LEVEL] or C[ADAM] or C[CLIP]:
+        if not C.level or C.adam or C.clip:
             g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(tl.float64)
             xg += tl.sum(x * g)
             gg += tl.sum(g * g)
-        if C[MOVING] and not C[LEVEL]:
+        if C.moving and not C.level:
             v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(tl.float64)
             xv += tl.sum(x * v)
             gv += tl.sum(g * v)
@@ -272,10 +248,10 @@ def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constex
         x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(REAL)
         g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(REAL)
         y = y_x.to(REAL) * x + y_g.to(REAL) * g
-        if C[MOVING]:
+        if C.moving:
             v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(REAL)
             w = w_g.to(REAL) * g + w_v.to(REAL) * v
-            if not C[LEVEL]:
+            if not C.level:
                 w += w_x.to(REAL) * x
             tl.store(pv + row * n + column, w.to(D), mask=column < n)
             y += y_v.to(REAL) * v
@@ -295,7 +271,7 @@ def _looped(entry, buffer, row, D: tl.constexpr, REAL: tl.constexpr, C: tl.const
 def _rows(buffer, programs, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, STRIPS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
     """A program per entry (matrix, first row, rows) of `programs`."""
     program = programs + 3 * tl.program_id(0)
-    entry = buffer + HEAD + tl.load(program).to(tl.int64) * COLUMNS
+    entry = entry_of(buffer, tl.load(program))
     first = tl.load(program + 1)
     stop = first + tl.load(program + 2)
     strips = (tl.load(entry + 6) + LANES - 1) // LANES
@@ -318,7 +294,7 @@ def _rows(buffer, programs, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr
 def _sum_pieces(buffer, pieces, sums, D: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, TILE: tl.constexpr):
     """The dot products of each entry (matrix, row, piece, index of its row) of `pieces`, into `sums`."""
     piece = pieces + 4 * tl.program_id(0)
-    entry = buffer + HEAD + tl.load(piece).to(tl.int64) * COLUMNS
+    entry = entry_of(buffer, tl.load(piece))
     row = tl.load(piece + 1)
     begin = tl.load(piece + 2).to(tl.int64) * PIECE
     end = tl.minimum(tl.load(entry + 6), begin + PIECE)
@@ -333,7 +309,7 @@ def _sum_pieces(buffer, pieces, sums, D: tl.constexpr, C: tl.constexpr, PIECE: t
 def _solve_rows(buffer, rows, sums, coefficients, REAL: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
     """The coefficients of each entry (matrix, row, first piece, pieces) of `rows`."""
     its = rows + 4 * tl.program_id(0)
-    entry = buffer + HEAD + tl.load(its).to(tl.int64) * COLUMNS
+    entry = entry_of(buffer, tl.load(its))
     first, count = tl.load(its + 2), tl.load(its + 3)
     zero = tl.cast(0.0, tl.float64)
     xx, xg, gg, xv, gv, vv = zero, zero, zero, zero, zero, zero
@@ -354,7 +330,7 @@ def _solve_rows(buffer, rows, sums, coefficients, REAL: tl.constexpr, C: tl.cons
 def _move_pieces(buffer, pieces, coefficients, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
     """The linear combinations over each piece."""
     piece = pieces + 4 * tl.program_id(0)
-    entry = buffer + HEAD + tl.load(piece).to(tl.int64) * COLUMNS
+    entry = entry_of(buffer, tl.load(piece))
     row = tl.load(piece + 1)
     begin = tl.load(piece + 2).to(tl.int64) * PIECE
     end = tl.minimum(tl.load(entry + 6), begin + PIECE)
