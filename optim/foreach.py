@@ -25,8 +25,9 @@ class Foreach(Plan):
     def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""
         assert self.matrices is not None
-        split = [layout.split(g) for layout, g in zip(self.matrices.layouts, grads, strict=True)]
-        self._step(self.stacks(cells), split, self.matrices.params, new, options)
+        if self.manifold.event_ndim == 1:
+            grads = [layout.lying(g) for layout, g in zip(self.matrices.layouts, grads, strict=True)]
+        self._step(self.stacks(cells), grads, self.matrices.params, new, options)
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
         """As in `Plan`."""
