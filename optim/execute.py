@@ -34,8 +34,9 @@ from .foreach import Foreach
 from .fused import Fused
 from .matrices import Seat, seat
 from .options import Options
-from .plan import Plan, Reference
+from .plan import Plan
 from .points import PointSet, State, check_state
+from .reference import Reference
 from .rules import Rule
 from .tables import Kernel
 
@@ -138,7 +139,7 @@ def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: O
         return Fused(seats, state, rule, kernel)
     if path == "foreach":
         return Foreach(seats, state, rule)
-    return Reference([seat.points for seat in seats], state, rule)
+    return Reference(seats, state, rule, graph=options["capturable"] or options["differentiable"])
 
 
 class Group:
@@ -169,7 +170,7 @@ class Group:
                 return work  # type: ignore[return-value]
         self._params, self._state, self._settings = [], None, settings
         self._plans, self._idle = [], []
-        kinds: dict[Any, list[Seat]] = {}
+        kinds: dict[tuple[Any, ...], list[Seat]] = {}
         for p in params:
             points = table.get(p)
             if points is None:
@@ -182,11 +183,8 @@ class Group:
             check_state(points, state, rule)
             its = seat(points, grads, state, rule, options)
             path = _choose(its, rule, options)
-            key = "reference" if path == "reference" else (path, points.manifold, p.dtype, p.device)
-            kinds.setdefault(key, []).append(its)
-        self._plans = [
-            _plan(key if isinstance(key, str) else key[0], its, state, rule, options) for key, its in kinds.items()
-        ]
+            kinds.setdefault((path, points.manifold, p.dtype, p.device), []).append(its)
+        self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work
         self._params, self._state = list(params), state

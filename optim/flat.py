@@ -12,7 +12,7 @@ from torch.optim.sgd import sgd
 from ..manifolds import Euclidean, Manifold
 from .matrices import New, Seat
 from .options import Options
-from .plan import PlanOfStacks
+from .plan import Plan
 from .points import State, count_steps
 from .rules import Adam, Rule
 
@@ -26,7 +26,7 @@ def torch_has(manifold: Manifold, rule: Rule, options: Options) -> bool:
     return isinstance(manifold, Euclidean) and (options["momentum_form"] == "heavy_ball" or options["momentum"] == 0)
 
 
-class Torch(PlanOfStacks):
+class Torch(Plan):
     """Euclidean points that lie, of one dtype and device, on torch's *foreach*, *fused* or plain path."""
 
     half = True
@@ -36,7 +36,7 @@ class Torch(PlanOfStacks):
         self._paths = {"foreach": foreach, "fused": fused}
 
     def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
-        """As in `PlanOfStacks`."""
+        """As in `Plan`."""
         assert self.matrices is not None
         common = {**self._paths, **{name: options[name] for name in ("weight_decay", "maximize")}}
         common["lr"] = float(options["lr"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,63 +11,30 @@ from torch import Tensor
 from .matrices import Loose, New, Seat
 from .memory import Memory
 from .options import Options
-from .plan import Batch, PlanOfStacks
-from .points import State
+from .plan import Batch, Plan, Stacks
 from .ragged import Ragged
-from .rules import Rule
 from .stages import ambient
 from .step import update
 
 __all__ = ["Foreach"]
 
 
-class _Stacks(NamedTuple):
-    """The arrays of some points, one entry per parameter; empty where there is none."""
-
-    x: list[Tensor]
-    vectors: list[Tensor]
-    radii: list[Tensor]
-    squares: list[Tensor]
-
-    def of(self, members: Sequence[int]) -> _Stacks:
-        """Those at the indices `members`."""
-        if len(members) == len(self.x):
-            return self
-        return _Stacks(*([field[i] for i in members] if field else [] for field in self))
-
-
-class Foreach(PlanOfStacks):
+class Foreach(Plan):
     """Points of one manifold, dtype and device in few calls of many kernels."""
 
-    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule) -> None:
-        super().__init__(seats, state, rule)
-        self._places: list[int] = []
-        self._stacks: _Stacks | None = None
-
     def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
-        """As in `PlanOfStacks`."""
+        """As in `Plan`."""
         assert self.matrices is not None
-        its = self.matrices
-        places = [*cells[::5], *cells[2::5], *cells[3::5], *cells[4::5]]
-        if places != self._places:
-            # Views of what has moved in memory would keep, and show, what was there before.
-            self._places = places
-            self._stacks = _Stacks(
-                [layout.split(p) for layout, p in zip(its.layouts, its.params, strict=True)],
-                [layout.split(v) for layout, v in zip(its.layouts, its.vectors, strict=False)],
-                [layout.split_scalars(r) for layout, r in zip(its.layouts, its.radii, strict=False)],
-                [layout.split_scalars(s) for layout, s in zip(its.layouts, its.squares, strict=False)],
-            )
-        assert self._stacks is not None
-        split = [layout.split(g) for layout, g in zip(its.layouts, grads, strict=True)]
-        self._step(self._stacks, split, its.params, new, options)
+        if self.manifold.event_ndim == 1:
+            grads = [layout.lying(g) for layout, g in zip(self.matrices.layouts, grads, strict=True)]
+        self._step(self.stacks(cells), grads, self.matrices.params, new, options)
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
-        """As in `PlanOfStacks`."""
-        if not seats:
-            return
+        """As in `Plan`."""
+        for seat in seats:
+            seat.enter(self.state, self.rule)
         arrays = [Loose(seat) for seat in seats]
-        stacks = _Stacks(
+        stacks = Stacks(
             [each.x for each in arrays],
             [each.vector for each in arrays if each.vector is not None],
             [each.radius for each in arrays if each.radius is not None],
@@ -80,7 +47,7 @@ class Foreach(PlanOfStacks):
 
     def _step(
         self,
-        stacks: _Stacks,
+        stacks: Stacks,
         grads: list[Tensor],
         params: Sequence[Tensor],
         new: Sequence[New] | None,
@@ -94,27 +61,27 @@ class Foreach(PlanOfStacks):
         for batch, members in self.batches(params, new):
             self._move(batch, stacks.of(members), [grads[i] for i in members], params[0].dtype, options)
 
-    def _move(self, batch: Batch, stacks: _Stacks, grads: list[Tensor], dtype: torch.dtype, options: Options) -> None:
+    def _move(self, batch: Batch, stacks: Stacks, grads: list[Tensor], dtype: torch.dtype, options: Options) -> None:
         rule, pointwise = self.rule, self.manifold.event_ndim == 0
-        x: Any = Ragged(stacks.x)
+        points = [1 if pointwise else part.size(0) for part in stacks.x]
+        x: Any = Ragged(stacks.x, points)
         memory = Memory(dtype, batch.new.vectors, step=None if batch.step is None else torch.tensor(batch.step))
-        vectors: Any = Ragged(stacks.vectors)
-        squares: Any = Ragged(stacks.squares) if pointwise else None
+        vectors: Any = Ragged(stacks.vectors, points)
+        squares: Any = Ragged(stacks.squares, points) if pointwise else None
         if stacks.vectors:
             memory.vectors[rule.vectors[0]] = vectors
         if stacks.squares:
             memory.scalars[rule.scalars[0]] = squares if pointwise else torch.cat(stacks.squares)
         if stacks.radii and not batch.new.radius:
             memory.scalars["radius"] = torch.cat(stacks.radii)
-        egrad: Any = Ragged(grads)
+        egrad: Any = Ragged(grads, points)
         y: Any = update(self.manifold, rule, x, egrad, memory, options)
         if y is not x:
             torch._foreach_copy_(stacks.x, y.parts)
         moved: Any = memory.vectors.get(rule.vectors[0], vectors)
         if moved is not vectors:
             torch._foreach_copy_(stacks.vectors, moved.parts)
-        lengths = [len(part) for part in stacks.x]
         if stacks.squares and not pointwise:
-            torch._foreach_copy_(stacks.squares, memory.scalars[rule.scalars[0]].split(lengths))
+            torch._foreach_copy_(stacks.squares, memory.scalars[rule.scalars[0]].split(points))
         if stacks.radii and batch.new.radius:
-            torch._foreach_copy_(stacks.radii, memory.scalars["radius"].split(lengths))
+            torch._foreach_copy_(stacks.radii, memory.scalars["radius"].split(points))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .matrices import Loose, New, Seat
 from .options import Options
-from .plan import PlanOfStacks
+from .plan import Plan
 from .points import State
 from .rules import Rule
 from .stages import ambient
@@ -20,7 +20,7 @@ from .tables import GRADIENT, POINTS, Kernel, update_of
 __all__ = ["Fused"]
 
 
-class Fused(PlanOfStacks):
+class Fused(Plan):
     """Points of one manifold, dtype and device on a row kernel."""
 
     half = True
@@ -34,7 +34,7 @@ class Fused(PlanOfStacks):
             self._sizes = np.array([(*layout.batch, *layout.event) for layout in self.matrices.layouts], dtype=np.int64)
 
     def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
-        """As in `PlanOfStacks`."""
+        """As in `Plan`."""
         assert self.matrices is not None
         params = self.matrices.params
         table = np.empty((len(params), 7), dtype=np.int64)
@@ -49,9 +49,9 @@ class Fused(PlanOfStacks):
         torch.autograd.graph.increment_version(params)
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
-        """As in `PlanOfStacks`."""
-        if not seats:
-            return
+        """As in `Plan`."""
+        for seat in seats:
+            seat.enter(self.state, self.rule)
         arrays = [Loose(seat) for seat in seats]
         table = np.array([each.addresses() + list(each.x.shape) for each in arrays], dtype=np.int64)
         self._step(

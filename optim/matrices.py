@@ -103,7 +103,7 @@ class Matrices:
         self.vectors = [seat.vectors[0] for seat in seats if seat.vectors]
         self.radii = [seat.radius for seat in seats if seat.radius is not None]
         self.squares = [seat.square for seat in seats if seat.square is not None]
-        self._dtype, self._device = self.params[0].dtype, self.params[0].device
+        self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._names = (rule.vectors[0], rule.scalars[0] if rule.scalars else "")
         self._entries: list[tuple[Tensor, torch.Size, Any, Tensor | None, Tensor | None, Tensor | None]] = [
             (
@@ -120,7 +120,11 @@ class Matrices:
     def read(self, state: State) -> tuple[list[int], list[Tensor]] | None:
         """The addresses of parameter, gradient, vector, radius and second moment (0 for none), one parameter after the
         other, and the gradients; None if anything but an address is no longer what it was."""
-        dtype, device, strided = self._dtype, self._device, torch.strided
+        dtype, device, strided = (
+            self._dtype,
+            self._device,
+            torch.strided,
+        )  # locals: this loop is what a small tensor costs
         vector_name, square_name = self._names
         cells: list[int] = []
         grads: list[Tensor] = []
@@ -128,7 +132,7 @@ class Matrices:
             g = p.grad
             if g is None or g.layout is not strided or g.dtype is not dtype or p.dtype is not dtype:
                 return None
-            if p.shape != shape or g.shape != shape or p.device != device or g.device != device:
+            if p.shape != shape or g.shape != shape or p.get_device() != device or g.get_device() != device:
                 return None
             if stride is None:
                 if not (p.is_contiguous() and g.is_contiguous()):
@@ -141,17 +145,17 @@ class Matrices:
             if found is not vector:
                 return None
             if vector is not None:
-                if vector.device != device or vector.dtype is not dtype:
+                if vector.get_device() != device or vector.dtype is not dtype:
                     return None
                 v = vector.data_ptr()
             if radius is not None:
                 found = its.get("radius")
-                if found is not radius or radius.device != device:
+                if found is not radius or radius.get_device() != device:
                     return None
                 r = radius.data_ptr()
             if square is not None:
                 found = its.get(square_name)
-                if found is not square or square.device != device:
+                if found is not square or square.get_device() != device:
                     return None
                 s = square.data_ptr()
             cells += (p.data_ptr(), g.data_ptr(), v, r, s)

@@ -7,50 +7,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .matrices import Matrices, New, Seat, real, seat
 from .options import Options
-from .points import PointSet, State, check_state, count_steps
-from .reference import reference
+from .points import State, count_steps
 from .rules import Rule
 
-__all__ = ["Batch", "Plan", "PlanOfStacks", "Reference"]
-
-
-class Plan(ABC):
-    """Points of one kind and the way in which they run."""
-
-    pending = False
-    """Whether a first step was prepared and never ran."""
-
-    @abstractmethod
-    def prepare(self, options: Options) -> Callable[[], None] | None:
-        """This step, checked and ready to run; None if the plan no longer fits, and everything has to be looked at
-        again. Writes nothing.
-
-        Raises `GradientError` as `PointSet.gradients` does.
-        """
-
-
-class Reference(Plan):
-    """One point set after the other."""
-
-    def __init__(self, points: Sequence[PointSet], state: State, rule: Rule) -> None:
-        self._points, self._state, self._rule = points, state, rule
-
-    def prepare(self, options: Options) -> Callable[[], None] | None:
-        """As in `Plan`."""
-        work = [(points, points.gradients()) for points in self._points]
-        for points in self._points:
-            check_state(points, self._state, self._rule)
-        return partial(self._run, work, options) if all(grads for _, grads in work) else None
-
-    def _run(self, work: Sequence[tuple[PointSet, list[Tensor]]], options: Options) -> None:
-        with torch.set_grad_enabled(options["differentiable"]):
-            for points, grads in work:
-                reference(points, grads, self._state, self._rule, options)
+__all__ = ["Batch", "Plan", "Stacks"]
 
 
 class Batch(NamedTuple):
@@ -61,8 +25,23 @@ class Batch(NamedTuple):
     """Number of this step, from 1; None for rules that do not count."""
 
 
-class PlanOfStacks(Plan):
-    """Points of one manifold, dtype and device that move in a few calls: those that lie as matrices, and the loose ones."""
+class Stacks(NamedTuple):
+    """The arrays of some points, one entry per parameter: (points, n) and (points, 1); empty where there are none."""
+
+    x: list[Tensor]
+    vectors: list[Tensor]
+    radii: list[Tensor]
+    squares: list[Tensor]
+
+    def of(self, members: Sequence[int]) -> Stacks:
+        """Those at the indices `members`."""
+        if len(members) == len(self.x):
+            return self
+        return Stacks(*([field[i] for i in members] if field else [] for field in self))
+
+
+class Plan(ABC):
+    """Points of one manifold, dtype and device, and how they run: those that lie as matrices, and the loose ones."""
 
     half = False
     """Whether matrices of half precision can be worked on as they are; otherwise they are loose, and come as float32."""
@@ -70,16 +49,25 @@ class PlanOfStacks(Plan):
     def __init__(self, seats: Sequence[Seat], state: State, rule: Rule) -> None:
         self.state, self.rule = state, rule
         self.manifold = seats[0].points.manifold
-        lying = [seat for seat in seats if self._lies(seat)]
+        lying = [seat for seat in seats if self.lies(seat)]
         self.matrices = Matrices(lying, rule) if lying else None
-        self._loose = [seat.points for seat in seats if not self._lies(seat)]
+        self.pending = False
+        """Whether a first step was prepared and has not run."""
+        self._loose = [seat.points for seat in seats if not self.lies(seat)]
         self._new: Sequence[Seat] = seats
+        self._places: list[int] = []
+        self._stacks = Stacks([], [], [], [])
 
-    def _lies(self, seat: Seat) -> bool:
+    def lies(self, seat: Seat) -> bool:
+        """Whether this path can work on the arrays of `seat` where they are."""
         return seat.lies and (self.half or real(seat.points.parts[0].dtype) == seat.points.parts[0].dtype)
 
     def prepare(self, options: Options) -> Callable[[], None] | None:
-        """As in `Plan`."""
+        """This step, checked and ready to run; None if the plan no longer fits, and everything has to be looked at
+        again. Writes nothing.
+
+        Raises `GradientError` as `PointSet.gradients` does.
+        """
         if self._new:
             self.pending = True
             return partial(self._first, options)
@@ -97,17 +85,20 @@ class PlanOfStacks(Plan):
     def _first(self, options: Options) -> None:
         """The first step, which makes the state."""
         seats, self._new, self.pending = self._new, (), False
-        for each in seats:
-            each.enter(self.state, self.rule)
+        lying, loose = [s for s in seats if self.lies(s)], [s for s in seats if not self.lies(s)]
         if self.matrices is not None:
+            for each in lying:
+                each.enter(self.state, self.rule)
             found = self.matrices.read(self.state)
             assert found is not None
-            self.lying(*found, [each.new for each in seats if self._lies(each)], options)
-        self.loose([each for each in seats if not self._lies(each)], options)
+            self.lying(*found, [each.new for each in lying], options)
+        if loose:
+            self.loose(loose, options)
 
     def _again(self, cells: list[int], grads: list[Tensor], seats: list[Seat], options: Options) -> None:
         self.lying(cells, grads, None, options)
-        self.loose(seats, options)
+        if seats:
+            self.loose(seats, options)
 
     def batches(self, params: Sequence[Tensor], new: Sequence[New] | None) -> Sequence[tuple[Batch, Sequence[int]]]:
         """Which of `params` have their `Batch` in common, as indices; counts the step."""
@@ -120,6 +111,21 @@ class PlanOfStacks(Plan):
         for index, key in enumerate(zip(new or [New()] * len(params), steps or [None] * len(params), strict=True)):
             common.setdefault(Batch(*key), []).append(index)
         return list(common.items())
+
+    def stacks(self, cells: list[int]) -> Stacks:
+        """The arrays of `matrices`, at these addresses: views, made again for what has moved in memory."""
+        its = self.matrices
+        assert its is not None
+        places = [*cells[::5], *cells[2::5], *cells[3::5], *cells[4::5]]
+        if places != self._places:
+            self._places = places
+            self._stacks = Stacks(
+                [layout.split(p) for layout, p in zip(its.layouts, its.params, strict=True)],
+                [layout.split(v) for layout, v in zip(its.layouts, its.vectors, strict=False)],
+                [layout.split_scalars(r) for layout, r in zip(its.layouts, its.radii, strict=False)],
+                [layout.split_scalars(s) for layout, s in zip(its.layouts, its.squares, strict=False)],
+            )
+        return self._stacks
 
     @abstractmethod
     def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:

@@ -23,8 +23,10 @@ class Ragged:
     Another operand may be a `Ragged` of the same stack, a number, or numbers per point, (all points, 1).
     """
 
-    def __init__(self, parts: Sequence[Tensor]) -> None:
+    def __init__(self, parts: Sequence[Tensor], points: Sequence[int]) -> None:
         self.parts = list(parts)
+        self.points = points
+        """How many each part has."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,14 +61,17 @@ class Ragged:
         if isinstance(other, Ragged):
             return other.parts
         if isinstance(other, Tensor) and other.ndim:
-            return other.split([len(part) for part in self.parts])
+            return other.split(self.points)
         return other
 
+    def _like(self, parts: Sequence[Tensor]) -> Ragged:
+        return Ragged(parts, self.points)
+
     def _all(self, one: Callable[..., Any], other: Any, **kwargs: Any) -> Ragged:
-        return Ragged(one(self.parts, self._other(other), **kwargs))
+        return self._like(one(self.parts, self._other(other), **kwargs))
 
     def __neg__(self) -> Ragged:
-        return Ragged(torch._foreach_neg(self.parts))
+        return self._like(torch._foreach_neg(self.parts))
 
     def __add__(self, other: Any) -> Ragged:
         return self._all(torch._foreach_add, other)
@@ -97,11 +102,11 @@ class Ragged:
         return self._all(torch._foreach_div, other)
 
     def __rtruediv__(self, other: Any) -> Ragged:
-        return Ragged(torch._foreach_mul(torch._foreach_reciprocal(self.parts), other))
+        return self._like(torch._foreach_mul(torch._foreach_reciprocal(self.parts), other))
 
     def sqrt(self) -> Ragged:
         """Elementwise."""
-        return Ragged(torch._foreach_sqrt(self.parts))
+        return self._like(torch._foreach_sqrt(self.parts))
 
     def addcmul_(self, first: Ragged, second: Any, value: float = 1.0) -> Ragged:
         """self ← self + value × first × second."""
@@ -115,7 +120,7 @@ class Ragged:
 
 def _addcmul(a: Ragged, first: Ragged, second: Any, *, value: float = 1.0, out: Ragged | None = None) -> Ragged:
     if out is None:
-        return Ragged(torch._foreach_addcmul(a.parts, first.parts, a._other(second), value))
+        return a._like(torch._foreach_addcmul(a.parts, first.parts, a._other(second), value))
     for part, one, two, its in zip(a.parts, first.parts, a._other(second), out.parts, strict=True):
         torch.addcmul(part, one, two, value=value, out=its)
     return out
@@ -126,7 +131,7 @@ def _norm(a: Ragged, dim: Any, keepdim: bool) -> Tensor:
 
 
 def _where(condition: Tensor, a: Ragged, b: Ragged) -> Ragged:
-    return Ragged([torch.where(*each) for each in zip(a._other(condition), a.parts, b.parts, strict=True)])
+    return a._like([torch.where(*each) for each in zip(a._other(condition), a.parts, b.parts, strict=True)])
 
 
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {

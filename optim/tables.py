@@ -34,7 +34,7 @@ or better:
    −rate / (√(square + eps)/correction) if `inside`.
 5. v' = keep · s · v + take · s f h;  u = along · v' + ahead · s f h;  X = s x. Without a vector u = ahead · s f h.
 6. y = X + u on PSI, (X + u)/‖X + u‖ on unit vectors (X + u where u = 0). With `exp`: y = cos θ X + (sin θ/θ) u with
-   θ = ‖u‖/‖X‖ on PSI, ‖u‖ on unit vectors, there divided by its norm where u ≠ 0 and | ‖y‖ − 1 | > ε (8 + √n).
+   θ = ‖u‖/‖X‖ on PSI, ‖u‖ on unit vectors, there divided by its norm where | ‖y‖ − 1 | > ε (8 + √n) and u ≠ 0.
 7. The vector that is stored, on PSI with ⟨a, b⟩ₓ = ⟨a, b⟩/‖X‖²: `Carry.NONE` v'; `Carry.PROJECT` v' − y⟨y, v'⟩/‖y‖²
    (unit vectors: without the division); `Carry.PARALLEL` after `exp` v' − ⟨u, v'⟩ₓ ((1 − cos θ)/θ² u + (sin θ/θ) X), otherwise
    (v' − ⟨z, v'⟩ₓ/(1 + ⟨X, z⟩ₓ) (X + z))/φ with z = φ y, where φ = ‖X‖/‖y‖ on PSI, the sign of ⟨X, y⟩ (1 for 0) on `lines`, 1

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from memory import Peak
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere
 from retract.manifolds.errors import StateError
 from retract.manifolds.rows import gather, scatter_
@@ -247,3 +248,27 @@ def test_autograd_sees_that_weights_were_written(device):
         PSISGD([{"params": [w], "manifold": PSI()}], **path).step()
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+METHODS = {
+    "psi-sgd": lambda w: PSISGD([{"params": [w], "manifold": PSI()}], foreach=False),
+    "psi-sgdm": lambda w: PSISGD([{"params": [w], "manifold": PSI()}], momentum=0.9, foreach=False),
+    "psi-sgdm-parallel": lambda w: PSISGD(
+        [{"params": [w], "manifold": PSI()}], momentum=0.9, transport="parallel", foreach=False
+    ),
+    "sphere": lambda w: RiemannianSGD([{"params": [w], "manifold": Sphere()}], momentum=0.9, foreach=False),
+    "sgdg": lambda w: SGDG([{"params": [w], "manifold": Grassmann(1)}], orthogonality=0.0, foreach=False),
+    "adamg": lambda w: AdamG([{"params": [w], "manifold": Grassmann(1)}], orthogonality=0.0, foreach=False),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_reference_path_needs_less_memory_than_the_parameter(name, device):
+    w = nn.Parameter(Sphere().random_point(4096, 1024, device=device))
+    w.grad = torch.randn_like(w)
+    optimizer = METHODS[name](w)
+    optimizer.step()
+    with Peak() as peak:
+        optimizer.step()
+    numbers = 4 * 4096  # bytes of one number per row
+    assert peak.most <= (16 * numbers if name in ("psi-sgd", "psi-sgdm") else w.numel() * 4)
