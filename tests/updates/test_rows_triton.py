@@ -50,6 +50,7 @@ def run(*command, **environment):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def run_tests(device, *options):
@@ -79,3 +80,8 @@ def test_the_compiler_takes_the_kernels(dtype, choices, tmp_path):
     if sys.platform != "linux":
         pytest.skip("Triton's compiler is for Linux")
     run("-c", COMPILE, dtype, choices, TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_the_check_for_a_gpu_says_that_there_is_none():
+    page = run(str(TESTS.parents[2] / "docs/benchmarks/gpu_check.py"), CUDA_VISIBLE_DEVICES="")
+    assert page == "No GPU here: nothing checked, nothing timed.\n"
