@@ -6,8 +6,9 @@ by one program, the second time from cache; one longer than `PIECE` is cut into 
 by a program each, in three launches. All other rows of a table are one launch.
 
 Arithmetic is in float32, for float64 points in float64. Rows longer than a tile form the six dot products of x, g and v
-in float64 and take everything else from them: what cancels there stays below float32. The order of every sum follows
-from the length of its row, so results do not depend on the grid or on neighbours.
+in float64 and take everything else from them: what cancels there stays below float32 (of float64 rows it costs digits
+where a gradient is almost radial). The order of every sum follows from the length of its row and from where it lies, so
+results do not depend on the grid or on neighbours.
 
 Addresses and numbers travel together through pinned memory, without waiting for the device. A CUDA graph keeps both as
 they were when it was captured: parameters, gradients and state must stay where they are, and a step outside the graph
@@ -39,7 +40,6 @@ PIECE = 2**15
 """Elements that one program of a longer row takes, a multiple of a tile."""
 WARPS = 8
 
-
 _TYPES = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -70,7 +70,7 @@ def step(table: np.ndarray, schedule: _Schedule, update: Update, dtype: torch.dt
     cells = np.concatenate([np.array(head(update, info.tiny, info.eps)).view(np.int64), table.ravel()])
     common: dict[str, Any] = {"C": its, "num_warps": WARPS, "enable_fp_fusion": True}
     if real == torch.float32 and torch.version.cuda:
-        # Else branches that hardly ever run decide how many programs share a multiprocessor: three, or two.
+        # Otherwise branches that hardly ever run decide how many programs share a multiprocessor: three, or two.
         common["maxnreg"] = 80 if its.level else 128
     types, tile = {"D": _TYPES[dtype], "REAL": _TYPES[real]}, STRIPS * LANES
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -113,13 +113,15 @@ class _Schedule:
         if device.type == "cpu":
             return source
         if torch.cuda.is_current_stream_capturing():
-            pinned = self._spare if self._spare is not None else torch.empty_like(source, pin_memory=True)
+            pinned = (
+                self._spare if self._spare is not None else torch.empty(len(cells), dtype=torch.int64, pin_memory=True)
+            )
             self._spare = None
             self._captured.append(pinned)
         else:
-            pinned = torch.empty_like(source, pin_memory=True)
+            pinned = torch.empty(len(cells), dtype=torch.int64, pin_memory=True)
             if self._spare is None:
-                self._spare = torch.empty_like(source, pin_memory=True)
+                self._spare = torch.empty(len(cells), dtype=torch.int64, pin_memory=True)
         pinned.copy_(source)
         return pinned.to(device, non_blocking=True)
 

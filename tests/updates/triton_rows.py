@@ -43,7 +43,7 @@ RULES = {
 }
 MANIFOLDS = {"psi": PSI(), "sphere": Sphere(), "lines": Grassmann(1)}
 TRANSPORTS = ("manifold", "project", "parallel", "none")
-HALVES = [torch.float32, torch.bfloat16, torch.float16]
+OTHERS = [torch.float32, torch.bfloat16, torch.float16]
 STEP = 3.0
 
 
@@ -143,8 +143,8 @@ def check(points, rule, options, **how):
 CHOICES = [(m, motion, t) for m in MANIFOLDS for motion in ("retract", "exp") for t in TRANSPORTS]
 
 
-def take(choice, turn, device):
-    """A choice with a rule, in float64 and in another dtype; the turn decides about everything else."""
+def take(choice, turn, dtype, device):
+    """A choice with a rule; the turn decides which, and about everything else."""
     manifold, motion, transport = choice
     rule, changes = list(RULES.values())[turn % len(RULES)]
     options = OPTIONS | changes | {"motion": motion, "transport": transport, "maximize": turn % 2 == 1}
@@ -152,15 +152,14 @@ def take(choice, turn, device):
     how = {"fresh": turn % 5 == 0, "vector": bool(rule.scalars) or options["momentum"] != 0}
     # Unit vectors may have drifted; the kernels take them as they are.
     scale = (3e4 if options["radius"] == "free" else 1.7) if manifold == "psi" else 1.0 + 0.05 * (turn % 2)
-    check(Points(MANIFOLDS[manifold], torch.float64, device, SHAPES, scale), rule, options, **how)
-    check(Points(MANIFOLDS[manifold], HALVES[turn % 3], device, SHAPES[turn % 2 :: 2], scale), rule, options, **how)
+    check(Points(MANIFOLDS[manifold], dtype, device, SHAPES, scale), rule, options, **how)
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids="-".join)
 def test_every_choice(choice, device, small):
-    place = CHOICES.index(choice)
-    for turn in (2 * place, 2 * place + 1):
-        take(choice, turn, device)
+    turn = CHOICES.index(choice)
+    take(choice, turn, torch.float64, device)
+    take(choice, turn + 3, OTHERS[turn % 3], device)
 
 
 @pytest.mark.long
@@ -168,7 +167,8 @@ def test_every_choice(choice, device, small):
 def test_every_choice_with_every_rule(choice, device, small):
     place = CHOICES.index(choice)
     for turn in range(place, place + 3 * len(RULES)):
-        take(choice, turn, device)
+        take(choice, turn, torch.float64, device)
+        take(choice, turn, OTHERS[turn % 3], device)
 
 
 @pytest.mark.parametrize("name", ["psi", "lines"])
@@ -225,7 +225,7 @@ def test_free_norms_change_by_powers_of_two(device, small):
 
 
 def test_what_is_not_finite_stays_in_its_row(device, small):
-    """A row is finite where the reference is, zero rows among them, and its neighbours do not notice.
+    """A row is finite where the reference is, zero rows of PSI among them, and its neighbours do not notice.
 
     Within a row the reference may lose NaN on the way through a length.
     """
@@ -235,12 +235,13 @@ def test_what_is_not_finite_stays_in_its_row(device, small):
         ("sphere", {"motion": "retract", "transport": "manifold"}),
         ("lines", {"motion": "exp", "transport": "parallel", "max_grad_norm": 0.1}),
     ):
-        points = Points(MANIFOLDS[name], torch.float32, device, [(6, 24), (6, 131)])
+        points = Points(MANIFOLDS[name], torch.float32, device, [(6, 24), (6, 72)])
         clean = points.copy()
         for x, g, v, *_ in points.arrays:
-            g[1, 2], g[2, 0], x[3] = torch.nan, torch.inf, 0.0
-            if changes["transport"] != "none":
-                g[3], v[3] = 0.0, 0.0
+            g[1, 2], g[2, 0] = torch.nan, torch.inf
+            if name == "psi":  # which an exponential in float32 does not carry with a gradient
+                x[3] = 0.0
+                g[3], v[3] = (0.0, 0.0) if changes["motion"] == "exp" else (g[3], v[3])
         exact = points.reference(Momentum(), OPTIONS | changes, torch.float32)
         points.step(Momentum(), OPTIONS | changes)
         clean.step(Momentum(), OPTIONS | changes)
@@ -248,6 +249,7 @@ def test_what_is_not_finite_stays_in_its_row(device, small):
             for a, b, c in zip(ours, theirs, others, strict=True):
                 assert a.isfinite().all(1).tolist() == b.isfinite().all(1).tolist()
                 assert torch.equal(a[[0, 4, 5]], c[[0, 4, 5]])
+                torch.testing.assert_close(a[3], b[3], rtol=1e-4, atol=1e-5)
 
 
 def test_arrays_that_start_anywhere(device, small):
