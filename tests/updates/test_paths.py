@@ -169,8 +169,9 @@ class TestWhatChangesBetweenSteps:
         return params, RiemannianSGD([{"params": params, "manifold": PSI()}], lr=0.1, momentum=0.9, **path)
 
     def compare(self, path, change, steps=6):
+        """Against the reference path without any plans."""
         ends = []
-        for way in ({"foreach": False}, path):
+        for forget, way in ((True, {"foreach": False}), (False, path)):
             params, optimizer = self.twins(way)
             torch.manual_seed(1)
             for t in range(steps):
@@ -178,6 +179,8 @@ class TestWhatChangesBetweenSteps:
                     p.grad = torch.randn(p.shape, dtype=p.dtype)
                 if t >= 2:
                     change(t, params, optimizer)
+                if forget:
+                    optimizer._groups.clear()
                 optimizer.step()
             ends.append([p.detach() for p in params])
         assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*ends, strict=True))
@@ -214,6 +217,15 @@ class TestWhatChangesBetweenSteps:
     def test_momentum_stops_and_starts(self, path):
         def change(t, params, optimizer):
             optimizer.param_groups[0]["momentum"] = 0.0 if t in (2, 3) else 0.9
+
+        self.compare(path, change)
+
+    def test_options_change(self, path):
+        def change(t, params, optimizer):
+            optimizer.param_groups[0].update(radius="free" if t < 4 else "hold", transport="none")
+            if t == 3:  # what was held is no longer known
+                for p in params:
+                    del optimizer.state[p]["radius"]
 
         self.compare(path, change)
 
