@@ -55,17 +55,29 @@ class PointSet:
 
 
 def check_state(points: PointSet, state: State, rule: Rule) -> None:
-    """Raise `StateError` where a vector of `state` no longer fits its parameter."""
+    """Raise `StateError` where `state` no longer fits its parameter."""
     for part in points.parts:
+        own = state.get(part, {})
         for name in rule.vectors:
-            vector = state[part].get(name) if part in state else None
+            vector = own.get(name)
             if vector is None:
                 continue
             if vector.shape != part.shape or vector.dtype != part.dtype or vector.device != part.device:
-                raise StateError(
-                    f"{points.name} is {_describe(part)}, its {name} {_describe(vector)}: the parameter was changed "
-                    "under a running optimizer. Build a new one, or convert its state_dict and load that"
-                )
+                _raise_unfit(points.name, part, name, vector)
+    own, part = state.get(points.parts[0], {}), points.parts[0]
+    for name in (*rule.scalars, "radius"):
+        number = own.get(name)
+        if number is None:
+            continue
+        if number.device != part.device or number.shape != points.layouts()[0].scalar:
+            _raise_unfit(points.name, part, name, number)
+
+
+def _raise_unfit(label: str, part: Tensor, name: str, its: Tensor) -> None:
+    raise StateError(
+        f"{label} is {_describe(part)}, its {name} {_describe(its)}: the parameter was changed under a running "
+        "optimizer. Build a new one, or convert its state_dict and load that"
+    )
 
 
 def new_number(name: str, rule: Rule, layout: Layout, part: Tensor) -> Tensor:

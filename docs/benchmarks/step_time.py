@@ -69,7 +69,7 @@ def contenders(weights, grads, name, device):
                     steps[f"{optimizer}, {path}"] = make(params(), **flags).step
                 except ValueError as error:
                     print(f"{optimizer}, {path}: left out, {error}")
-    if name == "ResNet-56":
+    if name in ("ResNet-56", "ResNet-50"):
         steps["SGDG, orthogonality 0.1, fused"] = SGDG(
             [{"params": params(), "manifold": Grassmann(1)}], lr=1e-5, fused=True
         ).step
@@ -173,12 +173,14 @@ def main():
     lists = ["ResNet-56", "ResNet-50", "ViT-B"] + (["transformer-1B"] if arguments.device == "cuda" else [])
     if arguments.quick:
         lists = lists[:1]
+    waiting = os.environ.get("OMP_WAIT_POLICY")
+    policy = f" OMP_WAIT_POLICY is {waiting}." if waiting else ""
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
     page = [
         "# Time of a step",
         f"{name}, torch {torch.__version__}, Python {platform.python_version()}, float32. Medians of interleaved steps, ± half "
         "the distance between the quartiles; ratios and the copy are of the same run. Written by "
-        "`.venv/bin/python docs/benchmarks/step_time.py`.",
+        f"`.venv/bin/python docs/benchmarks/step_time.py`.{policy}",
     ]
     results = {}
     for item in lists:

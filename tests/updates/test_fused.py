@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.manifolds.errors import OptionError
-from retract.optim import PSISGD, SGDG, AdamG, RiemannianSGD, execute
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianSGD, crew, execute
 from torch import nn
 
 numba = pytest.importorskip("numba")
@@ -81,13 +82,32 @@ def test_two_python_threads_step_at_once(threads):
         assert torch.equal(results[seed], expected[seed])
 
 
+def test_a_loop_is_over_when_everybody_is_done():
+    done = []
+
+    def work():
+        helping = threading.current_thread() is not threading.main_thread()
+        both.wait(10)
+        time.sleep(0.2 if helping else 0.0)
+        done.append(helping)
+        if helping:
+            raise ArithmeticError("in a helper")
+
+    both = threading.Barrier(2)
+    with pytest.raises(ArithmeticError, match="in a helper"):
+        crew.share(work, 2)
+    assert done == [False, True]
+    crew.share(lambda: done.append(True), 1)
+    assert len(done) == 3
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_a_step_after_a_fork(threads):
-    """The child of a process that has stepped with threads steps too."""
+def test_a_step_after_a_fork():
+    """The child of a process that has stepped with threads steps too, with threads of its own."""
     code = """
-import os, sys, torch
+import os, sys, threading, torch
 from retract.manifolds import PSI
-from retract.optim import PSISGD
+from retract.optim import PSISGD, crew
 torch.set_num_threads(3)
 w = torch.nn.Parameter(torch.randn(9, 40000))
 w.grad = torch.randn_like(w)
@@ -95,6 +115,7 @@ optimizer = PSISGD([{"params": [w], "manifold": PSI()}], momentum=0.9, fused=Tru
 optimizer.step()
 child = os.fork()
 optimizer.step()
+crew.share(threading.Barrier(3, timeout=20).wait, 3)
 norm = [w[i, 7 * i].item() for i in range(9)]  # torch's own threads do not survive a fork
 if child == 0:
     print(norm, flush=True)

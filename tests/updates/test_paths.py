@@ -6,7 +6,7 @@ import pytest
 import torch
 from memory import Peak
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere
-from retract.manifolds.errors import StateError
+from retract.manifolds.errors import GradientError, StateError
 from retract.manifolds.rows import gather, scatter_
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from torch import nn
@@ -169,8 +169,9 @@ class TestWhatChangesBetweenSteps:
         return params, RiemannianSGD([{"params": params, "manifold": PSI()}], lr=0.1, momentum=0.9, **path)
 
     def compare(self, path, change, steps=6):
+        """Against the reference path without any plans."""
         ends = []
-        for way in ({"foreach": False}, path):
+        for forget, way in ((True, {"foreach": False}), (False, path)):
             params, optimizer = self.twins(way)
             torch.manual_seed(1)
             for t in range(steps):
@@ -178,6 +179,8 @@ class TestWhatChangesBetweenSteps:
                     p.grad = torch.randn(p.shape, dtype=p.dtype)
                 if t >= 2:
                     change(t, params, optimizer)
+                if forget:
+                    optimizer._groups.clear()
                 optimizer.step()
             ends.append([p.detach() for p in params])
         assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*ends, strict=True))
@@ -206,13 +209,23 @@ class TestWhatChangesBetweenSteps:
         def change(t, params, optimizer):
             state = optimizer.state[params[0]]
             state["momentum_buffer"] = state["momentum_buffer"] / 2
-            optimizer.load_state_dict(optimizer.state_dict())
+            if t % 2:
+                optimizer.load_state_dict(optimizer.state_dict())
 
         self.compare(path, change)
 
     def test_momentum_stops_and_starts(self, path):
         def change(t, params, optimizer):
             optimizer.param_groups[0]["momentum"] = 0.0 if t in (2, 3) else 0.9
+
+        self.compare(path, change)
+
+    def test_options_change(self, path):
+        def change(t, params, optimizer):
+            optimizer.param_groups[0].update(radius="free" if t < 4 else "hold", transport="none")
+            if t == 3:  # what was held is no longer known
+                for p in params:
+                    del optimizer.state[p]["radius"]
 
         self.compare(path, change)
 
@@ -238,6 +251,68 @@ class TestWhatChangesBetweenSteps:
         ):
             optimizer.step()
         assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, *FAST.values()], ids=str)
+def test_a_parameter_that_was_reshaped(path, momentum, device):
+    """Its state says other rows than it has now."""
+    w = nn.Parameter(torch.randn(4, 6, device=device))
+    optimizer = RiemannianSGD([{"params": [w], "manifold": PSI()}], lr=0.1, momentum=momentum, **path)
+    for shape in ((4, 6), (6, 4)):
+        w.data, w.grad = w.data.view(shape), None
+        w.grad = torch.ones_like(w)
+        before = w.detach().clone()
+        if shape == (4, 6):
+            optimizer.step()
+    with pytest.raises(StateError, match=r"of shape \(6, 4\) .* of shape \(4, (6|1)\) .*: the parameter was changed"):
+        optimizer.step()
+    assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("path", [{}, {"foreach": False}, *FAST.values()], ids=str)
+def test_a_first_step_that_another_group_prevents(path, device):
+    """The step that comes through in the end sees the gradients of then."""
+    ends = []
+    for attempts in (1, 2):
+        torch.manual_seed(0)
+        groups = []
+        for rows in (Rows(), Rows(axis=1), Rows()):
+            groups.append({"params": [nn.Parameter(torch.randn(4, 6, device=device))], "manifold": PSI(), "rows": rows})
+        params = [group["params"][0] for group in groups]
+        optimizer = RiemannianSGD(groups, lr=0.1, momentum=0.9, **path)
+        if attempts == 2:
+            for p in params:
+                p.grad = torch.full_like(p, 7.0)
+            params[-1].grad = params[-1].grad.to_sparse()
+            with pytest.raises(GradientError, match="sparse"):
+                optimizer.step()
+            assert not optimizer.state
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        ends.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("path", FAST)
+@pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1)], ids=repr)
+def test_a_buffer_that_points_back(manifold, path, device):
+    """Past a right angle a line is met from its other side."""
+    ends = []
+    for way in ({"foreach": False}, FAST[path]):
+        torch.manual_seed(0)
+        w = nn.Parameter(manifold.nearest(torch.randn(4, 6, dtype=torch.float64, device=device)))
+        options = {"momentum": 0.9, "momentum_form": "velocity", "transport": "parallel"}
+        optimizer = RiemannianSGD([{"params": [w], "manifold": manifold}], lr=0.1, **options, **way)
+        w.grad = torch.randn_like(w)
+        optimizer.step()
+        buffer = optimizer.state[w]["momentum_buffer"]
+        buffer.sub_(3 * w.detach())
+        optimizer.step()
+        ends.append((w.detach(), buffer))
+    for ours, exact in zip(*ends, strict=True):
+        assert torch.allclose(ours, exact, rtol=1e-11, atol=1e-12)
 
 
 def test_autograd_sees_that_weights_were_written(device):
