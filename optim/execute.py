@@ -1,115 +1,196 @@
-"""How an update runs over parameters: from tensors and state to points and memory, and back.
+"""How a parameter group runs: which path its points take, decided in one place. Layout and choice only; no formula.
 
-The reference path, one point set at a time. Layout and choice only; no formula.
+=============  ====================================================================================================
+path           runs
+=============  ====================================================================================================
+*reference*    one point set at a time through `step.update`: everything, and always when `capturable` or
+               `differentiable`
+*foreach*      many parameters in one `step.update`: vectors, on any device
+*fused*        row kernels: PSI, Sphere, Grassmann(1)
+torch          Euclidean points whose rule torch has, on torch's path of the same name
+=============  ====================================================================================================
+
+`foreach` and `fused` are read as in torch: with both at None the fastest path that is installed runs, an explicit value
+of either leaves the other at False.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from operator import is_
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..manifolds import ConformalManifold, Manifold, Rows
-from ..manifolds.rows import Layout, gather, scatter_
-from .memory import Memory
+from ..manifolds import PSI, Euclidean, Manifold, Sphere
+from ..manifolds.errors import OptionError
+from ..manifolds.grassmann import Lines
+from .flat import Torch, torch_has
+from .foreach import Foreach
+from .fused import Fused
+from .matrices import Seat, seat
 from .options import Options
+from .plan import Plan
+from .points import PointSet, State, check_state
+from .reference import Reference
 from .rules import Rule
-from .step import update
+from .tables import Kernel
 
-__all__ = ["PointSet", "reference"]
+__all__ = ["Group", "check_path"]
 
-CHUNK = 2**18
-"""Elements per piece; measured flat between 2^17 and 2^20 on ResNet-50's weights."""
+TINY = 2**14
+"""Elements up to which torch's foreach beats its fused path on a CPU: 6 µs a tensor against 12 at 64 elements, level
+at 2^15, 650 against 1,100 at 2^20."""
+SMALL = 2**16
+"""Elements up to which a parameter is stacked with others by default; on a CPU foreach loses on larger ones."""
 
-State = dict[Tensor, dict[str, Any]]
-
-
-@dataclass(frozen=True, eq=False)
-class PointSet:
-    """The points that one parameter, or several joined ones, hold: an entry of an optimizer's table."""
-
-    name: str
-    parts: tuple[Tensor, ...]
-    manifold: Manifold
-    rows: Rows
-
-    def layouts(self) -> list[Layout]:
-        """How each part is cut into points."""
-        return [self.rows.layout(part, self.manifold.event_ndim) for part in self.parts]
+_BACKENDS = {
+    "cpu": ("numba", "rows_numba", (torch.float32, torch.float64)),
+    "cuda": ("triton", "rows_triton", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+}
+_STACKABLE = (Euclidean, PSI, Sphere, Lines)
 
 
-def reference(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> None:
-    """One step of `points` in place, state included.
-
-    Vectors stand in each part's own state, shaped like the part; numbers per point in the first part's.
-    """
-    parts, layouts = points.parts, points.layouts()
-    first, layout = state[parts[0]], layouts[0]
-    needed = rule.needs(options)
-    fresh = any(name not in state[part] for part in parts for name in needed)
-    for part in parts:
-        for name in needed:
-            if name not in state[part]:
-                state[part][name] = torch.zeros_like(part, memory_format=torch.preserve_format)
-    names = [name for name in rule.vectors if all(name in state[part] for part in parts)]
-    x = gather(parts, layouts)
-    for name in rule.scalars:
-        if name not in first:
-            # A number per coordinate is kept like the coordinates, any other in float32 or better.
-            dtype = x.dtype if layout.event else parts[0].dtype
-            first[name] = torch.zeros(layout.scalar, dtype=dtype, device=x.device)
-    if rule.counts_steps:
-        if "step" not in first:
-            first["step"] = torch.zeros((), dtype=torch.float32, device=x.device if options["capturable"] else None)
-        first["step"] += 1
-    memory = Memory(
-        dtype=parts[0].dtype,
-        fresh=fresh,
-        vectors={name: gather([state[part][name] for part in parts], layouts) for name in names},
-        scalars={n: layout.split_scalars(first[n]).to(x.dtype) for n in (*rule.scalars, "radius") if n in first},
-        step=first.get("step"),
-    )
-    if isinstance(options["lr"], Tensor):
-        options = {**options, "lr": options["lr"].to(device=x.device, dtype=x.dtype).reshape(())}
-    if options["differentiable"]:
-        # What autograd saves must not be overwritten, so the step works on copies, written back at the end.
-        x = x.clone()
-        memory.vectors = {name: vector.clone() for name, vector in memory.vectors.items()}
-    egrad = gather(grads, layouts)
-    chunked = x.ndim == 2 and not isinstance(points.manifold, ConformalManifold)
-    if chunked and not options["orthogonality"] and not options["differentiable"]:
-        y = _update_in_chunks(points.manifold, rule, x, egrad, memory, options)
-    else:
-        y = update(points.manifold, rule, x, egrad, memory, options)
-    scatter_(y, parts, layouts)
-    for name, vector in memory.vectors.items():
-        scatter_(vector, [state[part][name] for part in parts], layouts)
-    for name, number in memory.scalars.items():
-        if name not in first:
-            first[name] = torch.empty(layout.scalar, dtype=number.dtype, device=x.device)
-        stored = layout.split_scalars(first[name])
-        if number.data_ptr() != stored.data_ptr():
-            stored.copy_(number)
+@cache
+def _kernel(package: str, module: str) -> Kernel | str:
+    """The backend, or why it is not there."""
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed; install it with pip install 'retract[fused]'"
+    try:
+        return cast(Kernel, importlib.import_module(f".{module}", __package__))
+    except ImportError as error:
+        return f"{package} cannot be imported ({error}); reinstall it with pip install 'retract[fused]'"
 
 
-def _update_in_chunks(
-    manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Memory, options: Options
-) -> Tensor:
-    """`update` over a few rows at a time, written over `x` and `memory`: rows do not know of each other, and temporaries
-    that stay in cache cost a third of those that do not."""
-    rows = max(1, CHUNK // x.shape[1])
-    for start in range(0, x.shape[0], rows):
-        part = slice(start, start + rows)
-        piece = replace(
-            memory,
-            vectors={name: vector[part] for name, vector in memory.vectors.items()},
-            scalars={name: number[part] for name, number in memory.scalars.items()},
+def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> Kernel | str:
+    """The row kernels for such points, or why there are none and what to do."""
+    if type(manifold) not in (PSI, Sphere, Lines):
+        return f"there is no row kernel for {manifold!r}, only for PSI, Sphere and Grassmann(1)"
+    if device.type not in _BACKENDS:
+        return f"there are no row kernels for {device.type}"
+    package, module, dtypes = _BACKENDS[device.type]
+    if dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"row kernels on {device.type} take {names}, not {str(dtype).removeprefix('torch.')}"
+    return _kernel(package, module)
+
+
+def check_path(points: PointSet, rule: Rule, options: Options) -> None:
+    """Raise `OptionError` if `points` cannot take the path that the options ask for, with the reason and a way out."""
+    part, manifold = points.parts[0], points.manifold
+    if part.is_meta:
+        return
+    error = None
+    if options["compile"]:
+        error = "compile=True", _no_compiler(part.device), "leave compile at False"
+    elif options["fused"] and not isinstance(manifold, Euclidean):
+        found = kernel_for(manifold, part.dtype, part.device)
+        error = (
+            ("fused=True", found, "leave fused at None for the fastest path there is")
+            if isinstance(found, str)
+            else None
         )
-        y = update(manifold, rule, x[part], egrad[part], piece, options)
-        x[part].copy_(y)
-        for name, vector in piece.vectors.items():
-            memory.vectors[name][part].copy_(vector)
-    return x
+    elif options["foreach"] and type(manifold) not in _STACKABLE:
+        error = "foreach=True", f"{manifold!r} is not a manifold of vectors that stack", "leave foreach at None"
+    if error:
+        raise OptionError(f"{error[0]} on {points.name}: {error[1]}. Or {error[2]}")
+
+
+def _no_compiler(device: torch.device) -> str:
+    return f"steps compiled by torch have no path on {device.type} yet; row kernels (fused) do the same in one pass"
+
+
+def _choose(seat: Seat, rule: Rule, options: Options) -> str:
+    """The path of one point set."""
+    manifold, part = seat.points.manifold, seat.points.parts[0]
+    foreach, fused = options["foreach"], options["fused"]
+    automatic = foreach is None and fused is None
+    if options["capturable"] or options["differentiable"] or not all(p.numel() for p in seat.points.parts):
+        return "reference"
+    half = part.dtype in (torch.float16, torch.bfloat16)
+    if isinstance(manifold, Euclidean):
+        # Half precision is computed in float32 and rounded once, which torch does on its fused path only.
+        if seat.lies and torch_has(manifold, rule, options) and (fused or not half):
+            if automatic:
+                fused = part.device.type == "cpu" and part.numel() > TINY
+                foreach = not fused
+            return "torch fused" if fused else "torch foreach" if foreach else "torch"
+    elif (fused or automatic) and not isinstance(kernel_for(manifold, part.dtype, part.device), str):
+        return "fused"
+    if type(manifold) not in _STACKABLE:
+        return "reference"
+    if foreach:
+        return "foreach"
+    small = part.numel() <= SMALL or part.device.type != "cpu"
+    return "foreach" if (automatic or fused) and small and seat.lies and not half else "reference"
+
+
+def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: Options) -> Plan:
+    part = seats[0].points.parts[0]
+    if path.startswith("torch"):
+        return Torch(seats, state, rule, foreach=path == "torch foreach", fused=path == "torch fused")
+    if path == "fused":
+        kernel = kernel_for(seats[0].points.manifold, part.dtype, part.device)
+        assert not isinstance(kernel, str)
+        return Fused(seats, state, rule, kernel)
+    if path == "foreach":
+        return Foreach(seats, state, rule)
+    return Reference(seats, state, rule, graph=options["capturable"] or options["differentiable"])
+
+
+class Group:
+    """One parameter group from step to step: its plans, kept as long as nothing but addresses changes."""
+
+    def __init__(self) -> None:
+        self._params: list[Tensor] = []
+        self._state: State | None = None
+        self._settings: tuple[Any, ...] = ()
+        self._idle: list[Tensor] = []
+        self._plans: list[Plan] = []
+
+    def prepare(
+        self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options
+    ) -> Sequence[Callable[[], None]]:
+        """What a step of the group does, checked. Writes nothing.
+
+        Raises `GradientError`, `StateError` and `OptionError` for what cannot be done.
+        """
+        settings = tuple(bool(options.get(name)) if name == "momentum" else options.get(name) for name in _SETTINGS)
+        params: list[Tensor] = options["params"]
+        same = len(params) == len(self._params) and all(map(is_, params, self._params))
+        same = same and self._state is state and self._settings == settings
+        same = same and not any(plan.pending for plan in self._plans)
+        if same and all(p.grad is None for p in self._idle):
+            work = [plan.prepare(options) for plan in self._plans]
+            if None not in work:
+                return work  # type: ignore[return-value]
+        self._params, self._state, self._settings = [], None, settings
+        self._plans, self._idle = [], []
+        kinds: dict[tuple[Any, ...], list[Seat]] = {}
+        for p in params:
+            points = table.get(p)
+            if points is None:
+                continue
+            grads = points.gradients()
+            if not grads:
+                self._idle += points.parts
+                continue
+            check_path(points, rule, options)
+            check_state(points, state, rule)
+            its = seat(points, grads, state, rule, options)
+            path = _choose(its, rule, options)
+            kinds.setdefault((path, points.manifold, p.dtype, p.device), []).append(its)
+        self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
+        work = [plan.prepare(options) for plan in self._plans]
+        assert None not in work
+        self._params, self._state = list(params), state
+        return work  # type: ignore[return-value]
+
+
+_SETTINGS = (
+    "foreach", "fused", "compile", "capturable", "differentiable", "momentum", "momentum_form", "eps_form", "radius"
+)  # fmt: skip

@@ -12,7 +12,6 @@ from ..manifolds import (
     GeodesicManifold,
     Manifold,
     QuotientManifold,
-    numerics,
 )
 from .memory import Memory
 from .options import Options
@@ -41,7 +40,7 @@ def move(manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: O
         for key, v in memory.vectors.items():
             y, memory.vectors[key] = manifold.retract_and_transport(x, u, v)
         return y
-    y = manifold.retract(x, u) if motion == "retract" else _exp(manifold, x, u)
+    y = manifold.retract(x, u) if motion == "retract" else _exp(manifold, x, u, options["lr"])
     if transport == "project":
         memory.vectors = {key: manifold.project(y, v) for key, v in memory.vectors.items()}
     elif transport != "none":
@@ -56,13 +55,16 @@ def move(manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: O
 def _add_(x: Tensor, step: Scaled, scale: Tensor | None) -> Tensor:
     if scale is None:
         return step.add_to_(x)
-    if isinstance(step.factor, Tensor) or step.factor != 1.0:
-        return step.add_to_(x.mul_(scale))
-    return torch.addcmul(step.array, x, scale, out=x)
+    if isinstance(step.factor, (int, float)) and step.factor == 1.0:
+        return torch.addcmul(step.array, x, scale, out=x)
+    return step.add_to_(x.mul_(scale))
 
 
-def _exp(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
-    """The exponential, put back on the manifold: it keeps to it in exact arithmetic only, and rounding adds up."""
+def _exp(manifold: Manifold, x: Tensor, u: Tensor, lr: Tensor | float) -> Tensor:
+    """The exponential, put back on the manifold: it keeps to it in exact arithmetic only, and rounding adds up. As all
+    stabilisation this rests at lr = 0."""
     assert isinstance(manifold, ExponentialManifold)
     y = manifold.exp(x, u)
-    return numerics.hold_still(u, manifold.nearest(y), y, manifold.event_ndim)
+    if isinstance(lr, Tensor):
+        return torch.where(lr == 0, y, manifold.nearest(y))
+    return y if lr == 0 else manifold.nearest(y)

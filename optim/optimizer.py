@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import check_parts, check_rows, check_types
-from ..manifolds.errors import GradientError, OptionError, StateError
+from ..manifolds.errors import OptionError, StateError
 from ..manifolds.geoopt import from_geoopt
 from ..manifolds.numerics import tolerance
 from ..manifolds.rows import gather
-from .execute import PointSet, reference
+from .execute import Group, check_path
 from .options import check_group, check_names, check_point
+from .points import PointSet
 from .rules import Adam, Momentum, Rule
 
 __all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
@@ -43,6 +44,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._table: dict[Tensor, PointSet] = {}
+        self._groups: list[Group] = []
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -115,6 +117,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             check_types(label[p], its, its_rows)
             check_parts(label[p], points.parts, its, its_rows)
             check_point(label[p], its, group)
+            check_path(points, self.rule, group)
             if not p.is_meta and not isinstance(its, Euclidean):
                 with torch.no_grad():
                     x = gather(points.parts, points.layouts())
@@ -130,45 +133,38 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         `closure`, if given, re-evaluates the model and returns the loss, which is returned. Gradients are
         checked for all parameters before the first of them moves, and are never written to.
 
-        Raises `GradientError` for a sparse gradient, and for a joint point of which only some parts have one.
-        (A complex gradient would need a complex parameter, which `add_param_group` refuses.)
+        Raises:
+            GradientError: a sparse gradient, one that does not fit its parameter, a joint point of which only some
+                parts have one.
+            StateError: a parameter that was reshaped or converted since its last step, and its state was not.
+            OptionError: a path that was asked for and is not there.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for points, grads, group in list(self._work()):
-            with torch.set_grad_enabled(group["differentiable"]):
-                reference(points, grads, self.state, self.rule, group)
+        self._groups += [Group() for _ in self.param_groups[len(self._groups) :]]
+        with torch.no_grad():
+            prepared = [
+                work
+                for its, group in zip(self._groups, self.param_groups, strict=True)
+                for work in its.prepare(self._table, self.state, self.rule, group)
+            ]
+            for work in prepared:
+                work()
         return loss
 
     def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
         """Every point set that has gradients, with those of its parts; raises as `step` does."""
-        return ((points, grads) for points, grads, _ in self._work())
-
-    def _work(self) -> Iterator[tuple[PointSet, list[Tensor], dict[str, Any]]]:
         for group in self.param_groups:
             for p in group["params"]:
                 points = self._table.get(p)
-                grads = self._grads(points) if points is not None else []
+                grads = points.gradients() if points is not None else []
                 if points is not None and grads:
-                    yield points, grads, group
-
-    @staticmethod
-    def _grads(points: PointSet) -> list[Tensor]:
-        grads = [part.grad for part in points.parts if part.grad is not None]
-        if grads and len(grads) < len(points.parts):
-            raise GradientError(
-                f"{points.name} forms joint points with {len(points.parts) - 1} other parameter(s), but only some of them "
-                "have a gradient; freeze all parts or none, or declare the parameter alone"
-            )
-        for grad in grads:
-            if grad.layout != torch.strided:
-                raise GradientError(f"{points.name} has a {grad.layout} gradient; these updates need dense ones")
-        return grads
+                    yield points, grads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_table": self._table}
+        return {**super().__getstate__(), "_table": self._table, "_groups": []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, also in the middle of a run.

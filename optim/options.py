@@ -71,9 +71,16 @@ def check_group(options: Options) -> None:
             f"nesterov needs momentum > 0 and dampening = 0, not momentum={options['momentum']!r} and "
             f"dampening={options['dampening']!r}"
         )
-    for name in _FAST_PATHS:
-        if options[name]:
-            raise OptionError(f"{name}=True: there is no such path for this update yet; leave {name} at its default")
+    asked = [name for name in _FAST_PATHS if options[name]]
+    if len(asked) > 1:
+        raise OptionError(
+            f"{' and '.join(f'{name}=True' for name in asked)}: a step takes one path; ask for one of them"
+        )
+    for name in ("differentiable", "capturable"):
+        if asked and options[name]:
+            raise OptionError(
+                f"{asked[0]}=True with {name}=True: such a step runs on the reference path; leave {asked[0]} at its default"
+            )
 
 
 def check_point(name: str, manifold: Manifold, options: Options) -> None:

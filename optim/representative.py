@@ -13,12 +13,17 @@ from torch import Tensor
 from .memory import Memory
 from .options import Options
 
-__all__ = ["rescaling"]
+__all__ = ["band", "rescaling"]
 
 # Yi (2022, §6.2) renormalises above 1e4; below 1e-4 a BatchNorm's eps of 1e-5 would start to show. In float16 the
 # squares of a row inside the narrower band neither overflow nor vanish.
 BAND = {torch.float16: (1e-2, 1e2)}
 DEFAULT_BAND = (1e-4, 1e4)
+
+
+def band(dtype: torch.dtype) -> tuple[float, float]:
+    """Norms between which ``"free"`` leaves the rows of a parameter of `dtype` alone."""
+    return BAND.get(dtype, DEFAULT_BAND)
 
 
 def rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | None:
@@ -34,7 +39,7 @@ def rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | None
             return None
         factor = torch.nan_to_num(memory.scalars["radius"] / radius, nan=1.0, posinf=1.0)
     else:
-        low, high = BAND.get(memory.dtype, DEFAULT_BAND)
+        low, high = band(memory.dtype)
         outside = ((radius < low) & (radius > 0)) | ((radius > high) & torch.isfinite(radius))
         exponent = torch.frexp(torch.where(outside, radius, 0.5)).exponent
         factor = torch.ldexp(torch.ones_like(radius), -exponent)

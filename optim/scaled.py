@@ -27,12 +27,12 @@ class Scaled(NamedTuple):
     def add_to_(self, out: Tensor, weight: Tensor | float = 1.0) -> Tensor:
         """out ← out + weight × self, in place and without a temporary."""
         factor = self.factor * weight
-        if isinstance(factor, Tensor):
-            return out.addcmul_(self.array, factor)
-        return out.add_(self.array, alpha=factor)
+        if isinstance(factor, (int, float)):
+            return out.add_(self.array, alpha=factor)
+        return out.addcmul_(self.array, factor)
 
     def tensor(self) -> Tensor:
         """The product; `array` itself where the factor is the number 1."""
-        if not isinstance(self.factor, Tensor) and self.factor == 1.0:
+        if isinstance(self.factor, (int, float)) and self.factor == 1.0:
             return self.array
         return self.array * self.factor

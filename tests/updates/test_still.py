@@ -1,8 +1,12 @@
 """A step with zero gradients at lr = 0 changes no bit: distributed checkpointing initializes state that way."""
 
+import itertools
+
 import pytest
 import torch
+from paths import PATHS
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
+from retract.manifolds.errors import OptionError
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from torch import nn
 
@@ -27,10 +31,18 @@ MANIFOLDS = [Euclidean(0), Euclidean(1), PSI(), Sphere(), Grassmann(1), Grassman
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nothing_moves(name, manifold, dtype, tensor_lr, device):
-    """Rows inside and outside the band of norms, on the manifold and off it."""
+    """Rows inside and outside the band of norms, on the manifold and off it; on every path that there is."""
+    for path in PATHS.values():
+        nothing_moves(OPTIMIZERS[name], manifold, dtype, torch.tensor(0.0) if tensor_lr else 0.0, path, device)
+
+
+def nothing_moves(make, manifold, dtype, lr, path, device):
     w = nn.Parameter(manifold.random_point(6, 2 if manifold.event_ndim == 2 else 4, device=device).to(dtype))
-    lr = torch.tensor(0.0) if tensor_lr else 0.0
-    optimizer = OPTIMIZERS[name]([{"params": [w], "manifold": manifold}], lr)
+    try:
+        optimizer = make([{"params": [w], "manifold": manifold, **path}], lr)
+    except OptionError:
+        assert path != {}
+        return
     if manifold.event_ndim != 2 or w.element_size() > 2:  # torch has no QR and SVD in half precision
         scale = torch.tensor([[3e3 if dtype == torch.float16 else 3e4], [1e-6], [0.0]], device=device)
         w.data[:3] = (torch.randn(3, w.shape[1], device=device) * scale).to(dtype)
@@ -44,10 +56,14 @@ def test_nothing_moves(name, manifold, dtype, tensor_lr, device):
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
 def test_something_moves_otherwise(manifold, device):
     """The control: with a gradient and a rate every optimizer above moves every parameter."""
-    for name, make in OPTIMIZERS.items():
+    for name, path in itertools.product(OPTIMIZERS, PATHS):
         w = nn.Parameter(manifold.random_point(6, 2, dtype=torch.float64, device=device))
-        optimizer = make([{"params": [w], "manifold": manifold}], 0.1)
+        try:
+            optimizer = OPTIMIZERS[name]([{"params": [w], "manifold": manifold, **PATHS[path]}], 0.1)
+        except OptionError:
+            assert manifold.event_ndim == 2
+            continue
         before = w.detach().clone()
         w.grad = torch.randn_like(w)
         optimizer.step()
-        assert not torch.equal(w.detach(), before), name
+        assert not torch.equal(w.detach(), before), (name, path)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from retract.manifolds import Euclidean
-from retract.optim import RiemannianAdam, RiemannianSGD
+from retract.optim import RiemannianAdam, RiemannianSGD, execute
 from torch import nn
 
 SGD_OPTIONS = [
@@ -15,6 +15,7 @@ SGD_OPTIONS = [
     )
     if not (nesterov and (momentum == 0 or dampening != 0))
 ]
+TORCH_PATHS = ({"foreach": False}, {"foreach": True}, {"fused": True})
 ADAM_OPTIONS = [
     {"betas": betas, "eps": eps, "weight_decay": decay, "maximize": maximize}
     for betas, eps, decay, maximize in itertools.product(
@@ -37,7 +38,8 @@ def run(optimizer_class, device, steps=50, tensor_lr=False, dtype=torch.float64,
         (model(x) - y).tanh().square().mean().backward()
         grads = [p.grad.clone() for p in params]
         optimizer.step()
-        assert all(torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True)), "p.grad was written to"
+        if optimizer_class not in (torch.optim.SGD, torch.optim.Adam):  # torch's foreach Nesterov does write there
+            assert all(torch.equal(p.grad, g) for p, g in zip(params, grads, strict=True)), "p.grad was written to"
         schedule.step()
     return torch.cat([p.detach().flatten() for p in params])
 
@@ -48,14 +50,50 @@ def relative(a, b):
 
 @pytest.mark.parametrize("options", SGD_OPTIONS, ids=str)
 def test_sgd_is_torch_sgd_bitwise(options, device):
-    assert torch.equal(run(RiemannianSGD, device, **options), run(torch.optim.SGD, device, foreach=False, **options))
+    """On each of torch's paths, and by default."""
+    for path in (*TORCH_PATHS, {}):
+        theirs = run(torch.optim.SGD, device, **(path or {"foreach": False}), **options)
+        assert torch.equal(run(RiemannianSGD, device, **path, **options), theirs), path
 
 
 @pytest.mark.parametrize("options", ADAM_OPTIONS, ids=str)
 def test_adam_is_torch_adam(options, device):
     for geometry in ({}, {"manifold": Euclidean(0)}):
-        ours = run(RiemannianAdam, device, geometry=geometry, **options)
-        assert relative(ours, run(torch.optim.Adam, device, foreach=False, **options)) <= 1e-12
+        for path in (*TORCH_PATHS, {}):
+            theirs = run(torch.optim.Adam, device, **(path or {"foreach": False}), **options)
+            assert torch.equal(run(RiemannianAdam, device, geometry=geometry, **path, **options), theirs), path
+
+
+@pytest.mark.parametrize("options", SGD_OPTIONS, ids=str)
+def test_large_tensors_take_torchs_fused_path(options, device, monkeypatch):
+    """By default, and agree with its plain one to rounding; so does our own reference."""
+    monkeypatch.setattr(execute, "TINY", 0)
+    plain = run(torch.optim.SGD, device, foreach=False, **options)
+    assert relative(run(RiemannianSGD, device, **options), plain) <= 1e-12
+    monkeypatch.setattr(execute, "torch_has", lambda *_: False)
+    for path in ({"foreach": False}, {"foreach": True}):
+        assert relative(run(RiemannianSGD, device, **path, **options), plain) <= 1e-12
+
+
+@pytest.mark.parametrize("options", ADAM_OPTIONS, ids=str)
+def test_our_own_adam_is_torchs(options, device, monkeypatch):
+    monkeypatch.setattr(execute, "torch_has", lambda *_: False)
+    plain = run(torch.optim.Adam, device, foreach=False, **options)
+    for path in ({"foreach": False}, {"foreach": True}):
+        assert relative(run(RiemannianAdam, device, **path, **options), plain) <= 1e-12
+
+
+def test_torch_by_default_mistakes_layouts_on_its_fused_path(device):
+    """It takes memory orders for equal that are not; ours never hands it such tensors."""
+    w, grad = (
+        torch.randn(4, 3, 5, 5, device=device).to(memory_format=torch.channels_last),
+        torch.randn(4, 3, 5, 5, device=device),
+    )
+    for path in (*TORCH_PATHS, {}):
+        p = nn.Parameter(w.clone())
+        p.grad = grad.clone()
+        RiemannianSGD([p], lr=0.1, momentum=0.9, **path).step()
+        assert torch.allclose(p.detach(), w - 0.1 * grad)
 
 
 def test_tensor_learning_rate(device):

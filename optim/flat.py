@@ -1,0 +1,85 @@
+"""Euclidean points through torch's own functions: the rule, the state and the numbers of `torch.optim`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from ..manifolds import Euclidean, Manifold
+from .matrices import New, Seat
+from .options import Options
+from .plan import Plan
+from .points import State, count_steps
+from .rules import Adam, Rule
+
+__all__ = ["Torch", "torch_has"]
+
+
+def torch_has(manifold: Manifold, rule: Rule, options: Options) -> bool:
+    """Whether `torch.optim` has this rule on `manifold`."""
+    if isinstance(rule, Adam):
+        return manifold == Euclidean(0) and options["eps_form"] == "outside"
+    return isinstance(manifold, Euclidean) and (options["momentum_form"] == "heavy_ball" or options["momentum"] == 0)
+
+
+class Torch(Plan):
+    """Euclidean points that lie, of one dtype and device, on torch's *foreach*, *fused* or plain path."""
+
+    half = True
+
+    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule, *, foreach: bool, fused: bool) -> None:
+        super().__init__(seats, state, rule)
+        self._paths = {"foreach": foreach, "fused": fused}
+
+    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+        """As in `Plan`."""
+        assert self.matrices is not None
+        common = {**self._paths, **{name: options[name] for name in ("weight_decay", "maximize")}}
+        common["lr"] = float(options["lr"])
+        (self._adam if isinstance(self.rule, Adam) else self._sgd)(grads, new, options, common)
+
+    def _adam(self, grads: list[Tensor], new: Any, options: Options, common: dict[str, Any]) -> None:
+        its = self.matrices
+        assert its is not None
+        steps = count_steps([self.state[p] for p in its.params], by=0)  # torch counts
+        beta1, beta2 = (float(beta) for beta in options["betas"])
+        adam(
+            its.params,
+            grads,
+            its.vectors,
+            its.squares,
+            [],
+            steps,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            eps=options["eps"],
+            **common,
+        )
+
+    def _sgd(self, grads: list[Tensor], new: Sequence[New] | None, options: Options, common: dict[str, Any]) -> None:
+        its = self.matrices
+        assert its is not None
+        moving = options["momentum"] != 0
+        vectors: list[Tensor | None] = [*its.vectors] if moving else [None] * len(grads)
+        if self._paths["foreach"] and options["nesterov"]:
+            grads = [grad.clone() for grad in grads]  # torch writes to what it is given
+        for batch, members in self.batches(its.params, new):
+            sgd(
+                [its.params[i] for i in members],
+                [grads[i] for i in members],
+                [vectors[i] for i in members],
+                momentum=options["momentum"],
+                # A fresh buffer is 0 here, and the first gradient enters it undamped.
+                dampening=0.0 if batch.new.vectors else options["dampening"],
+                nesterov=options["nesterov"],
+                **common,
+            )
+
+    def loose(self, seats: Sequence[Seat], options: Options) -> None:
+        """None: only what lies is planned here."""
+        assert not seats

@@ -1,0 +1,105 @@
+"""The foreach path: points of many parameters in one `step.update`, as a `Ragged` stack. Layout only; no formula."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .matrices import Loose, New, Seat
+from .memory import Memory
+from .options import Options
+from .plan import Batch, Plan, Stacks
+from .ragged import Ragged
+from .stages import ambient
+from .step import update
+
+__all__ = ["Foreach"]
+
+PIECE = 2**18
+"""Elements that are stacked at a time: temporaries of more leave the cache, and SGDG takes twice as long."""
+
+
+class Foreach(Plan):
+    """Points of one manifold, dtype and device in few calls of many kernels."""
+
+    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+        """As in `Plan`."""
+        assert self.matrices is not None
+        if self.manifold.event_ndim == 1:
+            grads = [layout.lying(g) for layout, g in zip(self.matrices.layouts, grads, strict=True)]
+        self._step(self.stacks(cells), grads, self.matrices.params, new, options)
+
+    def loose(self, seats: Sequence[Seat], options: Options) -> None:
+        """As in `Plan`."""
+        for seat in seats:
+            seat.enter(self.state, self.rule)
+        arrays = [Loose(seat) for seat in seats]
+        stacks = Stacks(
+            [each.x for each in arrays],
+            [each.vector for each in arrays if each.vector is not None],
+            [each.radius for each in arrays if each.radius is not None],
+            [each.square for each in arrays if each.square is not None],
+        )
+        params = [seat.points.parts[0] for seat in seats]
+        self._step(stacks, [each.grad for each in arrays], params, [seat.new for seat in seats], options)
+        for each in arrays:
+            each.write_back()
+
+    def _step(
+        self,
+        stacks: Stacks,
+        grads: list[Tensor],
+        params: Sequence[Tensor],
+        new: Sequence[New] | None,
+        options: Options,
+    ) -> None:
+        if options["orthogonality"]:
+            grads = [ambient(self.manifold, x, grad, options) for x, grad in zip(stacks.x, grads, strict=True)]
+            options = {**options, "maximize": False, "orthogonality": 0.0}
+        if isinstance(options["lr"], Tensor):
+            options = {**options, "lr": float(options["lr"])}
+        sizes = [grad.numel() for grad in grads]
+        for batch, members in self.batches(params, new):
+            for piece in _pieces(members, sizes):
+                self._move(batch, stacks.of(piece), [grads[i] for i in piece], params[0].dtype, options)
+
+    def _move(self, batch: Batch, stacks: Stacks, grads: list[Tensor], dtype: torch.dtype, options: Options) -> None:
+        rule, pointwise = self.rule, self.manifold.event_ndim == 0
+        points = [1 if pointwise else part.size(0) for part in stacks.x]
+        x: Any = Ragged(stacks.x, points)
+        memory = Memory(dtype, batch.new.vectors, step=None if batch.step is None else torch.tensor(batch.step))
+        vectors: Any = Ragged(stacks.vectors, points)
+        squares: Any = Ragged(stacks.squares, points) if pointwise else None
+        if stacks.vectors:
+            memory.vectors[rule.vectors[0]] = vectors
+        if stacks.squares:
+            memory.scalars[rule.scalars[0]] = squares if pointwise else torch.cat(stacks.squares)
+        if stacks.radii and not batch.new.radius:
+            memory.scalars["radius"] = torch.cat(stacks.radii)
+        egrad: Any = Ragged(grads, points)
+        y: Any = update(self.manifold, rule, x, egrad, memory, options)
+        if y is not x:
+            torch._foreach_copy_(stacks.x, y.parts)
+        moved: Any = memory.vectors.get(rule.vectors[0], vectors)
+        if moved is not vectors:
+            torch._foreach_copy_(stacks.vectors, moved.parts)
+        if stacks.squares and not pointwise:
+            torch._foreach_copy_(stacks.squares, memory.scalars[rule.scalars[0]].split(points))
+        if stacks.radii and batch.new.radius:
+            torch._foreach_copy_(stacks.radii, memory.scalars["radius"].split(points))
+
+
+def _pieces(members: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """`members` in runs of at most `PIECE` elements, or of one."""
+    piece: list[int] = []
+    filled = 0
+    for i in members:
+        if piece and filled + sizes[i] > PIECE:
+            yield piece
+            piece, filled = [], 0
+        piece.append(i)
+        filled += sizes[i]
+    yield piece

@@ -1,0 +1,88 @@
+"""The fused path: points as tables for a row kernel, one call for all. Layout only; no formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .matrices import Loose, New, Seat
+from .options import Options
+from .plan import Plan
+from .points import State
+from .rules import Rule
+from .stages import ambient
+from .tables import GRADIENT, POINTS, Kernel, update_of
+
+__all__ = ["Fused"]
+
+
+class Fused(Plan):
+    """Points of one manifold, dtype and device on a row kernel."""
+
+    half = True
+
+    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule, kernel: Kernel) -> None:
+        super().__init__(seats, state, rule)
+        self._kernel = kernel
+        self._device = seats[0].points.parts[0].device
+        self._schedules: dict[bytes, Any] = {}
+        if self.matrices is not None:
+            self._sizes = np.array([(*layout.batch, *layout.event) for layout in self.matrices.layouts], dtype=np.int64)
+
+    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+        """As in `Plan`."""
+        assert self.matrices is not None
+        params = self.matrices.params
+        table = np.empty((len(params), 7), dtype=np.int64)
+        table[:, :POINTS] = np.array(cells, dtype=np.int64).reshape(-1, POINTS)
+        table[:, POINTS:] = self._sizes
+        split = [
+            (layout.split(p), layout.split(g))
+            for p, g, layout in zip(params, grads, self.matrices.layouts, strict=True)
+            if options["orthogonality"]
+        ]
+        self._step(table, lambda: split, params, new, params[0].dtype, options)
+        torch.autograd.graph.increment_version(params)
+
+    def loose(self, seats: Sequence[Seat], options: Options) -> None:
+        """As in `Plan`."""
+        for seat in seats:
+            seat.enter(self.state, self.rule)
+        arrays = [Loose(seat) for seat in seats]
+        table = np.array([each.addresses() + list(each.x.shape) for each in arrays], dtype=np.int64)
+        self._step(
+            table,
+            lambda: [(each.x, each.grad) for each in arrays],
+            [seat.points.parts[0] for seat in seats],
+            [seat.new for seat in seats],
+            arrays[0].x.dtype,
+            options,
+        )
+        for each in arrays:
+            each.write_back()
+
+    def _step(
+        self,
+        table: np.ndarray,
+        arrays: Callable[[], Sequence[tuple[Tensor, Tensor]]],
+        params: Sequence[Tensor],
+        new: Sequence[New] | None,
+        dtype: torch.dtype,
+        options: Options,
+    ) -> None:
+        changed = []  # gradients of our own, which live until the kernel is done with them
+        if options["orthogonality"]:
+            changed = [ambient(self.manifold, x, grad, options).contiguous() for x, grad in arrays()]
+            table[:, GRADIENT] = [grad.data_ptr() for grad in changed]
+            options = {**options, "maximize": False}
+        for batch, members in self.batches(params, new):
+            part = table if len(members) == len(table) else np.ascontiguousarray(table[members])
+            sizes = part[:, POINTS:].tobytes()
+            if sizes not in self._schedules:
+                self._schedules[sizes] = self._kernel.schedule(part)
+            update = update_of(self.manifold, self.rule, options, batch.new.vectors, batch.step, dtype)
+            self._kernel.step(part, self._schedules[sizes], update, dtype, self._device)

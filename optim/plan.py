@@ -1,0 +1,136 @@
+"""`Plan`: points that run together step after step, with everything worked out that stays the same."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .matrices import Matrices, New, Seat, real, seat
+from .options import Options
+from .points import State, count_steps
+from .rules import Rule
+
+__all__ = ["Batch", "Plan", "Stacks"]
+
+
+class Batch(NamedTuple):
+    """What the update of several point sets has in common, beside the options."""
+
+    new: New
+    step: float | None
+    """Number of this step, from 1; None for rules that do not count."""
+
+
+class Stacks(NamedTuple):
+    """The arrays of some points, one entry per parameter: (points, n) and (points, 1); empty where there are none."""
+
+    x: list[Tensor]
+    vectors: list[Tensor]
+    radii: list[Tensor]
+    squares: list[Tensor]
+
+    def of(self, members: Sequence[int]) -> Stacks:
+        """Those at the indices `members`."""
+        if len(members) == len(self.x):
+            return self
+        return Stacks(*([field[i] for i in members] if field else [] for field in self))
+
+
+class Plan(ABC):
+    """Points of one manifold, dtype and device, and how they run: those that lie as matrices, and the loose ones."""
+
+    half = False
+    """Whether matrices of half precision can be worked on as they are; otherwise they are loose, and come as float32."""
+
+    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule) -> None:
+        self.state, self.rule = state, rule
+        self.manifold = seats[0].points.manifold
+        lying = [seat for seat in seats if self.lies(seat)]
+        self.matrices = Matrices(lying, rule) if lying else None
+        self.pending = False
+        """Whether a first step was prepared and has not run."""
+        self._loose = [seat.points for seat in seats if not self.lies(seat)]
+        self._new: Sequence[Seat] = seats
+        self._places: list[int] = []
+        self._stacks = Stacks([], [], [], [])
+
+    def lies(self, seat: Seat) -> bool:
+        """Whether this path can work on the arrays of `seat` where they are."""
+        return seat.lies and (self.half or real(seat.points.parts[0].dtype) == seat.points.parts[0].dtype)
+
+    def prepare(self, options: Options) -> Callable[[], None] | None:
+        """This step, checked and ready to run; None if the plan no longer fits, and everything has to be looked at
+        again. Writes nothing.
+
+        Raises `GradientError` as `PointSet.gradients` does.
+        """
+        if self._new:
+            self.pending = True
+            return partial(self._first, options)
+        seats = []
+        for points in self._loose:
+            grads = points.gradients()
+            if not grads:
+                return None
+            seats.append(seat(points, grads, self.state, self.rule, options))
+        if self.matrices is None:
+            return partial(self.loose, seats, options)
+        found = self.matrices.read(self.state)
+        return None if found is None else partial(self._again, *found, seats, options)
+
+    def _first(self, options: Options) -> None:
+        """The first step, which makes the state."""
+        seats, self._new, self.pending = self._new, (), False
+        lying, loose = [s for s in seats if self.lies(s)], [s for s in seats if not self.lies(s)]
+        if self.matrices is not None:
+            for each in lying:
+                each.enter(self.state, self.rule)
+            found = self.matrices.read(self.state)
+            assert found is not None
+            self.lying(*found, [each.new for each in lying], options)
+        if loose:
+            self.loose(loose, options)
+
+    def _again(self, cells: list[int], grads: list[Tensor], seats: list[Seat], options: Options) -> None:
+        self.lying(cells, grads, None, options)
+        if seats:
+            self.loose(seats, options)
+
+    def batches(self, params: Sequence[Tensor], new: Sequence[New] | None) -> Sequence[tuple[Batch, Sequence[int]]]:
+        """Which of `params` have their `Batch` in common, as indices; counts the step."""
+        steps: Sequence[float | None] = ()
+        if self.rule.counts_steps:
+            steps = [step.item() for step in count_steps([self.state[p] for p in params])]
+        if new is None and len(set(steps)) <= 1:
+            return [(Batch(New(), steps[0] if steps else None), range(len(params)))]
+        common: dict[Batch, list[int]] = {}
+        for index, key in enumerate(zip(new or [New()] * len(params), steps or [None] * len(params), strict=True)):
+            common.setdefault(Batch(*key), []).append(index)
+        return list(common.items())
+
+    def stacks(self, cells: list[int]) -> Stacks:
+        """The arrays of `matrices`, at these addresses: views, made again for what has moved in memory."""
+        its = self.matrices
+        assert its is not None
+        places = [*cells[::5], *cells[2::5], *cells[3::5], *cells[4::5]]
+        if places != self._places:
+            self._places = places
+            self._stacks = Stacks(
+                [layout.split(p) for layout, p in zip(its.layouts, its.params, strict=True)],
+                [layout.split(v) for layout, v in zip(its.layouts, its.vectors, strict=False)],
+                [layout.split_scalars(r) for layout, r in zip(its.layouts, its.radii, strict=False)],
+                [layout.split_scalars(s) for layout, s in zip(its.layouts, its.squares, strict=False)],
+            )
+        return self._stacks
+
+    @abstractmethod
+    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+        """Move `matrices`, of which `read` gave addresses and gradients; `new` is None where nothing is."""
+
+    @abstractmethod
+    def loose(self, seats: Sequence[Seat], options: Options) -> None:
+        """Move the others."""

@@ -1,0 +1,104 @@
+"""`PointSet`: the points that one parameter holds, or several joined ones; an entry of an optimizer's table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..manifolds import Manifold, Rows
+from ..manifolds.errors import GradientError, StateError
+from ..manifolds.rows import Layout
+from .rules import Rule
+
+__all__ = ["PointSet", "State", "check_state", "count_steps", "new_number"]
+
+State = dict[Tensor, dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class PointSet:
+    """Parts, their geometry, and a name for messages."""
+
+    name: str
+    parts: tuple[Tensor, ...]
+    manifold: Manifold
+    rows: Rows
+
+    def layouts(self) -> list[Layout]:
+        """How each part is cut into points."""
+        return [self.rows.layout(part, self.manifold.event_ndim) for part in self.parts]
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of the parts, or nothing if none has one.
+
+        Raises `GradientError` if only some have one, and for one that is sparse or does not fit its parameter.
+        """
+        grads = [part.grad for part in self.parts if part.grad is not None]
+        if grads and len(grads) < len(self.parts):
+            raise GradientError(
+                f"{self.name} forms joint points with {len(self.parts) - 1} other parameter(s), but only some of them "
+                "have a gradient; freeze all parts or none, or declare the parameter alone"
+            )
+        for grad, part in zip(grads, self.parts, strict=False):
+            if grad.layout != torch.strided:
+                raise GradientError(f"{self.name} has a {grad.layout} gradient; these updates need dense ones")
+            if grad.shape != part.shape or grad.device != part.device or not grad.is_floating_point():
+                raise GradientError(
+                    f"{self.name} is {_describe(part)}, its gradient {_describe(grad)}; call backward() again after a "
+                    "parameter has been reshaped or moved"
+                )
+        return grads
+
+
+def check_state(points: PointSet, state: State, rule: Rule) -> None:
+    """Raise `StateError` where `state` no longer fits its parameter."""
+    for part in points.parts:
+        own = state.get(part, {})
+        for name in rule.vectors:
+            vector = own.get(name)
+            if vector is None:
+                continue
+            if vector.shape != part.shape or vector.dtype != part.dtype or vector.device != part.device:
+                _raise_unfit(points.name, part, name, vector)
+    own, part = state.get(points.parts[0], {}), points.parts[0]
+    for name in (*rule.scalars, "radius"):
+        number = own.get(name)
+        if number is None:
+            continue
+        if number.device != part.device or number.shape != points.layouts()[0].scalar:
+            _raise_unfit(points.name, part, name, number)
+
+
+def _raise_unfit(label: str, part: Tensor, name: str, its: Tensor) -> None:
+    raise StateError(
+        f"{label} is {_describe(part)}, its {name} {_describe(its)}: the parameter was changed under a running "
+        "optimizer. Build a new one, or convert its state_dict and load that"
+    )
+
+
+def new_number(name: str, rule: Rule, layout: Layout, part: Tensor) -> Tensor:
+    """A number per point before its first step, of `layout.scalar` shape: 0, or −1 for a norm that is not held yet.
+
+    A number per coordinate is kept like the coordinates, any other in float32 or better.
+    """
+    dtype = part.dtype if part.dtype == torch.float64 or not layout.event else torch.float32
+    return torch.full(layout.scalar, 0.0 if name in rule.scalars else -1.0, dtype=dtype, device=part.device)
+
+
+def count_steps(own: Sequence[dict[str, Any]], by: int = 1, device: torch.device | None = None) -> list[Tensor]:
+    """The numbers of steps kept in each of `own`, from 0, raised `by`; on `device` for steps that must not wait for it."""
+    for its in own:
+        if "step" not in its:
+            its["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    steps: list[Tensor] = [its["step"] for its in own]
+    if by:
+        torch._foreach_add_(steps, by)
+    return steps
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
