@@ -6,6 +6,7 @@ path           runs
 *reference*    one point set at a time through `step.update`: everything, and always when `capturable` or
                `differentiable`
 *foreach*      many parameters in one `step.update`: vectors, on any device
+*compiled*     many parameters in one graph of `torch.compile`, on a GPU: everything, when `compile` asks for it
 *fused*        row kernels: PSI, Sphere, Grassmann(1)
 torch          Euclidean points whose rule torch has, on torch's path of the same name
 =============  ====================================================================================================
@@ -29,6 +30,7 @@ from torch import Tensor
 from ..manifolds import PSI, Euclidean, Manifold, Sphere
 from ..manifolds.errors import OptionError
 from ..manifolds.grassmann import Lines
+from .compiled import Compiled
 from .flat import Torch, torch_has
 from .foreach import Foreach
 from .fused import Fused
@@ -52,6 +54,11 @@ _BACKENDS = {
     "cpu": ("numba", "rows_numba", (torch.float32, torch.float64)),
     "cuda": ("triton", "rows_triton", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
+_COMPILED = ("cuda",)
+_NO_COMPILER = (
+    "torch's compiler for CPUs fails on rows that are updated in place (seen in 2.13); row kernels (fused) do the same in "
+    "one pass"
+)
 _STACKABLE = (Euclidean, PSI, Sphere, Lines)
 
 
@@ -86,7 +93,8 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         return
     error = None
     if options["compile"]:
-        error = "compile=True", _no_compiler(part.device), "leave compile at False"
+        if part.device.type not in _COMPILED:
+            error = "compile=True", _NO_COMPILER, "leave compile at False"
     elif options["fused"] and not isinstance(manifold, Euclidean):
         found = kernel_for(manifold, part.dtype, part.device)
         error = (
@@ -100,10 +108,6 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         raise OptionError(f"{error[0]} on {points.name}: {error[1]}. Or {error[2]}")
 
 
-def _no_compiler(device: torch.device) -> str:
-    return f"steps compiled by torch have no path on {device.type} yet; row kernels (fused) do the same in one pass"
-
-
 def _choose(seat: Seat, rule: Rule, options: Options) -> str:
     """The path of one point set."""
     manifold, part = seat.points.manifold, seat.points.parts[0]
@@ -111,6 +115,8 @@ def _choose(seat: Seat, rule: Rule, options: Options) -> str:
     automatic = foreach is None and fused is None
     if options["capturable"] or options["differentiable"] or not all(p.numel() for p in seat.points.parts):
         return "reference"
+    if options["compile"]:
+        return "compiled"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
         # Half precision is computed in float32 and rounded once, which torch does on its fused path only.
@@ -137,6 +143,8 @@ def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: O
         kernel = kernel_for(seats[0].points.manifold, part.dtype, part.device)
         assert not isinstance(kernel, str)
         return Fused(seats, state, rule, kernel)
+    if path == "compiled":
+        return Compiled(seats, state, rule)
     if path == "foreach":
         return Foreach(seats, state, rule)
     return Reference(seats, state, rule, graph=options["capturable"] or options["differentiable"])

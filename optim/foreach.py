@@ -37,14 +37,9 @@ class Foreach(Plan):
         for seat in seats:
             seat.enter(self.state, self.rule)
         arrays = [Loose(seat) for seat in seats]
-        stacks = Stacks(
-            [each.x for each in arrays],
-            [each.vector for each in arrays if each.vector is not None],
-            [each.radius for each in arrays if each.radius is not None],
-            [each.square for each in arrays if each.square is not None],
-        )
         params = [seat.points.parts[0] for seat in seats]
-        self._step(stacks, [each.grad for each in arrays], params, [seat.new for seat in seats], options)
+        news = [seat.new for seat in seats]
+        self._step(Stacks.of_loose(arrays), [each.grad for each in arrays], params, news, options)
         for each in arrays:
             each.write_back()
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .matrices import Matrices, New, Seat, real, seat
+from .matrices import Loose, Matrices, New, Seat, real, seat
 from .options import Options
 from .points import State, count_steps
 from .rules import Rule
@@ -32,6 +32,16 @@ class Stacks(NamedTuple):
     vectors: list[Tensor]
     radii: list[Tensor]
     squares: list[Tensor]
+
+    @classmethod
+    def of_loose(cls, arrays: Sequence[Loose]) -> Stacks:
+        """Those of copied seats."""
+        return cls(
+            [each.x for each in arrays],
+            [each.vector for each in arrays if each.vector is not None],
+            [each.radius for each in arrays if each.radius is not None],
+            [each.square for each in arrays if each.square is not None],
+        )
 
     def of(self, members: Sequence[int]) -> Stacks:
         """Those at the indices `members`."""

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from memory import Peak
-from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere
+from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
 from retract.manifolds.errors import GradientError, StateError
 from retract.manifolds.rows import gather, scatter_
-from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, compiled, execute
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 FAST = {"foreach": {"foreach": True}, "fused": {"fused": True}}
 RULES = {
@@ -113,6 +114,24 @@ def test_paths_agree(manifold, rule, path, device):
                 ours = run(RULES[rule], manifold, layout, dtype, device, FAST[path], **options)
                 assert all(v.dtype == dtype for name, v in ours.items() if "step" not in name)
                 agree(ours, exact, sizes(manifold, layout), dtype)
+
+
+@pytest.mark.parametrize("rule", ["velocity-nesterov", "adam"])
+@pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1), Euclidean(0), Stiefel()], ids=repr)
+def test_the_compiled_path_agrees(manifold, rule, device, monkeypatch):
+    """Traced as on a GPU; a CPU's code generator does not stand it, so there the graph is run as it was traced."""
+    torch.compiler.reset()
+    backend = CompileCounterWithBackend("inductor" if device.type == "cuda" else "aot_eager")
+    monkeypatch.setattr(execute, "_COMPILED", (device.type,))
+    monkeypatch.setattr(compiled, "BACKEND", backend)
+    vectors = manifold.event_ndim == 1
+    for layout, radius in (("rows", "hold"), ("joint", "free"), ("transposed", "hold"))[: 3 if vectors else 1]:
+        options = {"radius": radius, "max_grad_norm": 0.3, "maximize": layout == "joint"}
+        exact = run(RULES[rule], manifold, layout, torch.float64, device, {"foreach": False}, **options)
+        ours = run(RULES[rule], manifold, layout, torch.float64, device, {"compile": True}, **options)
+        agree(ours, exact, sizes(manifold, layout), torch.float64)
+        assert backend.frame_count > 0
+        backend.frame_count = 0
 
 
 @pytest.mark.parametrize("path", FAST)
