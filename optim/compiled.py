@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Manifold
-from .matrices import Loose, New, Seat
+from .matrices import Loose, New, Reading, Seat
 from .memory import Memory
 from .options import Options
 from .plan import Plan, Stacks
@@ -32,12 +32,12 @@ class Compiled(Plan):
         super().__init__(seats, state, rule)
         self._run: Callable[..., None] = torch.compile(_run, backend=BACKEND)
 
-    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""
         its = self.matrices
         assert its is not None
-        arranged = [layout.split(grad) for layout, grad in zip(its.layouts, grads, strict=True)]
-        self._step(self.stacks(cells), arranged, its.params, new, options)
+        arranged = [layout.split(grad) for layout, grad in zip(its.layouts, found.grads, strict=True)]
+        self._step(self.stacks(found), arranged, its.params, new, options)
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
         """As in `Plan`."""

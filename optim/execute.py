@@ -155,28 +155,28 @@ class Group:
 
     def __init__(self) -> None:
         self._params: list[Tensor] = []
-        self._state: State | None = None
         self._settings: tuple[Any, ...] = ()
         self._idle: list[Tensor] = []
         self._plans: list[Plan] = []
 
     def prepare(
-        self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options
+        self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:
         """What a step of the group does, checked. Writes nothing.
+
+        `known` says that each parameter's state is still the dict that it was in the last step.
 
         Raises `GradientError`, `StateError` and `OptionError` for what cannot be done.
         """
         settings = tuple(bool(options.get(name)) if name == "momentum" else options.get(name) for name in _SETTINGS)
         params: list[Tensor] = options["params"]
-        same = len(params) == len(self._params) and all(map(is_, params, self._params))
-        same = same and self._state is state and self._settings == settings
-        same = same and not any(plan.pending for plan in self._plans)
+        same = known and len(params) == len(self._params) and all(map(is_, params, self._params))
+        same = same and self._settings == settings and not any(plan.pending for plan in self._plans)
         if same and all(p.grad is None for p in self._idle):
             work = [plan.prepare(options) for plan in self._plans]
             if None not in work:
                 return work  # type: ignore[return-value]
-        self._params, self._state, self._settings = [], None, settings
+        self._params, self._settings = [], settings
         self._plans, self._idle = [], []
         kinds: dict[tuple[Any, ...], list[Seat]] = {}
         for p in params:
@@ -195,7 +195,7 @@ class Group:
         self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work
-        self._params, self._state = list(params), state
+        self._params = list(params)
         return work  # type: ignore[return-value]
 
 

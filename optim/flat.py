@@ -10,7 +10,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from ..manifolds import Euclidean, Manifold
-from .matrices import New, Seat
+from .matrices import New, Reading, Seat
 from .options import Options
 from .plan import Plan
 from .points import State, count_steps
@@ -35,12 +35,12 @@ class Torch(Plan):
         super().__init__(seats, state, rule)
         self._paths = {"foreach": foreach, "fused": fused}
 
-    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""
         assert self.matrices is not None
         common = {**self._paths, **{name: options[name] for name in ("weight_decay", "maximize")}}
         common["lr"] = float(options["lr"])
-        (self._adam if isinstance(self.rule, Adam) else self._sgd)(grads, new, options, common)
+        (self._adam if isinstance(self.rule, Adam) else self._sgd)(found.grads, new, options, common)
 
     def _adam(self, grads: list[Tensor], new: Any, options: Options, common: dict[str, Any]) -> None:
         its = self.matrices

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .matrices import Loose, New, Seat
+from .matrices import Loose, New, Reading, Seat
 from .memory import Memory
 from .options import Options
 from .plan import Batch, Plan, Stacks
@@ -25,12 +25,13 @@ PIECE = 2**18
 class Foreach(Plan):
     """Points of one manifold, dtype and device in few calls of many kernels."""
 
-    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""
         assert self.matrices is not None
+        grads = found.grads
         if self.manifold.event_ndim == 1:
             grads = [layout.lying(g) for layout, g in zip(self.matrices.layouts, grads, strict=True)]
-        self._step(self.stacks(cells), grads, self.matrices.params, new, options)
+        self._step(self.stacks(found), grads, self.matrices.params, new, options)
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
         """As in `Plan`."""

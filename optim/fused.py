@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .matrices import Loose, New, Seat
+from .matrices import Loose, New, Reading, Seat
 from .options import Options
 from .plan import Plan
 from .points import State
 from .rules import Rule
 from .stages import ambient
-from .tables import GRADIENT, POINTS, Kernel, update_of
+from .tables import GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Kernel, X, update_of
 
 __all__ = ["Fused"]
 
@@ -31,21 +31,26 @@ class Fused(Plan):
         self._device = seats[0].points.parts[0].device
         self._schedules: dict[bytes, Any] = {}
         if self.matrices is not None:
-            self._sizes = np.array([(*layout.batch, *layout.event) for layout in self.matrices.layouts], dtype=np.int64)
+            its = self.matrices
+            self._table = np.zeros((len(its.params), 7), dtype=np.int64)
+            self._table[:, POINTS:] = [(*layout.batch, *layout.event) for layout in its.layouts]
+            columns = {rule.vectors[0]: VECTOR, "radius": RADIUS, **dict.fromkeys(rule.scalars, SQUARE)}
+            for name, _, places in its.state:
+                self._table[:, columns[name]] = places
 
-    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""
         assert self.matrices is not None
         params = self.matrices.params
-        table = np.empty((len(params), 7), dtype=np.int64)
-        table[:, :POINTS] = np.array(cells, dtype=np.int64).reshape(-1, POINTS)
-        table[:, POINTS:] = self._sizes
-        split = [
-            (layout.split(p), layout.split(g))
-            for p, g, layout in zip(params, grads, self.matrices.layouts, strict=True)
-            if options["orthogonality"]
-        ]
-        self._step(table, lambda: split, params, new, params[0].dtype, options)
+        table = self._table.copy()
+        table[:, X], table[:, GRADIENT] = found.params, found.sources
+
+        def arrays() -> list[tuple[Tensor, Tensor]]:
+            assert self.matrices is not None
+            splits = [layout.split for layout in self.matrices.layouts]
+            return [(split(p), split(g)) for split, p, g in zip(splits, params, found.grads, strict=True)]
+
+        self._step(table, arrays, params, new, params[0].dtype, options)
         torch.autograd.graph.increment_version(params)
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:

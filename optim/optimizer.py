@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from operator import is_
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._table: dict[Tensor, PointSet] = {}
         self._groups: list[Group] = []
+        self._known: list[dict[str, Any]] = []
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -144,14 +146,17 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._groups += [Group() for _ in self.param_groups[len(self._groups) :]]
+        known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
         with torch.no_grad():
             prepared = [
                 work
                 for its, group in zip(self._groups, self.param_groups, strict=True)
-                for work in its.prepare(self._table, self.state, self.rule, group)
+                for work in its.prepare(self._table, self.state, self.rule, group, known)
             ]
             for work in prepared:
                 work()
+        if not known:
+            self._known = list(self.state.values())
         return loss
 
     def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
@@ -164,7 +169,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     yield points, grads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_table": self._table, "_groups": []}
+        return {**super().__getstate__(), "_table": self._table, "_groups": [], "_known": []}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, also in the middle of a run.

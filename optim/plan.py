@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .matrices import Loose, Matrices, New, Seat, real, seat
+from .matrices import Loose, Matrices, New, Reading, Seat, real, seat
 from .options import Options
 from .points import State, count_steps
 from .rules import Rule
@@ -65,6 +65,7 @@ class Plan(ABC):
         """Whether a first step was prepared and has not run."""
         self._loose = [seat.points for seat in seats if not self.lies(seat)]
         self._new: Sequence[Seat] = seats
+        self._own: Sequence[dict[str, Any]] = ()
         self._places: list[int] = []
         self._stacks = Stacks([], [], [], [])
 
@@ -89,8 +90,8 @@ class Plan(ABC):
             seats.append(seat(points, grads, self.state, self.rule, options))
         if self.matrices is None:
             return partial(self.loose, seats, options)
-        found = self.matrices.read(self.state)
-        return None if found is None else partial(self._again, *found, seats, options)
+        found = self.matrices.read(self._own)
+        return None if found is None else partial(self._again, found, seats, options)
 
     def _first(self, options: Options) -> None:
         """The first step, which makes the state."""
@@ -99,14 +100,15 @@ class Plan(ABC):
         if self.matrices is not None:
             for each in lying:
                 each.enter(self.state, self.rule)
-            found = self.matrices.read(self.state)
+            self._own = [self.state[p] for p in self.matrices.params]
+            found = self.matrices.read(self._own)
             assert found is not None
-            self.lying(*found, [each.new for each in lying], options)
+            self.lying(found, [each.new for each in lying], options)
         if loose:
             self.loose(loose, options)
 
-    def _again(self, cells: list[int], grads: list[Tensor], seats: list[Seat], options: Options) -> None:
-        self.lying(cells, grads, None, options)
+    def _again(self, found: Reading, seats: list[Seat], options: Options) -> None:
+        self.lying(found, None, options)
         if seats:
             self.loose(seats, options)
 
@@ -122,13 +124,12 @@ class Plan(ABC):
             common.setdefault(Batch(*key), []).append(index)
         return list(common.items())
 
-    def stacks(self, cells: list[int]) -> Stacks:
-        """The arrays of `matrices`, at these addresses: views, made again for what has moved in memory."""
+    def stacks(self, found: Reading) -> Stacks:
+        """The arrays of `matrices`: views, made again when parameters have moved in memory."""
         its = self.matrices
         assert its is not None
-        places = [*cells[::5], *cells[2::5], *cells[3::5], *cells[4::5]]
-        if places != self._places:
-            self._places = places
+        if found.params != self._places:
+            self._places = found.params
             self._stacks = Stacks(
                 [layout.split(p) for layout, p in zip(its.layouts, its.params, strict=True)],
                 [layout.split(v) for layout, v in zip(its.layouts, its.vectors, strict=False)],
@@ -138,8 +139,8 @@ class Plan(ABC):
         return self._stacks
 
     @abstractmethod
-    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
-        """Move `matrices`, of which `read` gave addresses and gradients; `new` is None where nothing is."""
+    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
+        """Move `matrices`; `new` is None where nothing is."""
 
     @abstractmethod
     def loose(self, seats: Sequence[Seat], options: Options) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..manifolds import ConformalManifold, Euclidean, Manifold, ScalingQuotient
 from ..manifolds.rows import gather, scatter_
-from .matrices import New, Seat
+from .matrices import New, Reading, Seat
 from .memory import Memory
 from .options import Options
 from .plan import Plan
@@ -36,15 +36,15 @@ class Reference(Plan):
         """As in `Plan`."""
         return super().lies(seat) and not self._graph
 
-    def lying(self, cells: list[int], grads: list[Tensor], new: Sequence[New] | None, options: Options) -> None:
+    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""
         its, rule = self.matrices, self.rule
         assert its is not None
-        stacks, moving = self.stacks(cells), rule.vectors[0]
+        stacks, moving = self.stacks(found), rule.vectors[0]
         if isinstance(options["lr"], Tensor):
             options = {**options, "lr": options["lr"].to(stacks.x[0].device, stacks.x[0].dtype).reshape(())}
         steps = count_steps([self.state[p] for p in its.params]) if rule.counts_steps else ()
-        for i, (x, grad) in enumerate(zip(stacks.x, grads, strict=True)):
+        for i, (x, grad) in enumerate(zip(stacks.x, found.grads, strict=True)):
             fresh = new[i] if new else New()
             memory = Memory(x.dtype, fresh.vectors, step=steps[i] if steps else None)
             if stacks.vectors:

@@ -59,39 +59,39 @@ def _ticket(typingctx: Any, address: Any) -> Any:
 
 
 @_part
-def _points_and_gradient(x, g, zero):
+def _points_and_gradient(x, g, n, zero):
     """x·x and x·g."""
     xx, xg = zero, zero
-    for i in range(x.size):
+    for i in range(n):
         xx += x[i] * x[i]
         xg += x[i] * g[i]
     return xx, xg
 
 
 @_part
-def _square(x, zero):
+def _square(x, n, zero):
     """x·x."""
     xx = zero
-    for i in range(x.size):
+    for i in range(n):
         xx += x[i] * x[i]
     return xx
 
 
 @_part
-def _square_off(x, g, along, zero):
+def _square_off(x, g, along, n, zero):
     """h·h with h = g − along x."""
     hh = zero
-    for i in range(x.size):
+    for i in range(n):
         h = g[i] - along * x[i]
         hh += h * h
     return hh
 
 
 @_part
-def _products(x, g, v, keep, by_g, by_x, along, ahead_g, ahead_x, zero):
+def _products(x, g, v, keep, by_g, by_x, along, ahead_g, ahead_x, n, zero):
     """u·u, x·u, u·v', x·v' with v' = keep v + by_g g + by_x x and u = along v' + ahead_g g + ahead_x x."""
     uu, xu, uv, xv = zero, zero, zero, zero
-    for i in range(x.size):
+    for i in range(n):
         w = keep * v[i] + by_g * g[i] + by_x * x[i]
         u = along * w + ahead_g * g[i] + ahead_x * x[i]
         uu += u * u
@@ -102,10 +102,10 @@ def _products(x, g, v, keep, by_g, by_x, along, ahead_g, ahead_x, zero):
 
 
 @_part
-def _products_alone(x, g, ahead_g, ahead_x, zero):
+def _products_alone(x, g, ahead_g, ahead_x, n, zero):
     """u·u and x·u with u = ahead_g g + ahead_x x."""
     uu, xu = zero, zero
-    for i in range(x.size):
+    for i in range(n):
         u = ahead_g * g[i] + ahead_x * x[i]
         uu += u * u
         xu += x[i] * u
@@ -113,27 +113,27 @@ def _products_alone(x, g, ahead_g, ahead_x, zero):
 
 
 @_part
-def _combine(x, g, v, y_x, y_g, y_v, w_x, w_g, w_v):
+def _combine(x, g, v, y_x, y_g, y_v, w_x, w_g, w_v, n):
     """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v."""
-    for i in range(x.size):
+    for i in range(n):
         a, b, c = x[i], g[i], v[i]
         x[i] = y_x * a + y_g * b + y_v * c
         v[i] = w_x * a + w_g * b + w_v * c
 
 
 @_part
-def _combine_level(x, g, v, y_x, y_g, y_v, w_g, w_v):
+def _combine_level(x, g, v, y_x, y_g, y_v, w_g, w_v, n):
     """The same with w_x = 0."""
-    for i in range(x.size):
+    for i in range(n):
         b, c = g[i], v[i]
         x[i] = y_x * x[i] + y_g * b + y_v * c
         v[i] = w_g * b + w_v * c
 
 
 @_part
-def _combine_alone(x, g, y_x, y_g):
+def _combine_alone(x, g, y_x, y_g, n):
     """x ← y_x x + y_g g."""
-    for i in range(x.size):
+    for i in range(n):
         x[i] = y_x * x[i] + y_g * g[i]
 
 
@@ -168,14 +168,14 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
     xx, xg = 0.0, 0.0
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
-        x = numba.carray(_pointer(px + start * size, zero), m)
+        x = _pointer(px + start * size, zero)
         if unit:
-            g = numba.carray(_pointer(pg + start * size, zero), m)
-            a, b = _points_and_gradient(x, g, zero)
+            g = _pointer(pg + start * size, zero)
+            a, b = _points_and_gradient(x, g, m, zero)
             xx += a
             xg += b
         else:
-            xx += _square(x, zero)
+            xx += _square(x, m, zero)
     r = max(math.sqrt(xx), like[0])
     s = 1.0
     f = 1.0
@@ -190,12 +190,12 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
         off = real(xg)
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
-            g = numba.carray(_pointer(pg + start * size, zero), m)
+            g = _pointer(pg + start * size, zero)
             if unit:
-                x = numba.carray(_pointer(px + start * size, zero), m)
-                hh += _square_off(x, g, off, zero)
+                x = _pointer(px + start * size, zero)
+                hh += _square_off(x, g, off, m, zero)
             else:
-                hh += _square(g, zero)
+                hh += _square(g, m, zero)
         length = math.sqrt(hh)
         if not unit:
             length *= r
@@ -226,17 +226,19 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
         uu, xu, uv, xv = 0.0, 0.0, 0.0, 0.0
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
-            x = numba.carray(_pointer(px + start * size, zero), m)
-            g = numba.carray(_pointer(pg + start * size, zero), m)
+            x = _pointer(px + start * size, zero)
+            g = _pointer(pg + start * size, zero)
             if has_vector:
-                v = numba.carray(_pointer(pv + start * size, zero), m)
-                a, b, c, d = _products(x, g, v, real(kept), real(vg), real(vx), real(along), real(ug), real(ux), zero)
+                v = _pointer(pv + start * size, zero)
+                a, b, c, d = _products(
+                    x, g, v, real(kept), real(vg), real(vx), real(along), real(ug), real(ux), m, zero
+                )
                 uu += a
                 xu += b
                 uv += c
                 xv += d
             else:
-                a, b = _products_alone(x, g, real(ug), real(ux), zero)
+                a, b = _products_alone(x, g, real(ug), real(ux), m, zero)
                 uu += a
                 xu += b
         # X = s x
@@ -284,16 +286,16 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
     w_x, w_g, w_v = both * vx + t_u * ux + t_x, both * vg + t_u * ug, both * kept
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
-        x = numba.carray(_pointer(px + start * size, zero), m)
-        g = numba.carray(_pointer(pg + start * size, zero), m)
+        x = _pointer(px + start * size, zero)
+        g = _pointer(pg + start * size, zero)
         if not has_vector:
-            _combine_alone(x, g, real(y_x), real(y_g))
+            _combine_alone(x, g, real(y_x), real(y_g), m)
             continue
-        v = numba.carray(_pointer(pv + start * size, zero), m)
+        v = _pointer(pv + start * size, zero)
         if level:
-            _combine_level(x, g, v, real(y_x), real(y_g), real(y_v), real(w_g), real(w_v))
+            _combine_level(x, g, v, real(y_x), real(y_g), real(y_v), real(w_g), real(w_v), m)
         else:
-            _combine(x, g, v, real(y_x), real(y_g), real(y_v), real(w_x), real(w_g), real(w_v))
+            _combine(x, g, v, real(y_x), real(y_g), real(y_v), real(w_x), real(w_g), real(w_v), m)
 
 
 def _run(table, starts, counter, choices, numbers, like, size):
@@ -308,8 +310,7 @@ def _run(table, starts, counter, choices, numbers, like, size):
             points, n = table[matrix, POINTS], table[matrix, COORDINATES]
             stop = points if matrix < last else end
             px, pg, pv = table[matrix, X], table[matrix, GRADIENT], table[matrix, VECTOR]
-            radius = numba.carray(_pointer(table[matrix, RADIUS], like[0]), points)
-            square = numba.carray(_pointer(table[matrix, SQUARE], like[0]), points)
+            radius, square = _pointer(table[matrix, RADIUS], like[0]), _pointer(table[matrix, SQUARE], like[0])
             stride = n * size
             for i in range(row, stop):
                 vector = pv + i * stride if pv != 0 else 0
