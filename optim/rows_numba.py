@@ -7,7 +7,6 @@ order does not depend on the threads.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numba
@@ -27,13 +26,17 @@ TASK = 2**15
 BLOCK = 2**12
 """Elements that are summed in the rows' own precision before their sum enters a float64."""
 CHOICES = 7
-"""How many of `Update`'s fields are choices; the others are numbers."""
+"""How many of `Update`'s fields are choices."""
+NUMBERS = len(Update._fields) - CHOICES + 2
+"""`Update`'s other fields, and two constants of the dtype: √tiny and ε."""
+WORDS = 7 + CHOICES
+"""Of a job, as `step` writes it: the choices last, and before them the counter of tasks taken."""
 
 _PROJECT, _PARALLEL = int(Carry.PROJECT), int(Carry.PARALLEL)
 _HOLD, _FREE, _RECORD = int(Rescale.HOLD), int(Rescale.FREE), int(Rescale.RECORD)
 
 # Values that are not finite keep their meaning: neither nnan nor ninf.
-_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "nogil": True}
+_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _part = numba.njit(**_OPTIONS)
 
 
@@ -157,13 +160,12 @@ def _sinc(theta):
 
 
 @_part
-def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
+def _row(px, pg, pv, n, size, row, radius, square, choices, amounts, constants, zero):
     """One row, at the addresses px, pg and pv (0: no vector)."""
-    real = like.dtype.type
-    zero = real(0)
-    unit, lines, exp, adam, inside = choices[0] != 0, choices[1] != 0, choices[2] != 0, choices[3] != 0, choices[4] != 0
-    carry, rescale = choices[5], choices[6]
-    sign, limit, keep, take, along, ahead = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]
+    real = type(zero)
+    tiny, eps = constants
+    unit, lines, exp, adam, inside, carry, rescale = choices
+    sign, limit, keep, take, along, ahead, low, high, beta2, rate, correction, epsilon = amounts
 
     xx, xg = 0.0, 0.0
     for start in range(0, n, BLOCK):
@@ -176,12 +178,12 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
             xg += b
         else:
             xx += _square(x, m, zero)
-    r = max(math.sqrt(xx), like[0])
+    r = max(math.sqrt(xx), tiny)
     s = 1.0
     f = 1.0
     if not unit:
         f = r * r
-        s = _rescaling(r, radius, row, rescale, numbers[6], numbers[7])
+        s = _rescaling(r, radius, row, rescale, low, high)
 
     # Adam needs the length of the gradient, clipping too.
     length = 0.0
@@ -203,13 +205,13 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
             f *= limit / length
             length *= limit / length
     if adam:
-        second = numbers[8] * square[row] + (1.0 - numbers[8]) * length * length
+        second = beta2 * square[row] + (1.0 - beta2) * length * length
         square[row] = second
         second = real(second)
         if inside:
-            along = -numbers[9] * numbers[10] / math.sqrt(second + numbers[11])
+            along = -rate * correction / math.sqrt(second + epsilon)
         else:
-            along = -numbers[9] / (math.sqrt(second) / numbers[10] + numbers[11])
+            along = -rate / (math.sqrt(second) / correction + epsilon)
 
     # v' = kept v + vg g + vx x,  u = along v' + ug g + ux x
     f *= s * sign
@@ -255,14 +257,14 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
         norm2 = k_x * k_x * xx + 2.0 * k_x * k_u * xu + k_u * k_u * uu
         if unit:
             norm = math.sqrt(norm2)
-            if uu > 0 and (not exp or not abs(norm - 1.0) <= like[1] * (8.0 + math.sqrt(n))):
+            if uu > 0 and (not exp or not abs(norm - 1.0) <= eps * (8.0 + math.sqrt(n))):
                 k_x /= norm
                 k_u /= norm
                 norm2 = 1.0
         if carry == _PROJECT:
             tau = k_x * xv + k_u * uv
             if not unit:
-                tau /= max(norm2, like[0] * like[0])
+                tau /= max(norm2, tiny * tiny)
             t_x, t_u = -tau * k_x, -tau * k_u
         elif carry == _PARALLEL and exp:
             part = -uv / metric
@@ -270,7 +272,7 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
         elif carry == _PARALLEL:
             phi = 1.0
             if not unit:
-                phi = r * s / max(math.sqrt(norm2), like[0])
+                phi = r * s / max(math.sqrt(norm2), tiny)
             elif lines and k_x * xx + k_u * xu < 0:
                 phi = -1.0
             part = phi * (k_x * xv + k_u * uv) / (metric + phi * (k_x * xx + k_u * xu))
@@ -298,11 +300,21 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, numbers, like):
             _combine(x, g, v, real(y_x), real(y_g), real(y_v), real(w_x), real(w_g), real(w_v), m)
 
 
-def _run(table, starts, counter, choices, numbers, like, size):
-    """Take tasks until none is left; `counter` is the address of their number, `size` that of bytes per number."""
+@_part
+def _run(address, zero):
+    """Take tasks until none is left. At `address` stand the words that `step` writes."""
+    job = numba.carray(_pointer(address, address), WORDS)
+    table = numba.carray(_pointer(job[0], job[0]), (job[1], COORDINATES + 1))
+    starts = numba.carray(_pointer(job[2], job[2]), (job[3], 2))
+    numbers = numba.carray(_pointer(job[4], 0.0), NUMBERS)
+    size, counter, c, a = job[5], address + 48, job[7:], numbers
+    # Numbers by value: from memory, which a row might be written over, they would be read again for each row.
+    choices = c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0, c[4] != 0, c[5], c[6]
+    amounts = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
+    constants = a[12], a[13]
     while True:
         task = _ticket(counter)
-        if task >= starts.shape[0] - 1:
+        if task >= job[3] - 1:
             return
         matrix, row = starts[task, 0], starts[task, 1]
         last, end = starts[task + 1, 0], starts[task + 1, 1]
@@ -310,31 +322,53 @@ def _run(table, starts, counter, choices, numbers, like, size):
             points, n = table[matrix, POINTS], table[matrix, COORDINATES]
             stop = points if matrix < last else end
             px, pg, pv = table[matrix, X], table[matrix, GRADIENT], table[matrix, VECTOR]
-            radius, square = _pointer(table[matrix, RADIUS], like[0]), _pointer(table[matrix, SQUARE], like[0])
+            radius, square = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
             stride = n * size
             for i in range(row, stop):
                 vector = pv + i * stride if pv != 0 else 0
-                _row(px + i * stride, pg + i * stride, vector, n, size, i, radius, square, choices, numbers, like)
+                _row(
+                    px + i * stride,
+                    pg + i * stride,
+                    vector,
+                    n,
+                    size,
+                    i,
+                    radius,
+                    square,
+                    choices,
+                    amounts,
+                    constants,
+                    zero,
+                )
             matrix += 1
             row = 0
 
 
-_kernels: dict[torch.dtype, Any] = {}
-_TYPES = {torch.float32: np.float32, torch.float64: np.float64}
+def _run_float32(address):
+    _run(address, np.float32(0))
 
 
-def _kernel(dtype: torch.dtype) -> tuple[Any, np.ndarray]:
-    """`_run` compiled for `dtype`, from the disk if it is there, and the two constants of the dtype that it needs."""
+def _run_float64(address):
+    _run(address, np.float64(0))
+
+
+_kernels: dict[torch.dtype, tuple[int, tuple[float, float]]] = {}
+_ENTRIES = {torch.float32: _run_float32, torch.float64: _run_float64}
+_compiled: list[Any] = []
+
+
+def _kernel(dtype: torch.dtype) -> tuple[int, tuple[float, float]]:
+    """Address of the row kernel for `dtype`, compiled or from the disk, and the two constants of the dtype that it needs."""
     if dtype not in _kernels:
-        real = numba.from_dtype(np.dtype(_TYPES[dtype]))
-        table, vector = types.int64[:, ::1], types.int64[::1]
-        signature = types.void(table, table, types.int64, vector, types.float64[::1], real[::1], types.int64)
+        entry = _ENTRIES[dtype]
+        signature, info = types.void(types.int64), torch.finfo(dtype)  # a pointer, by another name
         try:
-            compiled = numba.njit([signature], cache=True, **_OPTIONS)(_run)
+            compiled = numba.cfunc(signature, cache=True, **_OPTIONS)(entry)
         except (RuntimeError, OSError):  # no folder to keep it in
-            compiled = numba.njit([signature], **_OPTIONS)(_run)
-        info = torch.finfo(dtype)
-        _kernels[dtype] = compiled, np.array([info.tiny**0.5, info.eps], dtype=_TYPES[dtype])
+            compiled = numba.cfunc(signature, **_OPTIONS)(entry)
+        assert compiled.address is not None
+        _compiled.append(compiled)  # which owns the code at the address
+        _kernels[dtype] = compiled.address, (float(info.tiny) ** 0.5, float(info.eps))
     return _kernels[dtype]
 
 
@@ -353,14 +387,18 @@ def schedule(table: np.ndarray) -> np.ndarray:
                 filled = 0
     if filled:
         starts.append((len(sizes) - 1, sizes[-1][0]))
-    return np.array(starts)
+    return np.array(starts, dtype=np.int64)
 
 
 def step(table: np.ndarray, schedule: np.ndarray, update: Update, dtype: torch.dtype, device: torch.device) -> None:
     """As `Kernel.step`, with the threads that torch uses."""
-    kernel, like = _kernel(dtype)
-    choices, numbers = np.array(update[:CHOICES], dtype=np.int64), np.array(update[CHOICES:])
-    counter = np.zeros(1, dtype=np.int64)
-    address = counter.ctypes.data
-    work = partial(kernel, table, schedule, address, choices, numbers, like, like.itemsize)
-    share(work, min(torch.get_num_threads(), len(schedule) - 1))
+    kernel, constants = _kernel(dtype)
+    numbers = np.array((*update[CHOICES:], *constants))
+    pieces = (_at(table), len(table), _at(schedule), len(schedule), _at(numbers), dtype.itemsize, 0)
+    job = np.array((*pieces, *update[:CHOICES]), dtype=np.int64)
+    share(kernel, _at(job), min(torch.get_num_threads(), len(schedule) - 1))
+
+
+def _at(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

@@ -44,8 +44,10 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("torchs", [True, False], ids=["torch's threads", "Python's"])
 @pytest.mark.parametrize("make", [PSISGD, SGDG, AdamG])
-def test_the_number_of_threads_changes_no_bit(make, threads):
+def test_the_number_of_threads_changes_no_bit(make, torchs, threads, monkeypatch):
+    monkeypatch.setattr(crew, "_forked", not torchs)
     ends = []
     for number in (1, 2, 5):
         threads(number)
@@ -57,7 +59,9 @@ def test_the_number_of_threads_changes_no_bit(make, threads):
     assert torch.equal(ends[0], ends[2])
 
 
-def test_two_python_threads_step_at_once(threads):
+@pytest.mark.parametrize("torchs", [True, False], ids=["torch's threads", "Python's"])
+def test_two_python_threads_step_at_once(torchs, threads, monkeypatch):
+    monkeypatch.setattr(crew, "_forked", not torchs)
     threads(2)
     expected, results = [], {}
     for seed in range(4):
@@ -95,9 +99,9 @@ def test_a_loop_is_over_when_everybody_is_done():
 
     both = threading.Barrier(2)
     with pytest.raises(ArithmeticError, match="in a helper"):
-        crew.share(work, 2)
+        crew.share_python(work, 2)
     assert done == [False, True]
-    crew.share(lambda: done.append(True), 1)
+    crew.share_python(lambda: done.append(True), 1)
     assert len(done) == 3
 
 
@@ -115,7 +119,7 @@ optimizer = PSISGD([{"params": [w], "manifold": PSI()}], momentum=0.9, fused=Tru
 optimizer.step()
 child = os.fork()
 optimizer.step()
-crew.share(threading.Barrier(3, timeout=20).wait, 3)
+crew.share_python(threading.Barrier(3, timeout=20).wait, 3)
 norm = [w[i, 7 * i].item() for i in range(9)]  # torch's own threads do not survive a fork
 if child == 0:
     print(norm, flush=True)
@@ -142,11 +146,11 @@ def test_no_folder_for_the_cache(monkeypatch):
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
     monkeypatch.setattr(rows_numba, "_kernels", {})
     with pytest.raises(RuntimeError, match="cannot cache function"):
-        numba.njit(cache=True)(rows_numba._run)
+        numba.cfunc("void(i8)", cache=True)(rows_numba._run_float32)
     assert one_step(fused=True) == pytest.approx(one_step(foreach=False))
 
 
-def nothing(table, starts, counter, choices, numbers, like, size):
+def nothing(address):
     pass
 
 
@@ -157,9 +161,9 @@ def test_a_folder_for_the_cache_that_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", save)
     monkeypatch.setattr(rows_numba, "_kernels", {})
-    monkeypatch.setattr(rows_numba, "_run", nothing)
+    monkeypatch.setitem(rows_numba._ENTRIES, torch.float32, nothing)
     with pytest.raises(OSError, match="no space left"):
-        numba.njit(["(i8,)"], cache=True)(lambda x: None)
+        numba.cfunc("void(i8)", cache=True)(nothing)
     assert one_step(fused=True) == 12.0
 
 
