@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .matrices import Loose, New, Reading, Seat
 from .options import Options
-from .plan import Plan
+from .plan import Batch, Plan
 from .points import State
 from .rules import Rule
 from .stages import ambient
-from .tables import GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Kernel, X, update_of
+from .tables import GRADIENT, POINTS, RADIUS, READ, SQUARE, VECTOR, Kernel, Update, X, update_of
 
 __all__ = ["Fused"]
 
@@ -30,6 +30,7 @@ class Fused(Plan):
         self._kernel = kernel
         self._device = seats[0].points.parts[0].device
         self._schedules: dict[bytes, Any] = {}
+        self._last: tuple[Any, Any] = (None, None)
         if self.matrices is not None:
             its = self.matrices
             self._table = np.zeros((len(its.params), 7), dtype=np.int64)
@@ -42,7 +43,7 @@ class Fused(Plan):
         """As in `Plan`."""
         assert self.matrices is not None
         params = self.matrices.params
-        table = self._table.copy()
+        table = self._table
         table[:, X], table[:, GRADIENT] = found.params, found.sources
 
         def arrays() -> list[tuple[Tensor, Tensor]]:
@@ -89,5 +90,11 @@ class Fused(Plan):
             sizes = part[:, POINTS:].tobytes()
             if sizes not in self._schedules:
                 self._schedules[sizes] = self._kernel.schedule(part)
-            update = update_of(self.manifold, self.rule, options, batch.new.vectors, batch.step, dtype)
-            self._kernel.step(part, self._schedules[sizes], update, dtype, self._device)
+            self._kernel.step(part, self._schedules[sizes], self._update(batch, dtype, options), dtype, self._device)
+
+    def _update(self, batch: Batch, dtype: torch.dtype, options: Options) -> Update:
+        """The options as numbers: those of the last step as long as nothing has changed."""
+        key = (batch, dtype, *(options.get(name) for name in READ))
+        if key != self._last[0] or isinstance(options["lr"], Tensor):
+            self._last = key, update_of(self.manifold, self.rule, options, batch.new.vectors, batch.step, dtype)
+        return self._last[1]

@@ -29,8 +29,9 @@ CHOICES = 7
 """How many of `Update`'s fields are choices."""
 NUMBERS = len(Update._fields) - CHOICES + 2
 """`Update`'s other fields, and two constants of the dtype: √tiny and ε."""
-WORDS = 7 + CHOICES
-"""Of a job, as `step` writes it: the choices last, and before them the counter of tasks taken."""
+COUNTER, WORDS = 6, 7 + CHOICES
+"""Of a `Job`: table and its length, task starts and their number, numbers, bytes of a coordinate, counter of tasks
+taken, choices."""
 
 _PROJECT, _PARALLEL = int(Carry.PROJECT), int(Carry.PARALLEL)
 _HOLD, _FREE, _RECORD = int(Rescale.HOLD), int(Rescale.FREE), int(Rescale.RECORD)
@@ -91,33 +92,37 @@ def _square_off(x, g, along, n, zero):
 
 
 @_part
-def _products(x, g, v, keep, by_g, by_x, along, ahead_g, ahead_x, n, zero):
-    """u·u, x·u, u·v', x·v' with v' = keep v + by_g g + by_x x and u = along v' + ahead_g g + ahead_x x."""
-    uu, xu, uv, xv = zero, zero, zero, zero
+def _products(x, g, v, to_v, to_u, n, zero):
+    """x·u, u·u, x·v', u·v' with v' = (v, g, x)·to_v and u = (v', g, x)·to_u."""
+    xu, uu, xv, uv = zero, zero, zero, zero
+    v_v, v_g, v_x = to_v
+    u_v, u_g, u_x = to_u
     for i in range(n):
-        w = keep * v[i] + by_g * g[i] + by_x * x[i]
-        u = along * w + ahead_g * g[i] + ahead_x * x[i]
-        uu += u * u
+        w = v_v * v[i] + v_g * g[i] + v_x * x[i]
+        u = u_v * w + u_g * g[i] + u_x * x[i]
         xu += x[i] * u
-        uv += u * w
+        uu += u * u
         xv += x[i] * w
-    return uu, xu, uv, xv
+        uv += u * w
+    return xu, uu, xv, uv
 
 
 @_part
 def _products_alone(x, g, ahead_g, ahead_x, n, zero):
-    """u·u and x·u with u = ahead_g g + ahead_x x."""
-    uu, xu = zero, zero
+    """x·u and u·u with u = ahead_g g + ahead_x x."""
+    xu, uu = zero, zero
     for i in range(n):
         u = ahead_g * g[i] + ahead_x * x[i]
-        uu += u * u
         xu += x[i] * u
-    return uu, xu
+        uu += u * u
+    return xu, uu
 
 
 @_part
-def _combine(x, g, v, y_x, y_g, y_v, w_x, w_g, w_v, n):
-    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v."""
+def _combine(x, g, v, to_x, to_v, n):
+    """x ← (x, g, v)·to_x and v ← (x, g, v)·to_v, together."""
+    y_x, y_g, y_v = to_x
+    w_x, w_g, w_v = to_v
     for i in range(n):
         a, b, c = x[i], g[i], v[i]
         x[i] = y_x * a + y_g * b + y_v * c
@@ -125,17 +130,9 @@ def _combine(x, g, v, y_x, y_g, y_v, w_x, w_g, w_v, n):
 
 
 @_part
-def _combine_level(x, g, v, y_x, y_g, y_v, w_g, w_v, n):
-    """The same with w_x = 0."""
-    for i in range(n):
-        b, c = g[i], v[i]
-        x[i] = y_x * x[i] + y_g * b + y_v * c
-        v[i] = w_g * b + w_v * c
-
-
-@_part
-def _combine_alone(x, g, y_x, y_g, n):
-    """x ← y_x x + y_g g."""
+def _combine_alone(x, g, to_x, n):
+    """The same without v."""
+    y_x, y_g, _ = to_x
     for i in range(n):
         x[i] = y_x * x[i] + y_g * g[i]
 
@@ -160,10 +157,42 @@ def _sinc(theta):
 
 
 @_part
-def _row(px, pg, pv, n, size, row, radius, square, choices, amounts, constants, zero):
+def _move(unit, lines, exp, carry, xx, xu, uu, xv, uv, r, n, tiny, eps):
+    """Steps 6 and 7 from the products of X, u and v' and r = ‖X‖: (k_x, k_u, t_v, t_x, t_u) for which y = k_x X + k_u u
+    and the vector that is stored is t_v v' + t_x X + t_u u."""
+    metric = 1.0 if unit else r * r
+    k_x, k_u, sinc, versine = 1.0, 1.0, 1.0, 0.5
+    if exp:
+        theta = math.sqrt(uu / metric)
+        sinc = _sinc(theta)
+        versine = 0.5 * _sinc(0.5 * theta) ** 2
+        k_x, k_u = math.cos(theta), sinc
+    norm2 = max(k_x * k_x * xx + 2.0 * k_x * k_u * xu + k_u * k_u * uu, 0.0)
+    if unit and uu > 0:
+        norm = math.sqrt(norm2)
+        if not exp or not abs(norm - 1.0) <= eps * (8.0 + math.sqrt(n)):
+            k_x, k_u, norm2 = k_x / norm, k_u / norm, 1.0
+    yx, yv = k_x * xx + k_u * xu, k_x * xv + k_u * uv
+    if carry == _PROJECT:
+        share_of_y = yv if unit else yv / max(norm2, tiny * tiny)
+        return k_x, k_u, 1.0, -share_of_y * k_x, -share_of_y * k_u
+    if carry == _PARALLEL and exp:
+        return k_x, k_u, 1.0, -uv / metric * sinc, -uv / metric * versine
+    if carry == _PARALLEL:
+        phi = 1.0
+        if not unit:
+            phi = r / max(math.sqrt(norm2), tiny)
+        elif lines and yx < 0:
+            phi = -1.0
+        share_of_both = phi * yv / (metric + phi * yx)
+        return k_x, k_u, 1.0 / phi, -share_of_both * (1.0 / phi + k_x), -share_of_both * k_u
+    return k_x, k_u, 1.0, 0.0, 0.0
+
+
+@_part
+def _row(px, pg, pv, n, size, row, per_point, update, zero):
     """One row, at the addresses px, pg and pv (0: no vector)."""
-    real = type(zero)
-    tiny, eps = constants
+    real, (radius, square), (choices, amounts, (tiny, eps)) = type(zero), per_point, update
     unit, lines, exp, adam, inside, carry, rescale = choices
     sign, limit, keep, take, along, ahead, low, high, beta2, rate, correction, epsilon = amounts
 
@@ -172,174 +201,100 @@ def _row(px, pg, pv, n, size, row, radius, square, choices, amounts, constants, 
         m = min(BLOCK, n - start)
         x = _pointer(px + start * size, zero)
         if unit:
-            g = _pointer(pg + start * size, zero)
-            a, b = _points_and_gradient(x, g, m, zero)
+            a, b = _points_and_gradient(x, _pointer(pg + start * size, zero), m, zero)
             xx += a
             xg += b
         else:
             xx += _square(x, m, zero)
     r = max(math.sqrt(xx), tiny)
-    s = 1.0
-    f = 1.0
+    s, f = 1.0, 1.0
     if not unit:
-        f = r * r
-        s = _rescaling(r, radius, row, rescale, low, high)
+        s, f = _rescaling(r, radius, row, rescale, low, high), r * r
 
-    # Adam needs the length of the gradient, clipping too.
-    length = 0.0
     if adam or limit < math.inf:
         hh = 0.0
-        off = real(xg)
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
             g = _pointer(pg + start * size, zero)
             if unit:
-                x = _pointer(px + start * size, zero)
-                hh += _square_off(x, g, off, m, zero)
+                hh += _square_off(_pointer(px + start * size, zero), g, real(xg), m, zero)
             else:
                 hh += _square(g, m, zero)
-        length = math.sqrt(hh)
-        if not unit:
-            length *= r
+        length = math.sqrt(hh) if unit else math.sqrt(hh) * r
         if limit < math.inf and not length <= limit:
             f *= limit / length
             length *= limit / length
-    if adam:
-        second = beta2 * square[row] + (1.0 - beta2) * length * length
-        square[row] = second
-        second = real(second)
-        if inside:
-            along = -rate * correction / math.sqrt(second + epsilon)
-        else:
-            along = -rate / (math.sqrt(second) / correction + epsilon)
+        if adam:
+            second = real(beta2 * square[row] + (1.0 - beta2) * length * length)
+            square[row] = second
+            if inside:
+                along = -rate * correction / math.sqrt(second + epsilon)
+            else:
+                along = -rate / (math.sqrt(second) / correction + epsilon)
 
     # v' = kept v + vg g + vx x,  u = along v' + ug g + ux x
     f *= s * sign
-    vg, ug = take * f, ahead * f
-    vx, ux = 0.0, 0.0
+    kept, vg, ug, vx, ux = keep * s, take * f, ahead * f, 0.0, 0.0
     if unit:
         vx, ux = -vg * xg, -ug * xg
-    kept = keep * s
     has_vector = pv != 0
-    level = not unit and not exp and (carry == 0 or not has_vector)
-    k_x, k_u = 1.0, 1.0
-    t_v, t_x, t_u = 1.0, 0.0, 0.0
-    if not level:
-        uu, xu, uv, xv = 0.0, 0.0, 0.0, 0.0
+    k_x, k_u, t_v, t_x, t_u = 1.0, 1.0, 1.0, 0.0, 0.0
+    if unit or exp or (carry != 0 and has_vector):
+        xu, uu, xv, uv = 0.0, 0.0, 0.0, 0.0
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
-            x = _pointer(px + start * size, zero)
-            g = _pointer(pg + start * size, zero)
+            x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
             if has_vector:
                 v = _pointer(pv + start * size, zero)
-                a, b, c, d = _products(
-                    x, g, v, real(kept), real(vg), real(vx), real(along), real(ug), real(ux), m, zero
-                )
-                uu += a
-                xu += b
-                uv += c
-                xv += d
+                to_v, to_u = (real(kept), real(vg), real(vx)), (real(along), real(ug), real(ux))
+                a, b, c, d = _products(x, g, v, to_v, to_u, m, zero)
+                xv += c
+                uv += d
             else:
                 a, b = _products_alone(x, g, real(ug), real(ux), m, zero)
-                uu += a
-                xu += b
-        # X = s x
-        xx *= s * s
-        xu *= s
-        xv *= s
-        metric = 1.0 if unit else r * r * s * s
-        sinc, versine = 1.0, 0.5
-        if exp:
-            theta = math.sqrt(uu / metric)
-            sinc = _sinc(theta)
-            versine = 0.5 * _sinc(0.5 * theta) ** 2
-            k_x, k_u = math.cos(theta), sinc
-        norm2 = k_x * k_x * xx + 2.0 * k_x * k_u * xu + k_u * k_u * uu
-        if unit:
-            norm = math.sqrt(norm2)
-            if uu > 0 and (not exp or not abs(norm - 1.0) <= eps * (8.0 + math.sqrt(n))):
-                k_x /= norm
-                k_u /= norm
-                norm2 = 1.0
-        if carry == _PROJECT:
-            tau = k_x * xv + k_u * uv
-            if not unit:
-                tau /= max(norm2, tiny * tiny)
-            t_x, t_u = -tau * k_x, -tau * k_u
-        elif carry == _PARALLEL and exp:
-            part = -uv / metric
-            t_x, t_u = part * sinc, part * versine
-        elif carry == _PARALLEL:
-            phi = 1.0
-            if not unit:
-                phi = r * s / max(math.sqrt(norm2), tiny)
-            elif lines and k_x * xx + k_u * xu < 0:
-                phi = -1.0
-            part = phi * (k_x * xv + k_u * uv) / (metric + phi * (k_x * xx + k_u * xu))
-            t_v = 1.0 / phi
-            t_x = -part * (1.0 / phi + k_x)
-            t_u = -part * k_u
+            xu += a
+            uu += b
+        k_x, k_u, t_v, t_x, t_u = _move(
+            unit, lines, exp, carry, s * s * xx, s * xu, uu, s * xv, uv, s * r, n, tiny, eps
+        )
     k_x *= s
     t_x *= s
-    y_x, y_g, y_v = k_x + k_u * (ux + along * vx), k_u * (ug + along * vg), k_u * along * kept
-    if not has_vector:
-        y_x, y_g = k_x + k_u * ux, k_u * ug
-    both = t_v + t_u * along
-    w_x, w_g, w_v = both * vx + t_u * ux + t_x, both * vg + t_u * ug, both * kept
+    both, through = t_v + t_u * along, k_u * along if has_vector else 0.0
+    to_x = real(k_x + k_u * ux + through * vx), real(k_u * ug + through * vg), real(through * kept)
+    to_v = real(both * vx + t_u * ux + t_x), real(both * vg + t_u * ug), real(both * kept)
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
-        x = _pointer(px + start * size, zero)
-        g = _pointer(pg + start * size, zero)
-        if not has_vector:
-            _combine_alone(x, g, real(y_x), real(y_g), m)
-            continue
-        v = _pointer(pv + start * size, zero)
-        if level:
-            _combine_level(x, g, v, real(y_x), real(y_g), real(y_v), real(w_g), real(w_v), m)
+        x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
+        if has_vector:
+            _combine(x, g, _pointer(pv + start * size, zero), to_x, to_v, m)
         else:
-            _combine(x, g, v, real(y_x), real(y_g), real(y_v), real(w_x), real(w_g), real(w_v), m)
+            _combine_alone(x, g, to_x, m)
 
 
 @_part
 def _run(address, zero):
-    """Take tasks until none is left. At `address` stand the words that `step` writes."""
+    """Take tasks until none is left. At `address` stand the words of a `Job`."""
     job = numba.carray(_pointer(address, address), WORDS)
     table = numba.carray(_pointer(job[0], job[0]), (job[1], COORDINATES + 1))
     starts = numba.carray(_pointer(job[2], job[2]), (job[3], 2))
-    numbers = numba.carray(_pointer(job[4], 0.0), NUMBERS)
-    size, counter, c, a = job[5], address + 48, job[7:], numbers
-    # Numbers by value: from memory, which a row might be written over, they would be read again for each row.
+    c, a = job[WORDS - CHOICES :], numba.carray(_pointer(job[4], 0.0), NUMBERS)
+    # By value: from memory, which for all the compiler knows a row is written over, they would be read for each row.
     choices = c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0, c[4] != 0, c[5], c[6]
     amounts = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
-    constants = a[12], a[13]
+    size, update = job[5], (choices, amounts, (a[12], a[13]))
     while True:
-        task = _ticket(counter)
+        task = _ticket(address + 8 * COUNTER)
         if task >= job[3] - 1:
             return
         matrix, row = starts[task, 0], starts[task, 1]
         last, end = starts[task + 1, 0], starts[task + 1, 1]
         while matrix < last or (matrix == last and row < end):
             points, n = table[matrix, POINTS], table[matrix, COORDINATES]
-            stop = points if matrix < last else end
             px, pg, pv = table[matrix, X], table[matrix, GRADIENT], table[matrix, VECTOR]
-            radius, square = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
-            stride = n * size
-            for i in range(row, stop):
-                vector = pv + i * stride if pv != 0 else 0
-                _row(
-                    px + i * stride,
-                    pg + i * stride,
-                    vector,
-                    n,
-                    size,
-                    i,
-                    radius,
-                    square,
-                    choices,
-                    amounts,
-                    constants,
-                    zero,
-                )
+            per_point = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
+            for i in range(row, points if matrix < last else end):
+                at = i * n * size
+                _row(px + at, pg + at, pv + at if pv != 0 else 0, n, size, i, per_point, update, zero)
             matrix += 1
             row = 0
 
@@ -372,7 +327,40 @@ def _kernel(dtype: torch.dtype) -> tuple[int, tuple[float, float]]:
     return _kernels[dtype]
 
 
-def schedule(table: np.ndarray) -> np.ndarray:
+class Job:
+    """The words and numbers that the kernel reads, kept from step to step."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.starts = _starts(table)
+        self.numbers = np.zeros(NUMBERS)
+        self.update: Update | None = None
+        self.words = np.array(
+            (0, len(table), _at(self.starts), len(self.starts), _at(self.numbers), 0, 0, *[0] * CHOICES)
+        )
+        self.address = _at(self.words)
+
+    def write(self, table: np.ndarray, update: Update, dtype: torch.dtype, constants: tuple[float, float]) -> None:
+        """What is new in a step."""
+        self.words[0], self.words[COUNTER] = _at(table), 0
+        if update is not self.update:
+            self.update = update
+            self.words[5], self.words[WORDS - CHOICES :] = dtype.itemsize, update[:CHOICES]
+            self.numbers[:] = (*update[CHOICES:], *constants)
+
+
+def schedule(table: np.ndarray) -> Job:
+    """As `Kernel.schedule`."""
+    return Job(table)
+
+
+def step(table: np.ndarray, schedule: Job, update: Update, dtype: torch.dtype, device: torch.device) -> None:
+    """As `Kernel.step`, with the threads that torch uses."""
+    kernel, constants = _kernel(dtype)
+    schedule.write(table, update, dtype, constants)
+    share(kernel, schedule.address, min(torch.get_num_threads(), len(schedule.starts) - 1))
+
+
+def _starts(table: np.ndarray) -> np.ndarray:
     """Where each task starts, (tasks + 1, 2): matrix and row. Tasks are whole rows, of about `TASK` elements."""
     starts, filled = [(0, 0)], 0
     sizes = table[:, [POINTS, COORDINATES]].tolist()
@@ -388,15 +376,6 @@ def schedule(table: np.ndarray) -> np.ndarray:
     if filled:
         starts.append((len(sizes) - 1, sizes[-1][0]))
     return np.array(starts, dtype=np.int64)
-
-
-def step(table: np.ndarray, schedule: np.ndarray, update: Update, dtype: torch.dtype, device: torch.device) -> None:
-    """As `Kernel.step`, with the threads that torch uses."""
-    kernel, constants = _kernel(dtype)
-    numbers = np.array((*update[CHOICES:], *constants))
-    pieces = (_at(table), len(table), _at(schedule), len(schedule), _at(numbers), dtype.itemsize, 0)
-    job = np.array((*pieces, *update[:CHOICES]), dtype=np.int64)
-    share(kernel, _at(job), min(torch.get_num_threads(), len(schedule) - 1))
 
 
 def _at(array: np.ndarray) -> int:

@@ -53,7 +53,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from ..manifolds import PSI, Manifold, Sphere
+from ..manifolds import PSI, Manifold
 from ..manifolds.grassmann import Lines
 from .options import Options
 from .representative import band
@@ -121,15 +121,17 @@ class Kernel(Protocol):
     """A backend: a module with these two functions."""
 
     def schedule(self, table: np.ndarray) -> Any:
-        """What the backend wants to know about the last two columns, which stay; worked out once per table."""
+        """What the backend wants to keep for tables with these last two columns; made once, handed to every step."""
 
     def step(self, table: np.ndarray, schedule: Any, update: Update, dtype: torch.dtype, device: torch.device) -> None:
         """One step of every row of `table`, in place; returns when it is done, or queued on the current stream."""
 
 
-def covers(manifold: Manifold) -> bool:
-    """Whether the row kernels know `manifold`; subclasses may have other formulas and are left alone."""
-    return type(manifold) in (PSI, Sphere, Lines)
+READ = (
+    "lr", "momentum", "dampening", "nesterov", "momentum_form", "betas", "eps", "eps_form", "motion", "transport", "radius",
+    "max_grad_norm", "maximize",
+)  # fmt: skip
+"""The options that `update_of` reads."""
 
 
 def update_of(
