@@ -8,6 +8,7 @@ goes: a step holds three arrays, and both optimizers of a pair share weights and
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -94,12 +95,14 @@ def main():
         matrices = max(1, rows // 4096)
         by_elements[size] = pair([(rows // matrices, 1024)] * matrices, 100 if size < 10**7 else 7, device)
     print(table("elements", by_elements))
+    waiting = os.environ.get("OMP_WAIT_POLICY")
+    policy = f" OMP_WAIT_POLICY is {waiting}." if waiting else ""
     suffix = "" if device == "cpu" else f"_{device}"
     plot(by_tensors, by_elements, HERE / f"scaling{suffix}.png")
     page = [
         "# How a step grows",
         "Momentum 0.9, float32, medians of interleaved steps ± half the distance between the quartiles. Written by "
-        "`.venv/bin/python docs/benchmarks/scaling.py`.",
+        f"`.venv/bin/python docs/benchmarks/scaling.py`.{policy}",
         f"![milliseconds per step](scaling{suffix}.png)",
         table("tensors of 64 elements", by_tensors),
         table("elements, in rows of 1,024", by_elements),
