@@ -86,26 +86,23 @@ def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> 
     return _kernel(package, module)
 
 
-def check_path(points: PointSet, rule: Rule, options: Options) -> None:
+def check_path(points: PointSet, options: Options) -> None:
     """Raise `OptionError` if `points` cannot take the path that the options ask for, with the reason and a way out."""
     part, manifold = points.parts[0], points.manifold
     if part.is_meta:
         return
-    error = None
-    if options["compile"]:
-        if part.device.type not in _COMPILED:
-            error = "compile=True", _NO_COMPILER, "leave compile at False"
-    elif options["fused"] and not isinstance(manifold, Euclidean):
+    if options["compile"] and part.device.type not in _COMPILED:
+        raise OptionError(f"compile=True on {points.name}: {_NO_COMPILER}. Or leave compile at False")
+    if options["fused"] and not isinstance(manifold, Euclidean):
         found = kernel_for(manifold, part.dtype, part.device)
-        error = (
-            ("fused=True", found, "leave fused at None for the fastest path there is")
-            if isinstance(found, str)
-            else None
+        if isinstance(found, str):
+            raise OptionError(
+                f"fused=True on {points.name}: {found}. Or leave fused at None for the fastest path there is"
+            )
+    if options["foreach"] and type(manifold) not in _STACKABLE:
+        raise OptionError(
+            f"foreach=True on {points.name}: {manifold!r} is not a manifold of vectors that stack. Or leave foreach at None"
         )
-    elif options["foreach"] and type(manifold) not in _STACKABLE:
-        error = "foreach=True", f"{manifold!r} is not a manifold of vectors that stack", "leave foreach at None"
-    if error:
-        raise OptionError(f"{error[0]} on {points.name}: {error[1]}. Or {error[2]}")
 
 
 def _choose(seat: Seat, rule: Rule, options: Options) -> str:
@@ -187,7 +184,7 @@ class Group:
             if not grads:
                 self._idle += points.parts
                 continue
-            check_path(points, rule, options)
+            check_path(points, options)
             check_state(points, state, rule)
             its = seat(points, grads, state, rule, options)
             path = _choose(its, rule, options)

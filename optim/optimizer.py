@@ -119,7 +119,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             check_types(label[p], its, its_rows)
             check_parts(label[p], points.parts, its, its_rows)
             check_point(label[p], its, group)
-            check_path(points, self.rule, group)
+            check_path(points, group)
             if not p.is_meta and not isinstance(its, Euclidean):
                 with torch.no_grad():
                     x = gather(points.parts, points.layouts())

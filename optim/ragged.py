@@ -41,10 +41,9 @@ class Ragged:
     @property
     def shape(self) -> tuple[Any, ...]:
         """(all points, n) with n as numbers per point: bounds on rounding depend on it."""
-        points, n = (
-            torch.tensor(sizes, device=self.device) for sizes in zip(*(p.shape for p in self.parts), strict=True)
-        )
-        return int(points.sum()), n.repeat_interleave(points).unsqueeze(-1)
+        n = torch.tensor([part.size(1) for part in self.parts], device=self.device)
+        each = torch.tensor(self.points, device=self.device)
+        return sum(self.points), n.repeat_interleave(each).unsqueeze(-1)
 
     def new_ones(self, shape: tuple[int, ...]) -> Tensor:
         """Ordinary ones; numbers per point where `shape` says so."""

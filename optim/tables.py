@@ -1,8 +1,8 @@
 """What a row kernel is told: where the rows lie, and the update as numbers.
 
 A row kernel moves points that are rows of contiguous matrices, one pass over memory, for manifolds that look
-locally like the unit sphere. Every backend is one module with the two functions of `Kernel`; `reference` says what
-they must compute.
+locally like the unit sphere. Every backend is one module with the two functions of `Kernel`, which compute what
+stands below; the truth is `step.update`, against which they are tested.
 
 **The table**, int64, (matrices, 7), one row per matrix of points:
 
@@ -64,6 +64,7 @@ __all__ = [
     "GRADIENT",
     "POINTS",
     "RADIUS",
+    "READ",
     "SQUARE",
     "VECTOR",
     "Carry",
@@ -71,6 +72,7 @@ __all__ = [
     "Rescale",
     "Update",
     "X",
+    "update_of",
 ]
 
 X, GRADIENT, VECTOR, RADIUS, SQUARE, POINTS, COORDINATES = range(7)
@@ -118,7 +120,7 @@ class Update(NamedTuple):
 
 
 class Kernel(Protocol):
-    """A backend: a module with these two functions."""
+    """A backend: a module with these two functions. Tables of one schedule may be one array with new addresses."""
 
     def schedule(self, table: np.ndarray) -> Any:
         """What the backend wants to keep for tables with these last two columns; made once, handed to every step."""
