@@ -3,6 +3,9 @@
 import os
 import zlib
 
+# OpenMP's threads wait for each other by spinning, which on a busy machine takes a hundred times as long as the tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 
