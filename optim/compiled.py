@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Manifold
-from .matrices import Loose, New, Reading, Seat
+from .matrices import New, Reading, Seat
 from .memory import Memory
 from .options import Options
-from .plan import Plan, Stacks
+from .plan import Stacked, Stacks
 from .points import State
 from .rules import Rule
 from .step import update
@@ -21,7 +21,7 @@ __all__ = ["Compiled"]
 BACKEND = "inductor"
 
 
-class Compiled(Plan):
+class Compiled(Stacked):
     """Points of one manifold, dtype and device in one compiled function.
 
     The learning rate and the number of the step enter as tensors, so that a schedule compiles nothing again; other options
@@ -37,22 +37,12 @@ class Compiled(Plan):
         its = self.matrices
         assert its is not None
         arranged = [layout.split(grad) for layout, grad in zip(its.layouts, found.grads, strict=True)]
-        self._step(self.stacks(found), arranged, its.params, new, options)
+        self.step(self.stacks(found), arranged, its.params, new, options)
 
-    def loose(self, seats: Sequence[Seat], options: Options) -> None:
-        """As in `Plan`."""
-        for seat in seats:
-            seat.enter(self.state, self.rule)
-        arrays = [Loose(seat) for seat in seats]
-        params = [seat.points.parts[0] for seat in seats]
-        news = [seat.new for seat in seats]
-        self._step(Stacks.of_loose(arrays), [each.grad for each in arrays], params, news, options)
-        for each in arrays:
-            each.write_back()
-
-    def _step(
+    def step(
         self, stacks: Stacks, grads: list[Tensor], params: Sequence[Tensor], new: Sequence[New] | None, options: Options
     ) -> None:
+        """As in `Stacked`."""
         device, dtype = stacks.x[0].device, stacks.x[0].dtype
         lr = options["lr"]
         # What a number depends on that lies on the device must not be read back: the rules compute with it as for a capture.

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .matrices import Loose, New, Reading, Seat
+from .matrices import New, Reading
 from .memory import Memory
 from .options import Options
-from .plan import Batch, Plan, Stacks
+from .plan import Batch, Stacked, Stacks
 from .ragged import Ragged
 from .stages import ambient
 from .step import update
@@ -22,7 +22,7 @@ PIECE = 2**18
 """Elements that are stacked at a time: temporaries of more leave the cache, and SGDG takes twice as long."""
 
 
-class Foreach(Plan):
+class Foreach(Stacked):
     """Points of one manifold, dtype and device in few calls of many kernels."""
 
     def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
@@ -31,20 +31,9 @@ class Foreach(Plan):
         grads = found.grads
         if self.manifold.event_ndim == 1:
             grads = [layout.lying(g) for layout, g in zip(self.matrices.layouts, grads, strict=True)]
-        self._step(self.stacks(found), grads, self.matrices.params, new, options)
+        self.step(self.stacks(found), grads, self.matrices.params, new, options)
 
-    def loose(self, seats: Sequence[Seat], options: Options) -> None:
-        """As in `Plan`."""
-        for seat in seats:
-            seat.enter(self.state, self.rule)
-        arrays = [Loose(seat) for seat in seats]
-        params = [seat.points.parts[0] for seat in seats]
-        news = [seat.new for seat in seats]
-        self._step(Stacks.of_loose(arrays), [each.grad for each in arrays], params, news, options)
-        for each in arrays:
-            each.write_back()
-
-    def _step(
+    def step(
         self,
         stacks: Stacks,
         grads: list[Tensor],
@@ -52,6 +41,7 @@ class Foreach(Plan):
         new: Sequence[New] | None,
         options: Options,
     ) -> None:
+        """As in `Stacked`."""
         if options["orthogonality"]:
             grads = [ambient(self.manifold, x, grad, options) for x, grad in zip(stacks.x, grads, strict=True)]
             options = {**options, "maximize": False, "orthogonality": 0.0}

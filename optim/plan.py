@@ -14,7 +14,7 @@ from .options import Options
 from .points import State, count_steps
 from .rules import Rule
 
-__all__ = ["Batch", "Plan", "Stacks"]
+__all__ = ["Batch", "Plan", "Stacked", "Stacks"]
 
 
 class Batch(NamedTuple):
@@ -145,3 +145,24 @@ class Plan(ABC):
     @abstractmethod
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
         """Move the others."""
+
+
+class Stacked(Plan):
+    """A plan that takes the arrays of many points in one `step`, those that lie and copies of the loose ones alike."""
+
+    def loose(self, seats: Sequence[Seat], options: Options) -> None:
+        """As in `Plan`."""
+        for its in seats:
+            its.enter(self.state, self.rule)
+        arrays = [Loose(its) for its in seats]
+        params = [its.points.parts[0] for its in seats]
+        news = [its.new for its in seats]
+        self.step(Stacks.of_loose(arrays), [each.grad for each in arrays], params, news, options)
+        for each in arrays:
+            each.write_back()
+
+    @abstractmethod
+    def step(
+        self, stacks: Stacks, grads: list[Tensor], params: Sequence[Tensor], new: Sequence[New] | None, options: Options
+    ) -> None:
+        """Move the points of `params`, whose arrays and gradients these are; `new` is None where nothing is."""
