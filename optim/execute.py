@@ -70,7 +70,7 @@ def _kernel(package: str, module: str) -> Kernel | str:
     try:
         return cast(Kernel, importlib.import_module(f".{module}", __package__))
     except ImportError as error:
-        return f"{package} cannot be imported ({error}); reinstall it with pip install 'retract[fused]'"
+        return f"{package} cannot be used ({error}); mend that, or reinstall it with pip install 'retract[fused]'"
 
 
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> Kernel | str:

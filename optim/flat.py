@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
@@ -33,12 +34,12 @@ class Torch(Plan):
 
     def __init__(self, seats: Sequence[Seat], state: State, rule: Rule, *, foreach: bool, fused: bool) -> None:
         super().__init__(seats, state, rule)
-        self._paths = {"foreach": foreach, "fused": fused}
+        self._paths: dict[str, Any] = {"foreach": foreach, "fused": fused}
 
     def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""
         assert self.matrices is not None
-        common = {**self._paths, **{name: options[name] for name in ("weight_decay", "maximize")}}
+        common: dict[str, Any] = {name: options[name] for name in ("weight_decay", "maximize")}
         common["lr"] = float(options["lr"])
         (self._adam if isinstance(self.rule, Adam) else self._sgd)(found.grads, new, options, common)
 
@@ -58,6 +59,7 @@ class Torch(Plan):
             beta1=beta1,
             beta2=beta2,
             eps=options["eps"],
+            **self._paths,
             **common,
         )
 
@@ -69,16 +71,22 @@ class Torch(Plan):
         if self._paths["foreach"] and options["nesterov"]:
             grads = [grad.clone() for grad in grads]  # torch writes to what it is given
         for batch, members in self.batches(its.params, new):
-            sgd(
-                [its.params[i] for i in members],
-                [grads[i] for i in members],
-                [vectors[i] for i in members],
-                momentum=options["momentum"],
+            mine, theirs, moved = its.params, grads, vectors
+            if len(members) < len(grads):
+                mine, theirs = [mine[i] for i in members], [theirs[i] for i in members]
+                moved = [moved[i] for i in members]
+            numbers: dict[str, Any] = {
+                "momentum": options["momentum"],
                 # A fresh buffer is 0 here, and the first gradient enters it undamped.
-                dampening=0.0 if batch.new.vectors else options["dampening"],
-                nesterov=options["nesterov"],
+                "dampening": 0.0 if batch.new.vectors else options["dampening"],
+                "nesterov": options["nesterov"],
                 **common,
-            )
+            }
+            if self._paths["fused"]:
+                # Without torch's grouping by device and dtype, which a plan has behind it.
+                torch._fused_sgd_(mine, theirs, moved if moving else [], is_first_step=False, **numbers)  # type: ignore[arg-type]
+            else:
+                sgd(mine, theirs, moved, **self._paths, **numbers)
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
         """None: only what lies is planned here."""

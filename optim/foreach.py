@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .matrices import New, Reading
 from .memory import Memory
+from .motion import is_linear
 from .options import Options
 from .plan import Batch, Stacked, Stacks
 from .ragged import Ragged
@@ -20,6 +21,8 @@ __all__ = ["Foreach"]
 
 PIECE = 2**18
 """Elements that are stacked at a time: temporaries of more leave the cache, and SGDG takes twice as long."""
+LINEAR_PIECE = 2**20
+"""The same for moves without temporaries: a quarter faster than 2^18 on ResNet-56's weights."""
 
 
 class Foreach(Stacked):
@@ -48,8 +51,9 @@ class Foreach(Stacked):
         if isinstance(options["lr"], Tensor):
             options = {**options, "lr": float(options["lr"])}
         sizes = [grad.numel() for grad in grads]
+        size = LINEAR_PIECE if is_linear(self.manifold, options) else PIECE
         for batch, members in self.batches(params, new):
-            for piece in _pieces(members, sizes):
+            for piece in _pieces(members, sizes, size):
                 self._move(batch, stacks.of(piece), [grads[i] for i in piece], params[0].dtype, options)
 
     def _move(self, batch: Batch, stacks: Stacks, grads: list[Tensor], dtype: torch.dtype, options: Options) -> None:
@@ -78,12 +82,12 @@ class Foreach(Stacked):
             torch._foreach_copy_(stacks.radii, memory.scalars["radius"].split(points))
 
 
-def _pieces(members: Sequence[int], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """`members` in runs of at most `PIECE` elements, or of one."""
+def _pieces(members: Sequence[int], sizes: Sequence[int], size: int) -> Iterator[list[int]]:
+    """`members` in runs of at most `size` elements, or of one."""
     piece: list[int] = []
     filled = 0
     for i in members:
-        if piece and filled + sizes[i] > PIECE:
+        if piece and filled + sizes[i] > size:
             yield piece
             piece, filled = [], 0
         piece.append(i)

@@ -17,7 +17,13 @@ from .memory import Memory
 from .options import Options
 from .scaled import Scaled
 
-__all__ = ["move"]
+__all__ = ["is_linear", "move"]
+
+
+def is_linear(manifold: Manifold, options: Options, carries: bool = True) -> bool:
+    """Whether moving is a linear combination in place, without temporaries; `carries` says that vectors go along."""
+    still = options["transport"] == "none" or not carries
+    return isinstance(manifold, ConformalManifold) and options["motion"] == "retract" and still
 
 
 def move(manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: Options, scale: Tensor | None) -> Tensor:
@@ -27,15 +33,14 @@ def move(manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: O
     overwritten and returned.
     """
     flat = isinstance(manifold, Euclidean)
-    motion = "retract" if flat else options["motion"]
-    transport = "none" if flat or not memory.vectors else options["transport"]
-    linear = isinstance(manifold, ConformalManifold) and motion == "retract" and transport == "none"
-    if linear and not options["differentiable"]:
+    if (flat or is_linear(manifold, options, bool(memory.vectors))) and not options["differentiable"]:
         return _add_(x, step, scale)
     if scale is not None:
         assert isinstance(manifold, QuotientManifold)
         x = manifold.act(scale, x)
     u = step.tensor()
+    motion = "retract" if flat else options["motion"]
+    transport = "none" if flat or not memory.vectors else options["transport"]
     if motion == "retract" and transport == "manifold" and memory.vectors:
         for key, v in memory.vectors.items():
             y, memory.vectors[key] = manifold.retract_and_transport(x, u, v)

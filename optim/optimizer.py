@@ -139,12 +139,13 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             GradientError: a sparse gradient, one that does not fit its parameter, a joint point of which only some
                 parts have one.
             StateError: a parameter that was reshaped or converted since its last step, and its state was not.
-            OptionError: a path that was asked for and is not there.
+            OptionError: a path that was asked for and is not there; a closure that waits for the device while a CUDA
+                graph is captured.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
+                loss = self._evaluate(closure)
         self._groups += [Group() for _ in self.param_groups[len(self._groups) :]]
         known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
         with torch.no_grad():
@@ -158,6 +159,17 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if not known:
             self._known = list(self.state.values())
         return loss
+
+    def _evaluate(self, closure: Callable[[], Any]) -> Any:
+        try:
+            return closure()
+        except RuntimeError as error:
+            if "capturing" in str(error) and any(group["capturable"] for group in self.param_groups):
+                raise OptionError(
+                    "the closure waits for the device (item(), a print, a copy to the host), which the capture of a CUDA graph "
+                    "does not allow; take that out of the closure, or step outside of the graph"
+                ) from error
+            raise
 
     def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
         """Every point set that has gradients, with those of its parts; raises as `step` does."""

@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..manifolds import ConformalManifold, Euclidean, Manifold, ScalingQuotient
+from ..manifolds import Euclidean, Manifold, ScalingQuotient
 from ..manifolds.rows import gather, scatter_
 from .matrices import New, Reading, Seat
 from .memory import Memory
+from .motion import is_linear
 from .options import Options
 from .plan import Plan
 from .points import PointSet, State, count_steps, new_number
@@ -116,10 +117,7 @@ def _step(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, o
 def _update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Memory, options: Options) -> Tensor:
     """`update`, over a few rows at a time where that helps: rows do not know of each other, and temporaries that stay in
     cache cost a third of those that do not. Then `x` and `memory` are written over."""
-    linear = (
-        isinstance(manifold, ConformalManifold) and options["motion"] == "retract" and options["transport"] == "none"
-    )
-    whole = x.ndim != 2 or x.numel() <= CHUNK or linear or isinstance(manifold, Euclidean)
+    whole = x.ndim != 2 or x.numel() <= CHUNK or is_linear(manifold, options) or isinstance(manifold, Euclidean)
     if whole or options["orthogonality"] or options["differentiable"]:
         return update(manifold, rule, x, egrad, memory, options)
     unheld = isinstance(manifold, ScalingQuotient) and options["radius"] == "hold" and "radius" not in memory.scalars

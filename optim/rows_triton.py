@@ -18,6 +18,8 @@ the device, run on the reference path.
 
 from __future__ import annotations
 
+import os
+import shutil
 from contextlib import nullcontext
 from typing import Any
 
@@ -31,6 +33,9 @@ from .algebra_triton import choices, entry_of, head, move, solve, vectors
 from .tables import COORDINATES, POINTS, VECTOR, Update
 
 __all__ = ["schedule", "step"]
+
+if not triton.knobs.runtime.interpret and not any(map(shutil.which, (os.environ.get("CC", "gcc"), "gcc", "clang"))):
+    raise ImportError("it needs a C compiler for its launchers: gcc, clang or what the variable CC names")
 
 STRIPS = 32
 """Strips per tile, a power of two, 4 at least."""

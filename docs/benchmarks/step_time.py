@@ -40,6 +40,12 @@ OURS = {
         [{"params": p, "manifold": Grassmann(1)}], lr=1e-5, orthogonality=0.0, **path
     ),
 }
+PAIRS = [
+    ("PSISGD, momentum 0.9, fused", "torch SGD, fused"),
+    ("SGDG, orthogonality 0, fused", "torch SGD, fused"),
+    ("RiemannianSGD, Euclidean, fused", "torch SGD, fused"),
+    ("PSISGD, momentum 0.9, foreach", "torch SGD, default"),
+]
 # Arrays read and written, in units of the weights.
 TRAFFIC = {"PSISGD": 3, "torch Adam": 7}
 
@@ -64,7 +70,7 @@ def contenders(weights, grads, name, device):
         steps[f"torch Adam, {path}"] = torch.optim.Adam(params(), lr=1e-5, **TORCH_PATHS[path]).step
     for optimizer, make in OURS.items():
         for path, flags in PATHS.items():
-            if path != "foreach" or name == "ResNet-56" or device == "cuda":  # it loses on large tensors on a CPU
+            if path != "foreach" or name != "ViT-B" or device == "cuda":
                 try:
                     steps[f"{optimizer}, {path}"] = make(params(), **flags).step
                 except ValueError as error:
@@ -106,6 +112,18 @@ def measure(name, device, rounds):
         speed = arrays * 4 * size / median(values) / 1e6
         rows.append((step, median(values), spread(values), median(values) / fused, median(values) / default, speed))
     return rows
+
+
+def head_to_head(name, rounds):
+    """A sentence: ours against torch's, each pair alternating with nothing in between, so that both find their data and
+    code in cache as far as they fit."""
+    weights, grads = tensors(LISTS[name])
+    parts = []
+    for ours, theirs in PAIRS:
+        every = contenders(weights, grads, name, "cpu")
+        times = interleaved({key: every[key] for key in (ours, theirs)}, rounds)
+        parts.append(f"{ours} / {theirs}: {median(times[ours]) / median(times[theirs]):.2f}")
+    return f"{name}: {'; '.join(parts)}."
 
 
 def table(rows):
@@ -189,6 +207,9 @@ def main():
         page += [f"## {item}: {len(LISTS[item])} weights", table(results[item])]
         print(f"\n{page[-2]} ({time.perf_counter() - start:.0f} s)\n\n{page[-1]}", flush=True)
     if arguments.device == "cpu":
+        page += ["## Head to head"]
+        page += [head_to_head(item, 20 if arguments.quick else 10 * ROUNDS[item]) for item in lists[:2]]
+        print("\n\n".join(["", *page[-len(lists[:2]) :]]), flush=True)
         compiled, cached = first_call()
         page += [
             "## The first step",

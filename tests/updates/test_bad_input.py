@@ -194,3 +194,15 @@ def test_subclasses_of_geoopts_parameters_are_recognised():
 
     w = Mine(nn.functional.normalize(torch.randn(2, 3), dim=1), manifold=geoopt.Sphere())
     assert "Sphere" in RiemannianSGD([w]).param_groups[0]["manifold"]
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_closure_that_waits_for_the_device_in_a_capture(capturable):
+    def closure():
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    optimizer = RiemannianSGD([nn.Parameter(torch.ones(2))], capturable=capturable)
+    with pytest.raises(
+        OptionError if capturable else RuntimeError, match="waits for the device" if capturable else "not permitted"
+    ):
+        optimizer.step(closure)

@@ -182,7 +182,11 @@ def test_without_numba(monkeypatch):
     expected = one_step(foreach=False)
     for attribute, replacement, reason in (
         ("util.find_spec", missing, "numba is not installed; install it with pip install 'retract.fused.'"),
-        ("import_module", broken, "numba cannot be imported .no LLVM.; reinstall it with pip install 'retract.fused.'"),
+        (
+            "import_module",
+            broken,
+            "numba cannot be used .no LLVM.; mend that, or reinstall it with pip install 'retract.fused.'",
+        ),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(f"importlib.{attribute}", replacement)

@@ -62,6 +62,12 @@ def test_the_kernels_are_the_reference(device):
     run_tests(device)
 
 
+def test_without_a_compiler_for_its_launchers():
+    """Which Triton would miss at its first launch, when it is too late for another path."""
+    code = "from retract.optim.execute import _kernel; print(_kernel('triton', 'rows_triton'))"
+    assert "triton cannot be used (it needs a C compiler" in run("-c", code, PATH="", CC="", TRITON_INTERPRET="0")
+
+
 @pytest.mark.long
 def test_every_rule_too(device):
     run_tests(device, "-m", "long")
