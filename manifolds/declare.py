@@ -20,6 +20,7 @@ from .quotient import ScalingQuotient
 from .rows import Rows, gather, scatter_
 
 __all__ = [
+    "FLATTENED",
     "Declaration",
     "Declared",
     "check_parts",
@@ -32,6 +33,10 @@ __all__ = [
     "walk",
 ]
 
+FLATTENED = (
+    "is what FSDP1 left of a parameter: a run of numbers without rows. Use torch.distributed.fsdp.fully_shard (FSDP2), which "
+    "keeps them, or DistributedDataParallel"
+)
 _KEY = "_retract_declarations"
 _REPRESENTATIVES = ("keep", "unit")
 
@@ -202,6 +207,8 @@ def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
             f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if it was there once, a "
             "parametrization or a wrapper such as FSDP1 replaced it: declare what is left, or apply that first"
         )
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise DeclarationError(f"{name} {FLATTENED}")
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise DeclarationError(f"{name} is a lazy parameter without a shape; run the model once, then declare it")
     if not parameter.is_floating_point():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .base import Manifold
 from .errors import GeometryError
+from .shards import is_sharded, whole, write_
 
 __all__ = ["Layout", "Rows", "gather", "scatter_"]
 
@@ -124,8 +125,9 @@ def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
 
     A view where one exists. The layouts are those of the parameters, so that gradients and states laid out
     differently line up with them. Several tensors are the parts of joint points, side by side. Half
-    precision comes as float32: geometry computes in float32 or better.
+    precision comes as float32: geometry computes in float32 or better. DTensors come whole, from all processes.
     """
+    tensors = [whole(tensor) for tensor in tensors]
     if len(tensors) == 1:
         points = layouts[0].split(tensors[0])
     else:
@@ -140,7 +142,11 @@ def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout
     else:
         parts = points.split([layout.event[0] for layout in layouts], -1)
     for part, tensor, layout in zip(parts, tensors, layouts, strict=True):
-        if part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+        if is_sharded(tensor):
+            full = part.new_empty(tensor.shape)
+            layout.arrange(full).copy_(part.reshape(layout.arranged))
+            write_(tensor, full)
+        elif part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
             layout.arrange(tensor).copy_(part.reshape(layout.arranged))
 
 

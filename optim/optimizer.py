@@ -10,21 +10,27 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
-from ..manifolds.declare import check_parts, check_rows, check_types
+from ..manifolds.declare import FLATTENED, check_parts, check_rows, check_types
 from ..manifolds.errors import OptionError, StateError
 from ..manifolds.geoopt import from_geoopt
 from ..manifolds.numerics import tolerance
 from ..manifolds.rows import gather
+from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
 from .options import check_group, check_names, check_point
 from .points import PointSet
 from .rules import Adam, Momentum, Rule
+from .sharded import ShardedGroup, check_sharding
 
 __all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
 
 _FLAT = "Euclidean(event_ndim=0)"
 GROSS = tolerance(torch.float16)
 """Defect at which a parameter counts as not put on its manifold at all, rather than rounded by a change of dtype."""
+_DEALT_OUT = (
+    "ZeroRedundancyOptimizer, which deals parameters out one by one, tears groups apart like that: shard the model with "
+    "fully_shard (FSDP2) instead"
+)
 
 # Options of torch.optim.Adam that have no counterpart here.
 _FOREIGN = ("amsgrad", "decoupled_weight_decay")
@@ -45,7 +51,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._table: dict[Tensor, PointSet] = {}
-        self._groups: list[Group] = []
+        self._groups: list[Group | ShardedGroup] = []
         self._known: list[dict[str, Any]] = []
         super().__init__(params, defaults)
 
@@ -92,7 +98,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             raise OptionError("a parameter stands twice in one group; tied parameters go in once")
         labels = names or group.get("param_names") or [f"parameter {i} of its group" for i in range(len(params))]
         if len(labels) != len(params):
-            raise OptionError(f"names has {len(labels)} entries for {len(params)} parameters")
+            raise OptionError(f"names has {len(labels)} entries for {len(params)} parameters; {_DEALT_OUT}")
         if manifold is None and (rows is not None or joined):
             raise OptionError(
                 "rows and joined say how a group lies on a manifold; name the manifold, or leave them out"
@@ -100,17 +106,13 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         label = dict(zip(params, labels, strict=True))
         leads = {parts[0]: tuple(parts) for parts in joined}
         if any(part not in label for parts in leads.values() for part in parts):
-            raise OptionError("joined names a parameter that is not in the group's params")
+            raise OptionError(f"joined names a parameter that is not in the group's params; {_DEALT_OUT}")
         followers = {part for parts in leads.values() for part in parts[1:]}
         table = {}
         for p in params:
             if not p.is_floating_point():
                 raise OptionError(
                     f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters"
-                )
-            if hasattr(p, "to_local"):
-                raise OptionError(
-                    f"{label[p]} is a DTensor: sharded parameters (FSDP2, tensor parallel) have no path yet"
                 )
             if p in followers:
                 continue
@@ -119,6 +121,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             check_types(label[p], its, its_rows)
             check_parts(label[p], points.parts, its, its_rows)
             check_point(label[p], its, group)
+            if getattr(p, "_fsdp_flattened", False) and not isinstance(its, Euclidean):
+                raise OptionError(f"{label[p]} {FLATTENED}")
+            check_sharding(points, group)
             check_path(points, group)
             if not p.is_meta and not isinstance(its, Euclidean):
                 with torch.no_grad():
@@ -146,7 +151,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = self._evaluate(closure)
-        self._groups += [Group() for _ in self.param_groups[len(self._groups) :]]
+        for group in self.param_groups[len(self._groups) :]:
+            self._groups.append(ShardedGroup() if any(map(is_sharded, group["params"])) else Group())
         known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
         with torch.no_grad():
             prepared = [

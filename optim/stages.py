@@ -12,29 +12,32 @@ from .scaled import Scaled
 __all__ = ["ambient", "clip", "gradient", "orthogonality_gradient"]
 
 
-def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options) -> Tensor:
+def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, among: Tensor | None = None) -> Tensor:
     """Euclidean gradient after sign, weight decay (Euclidean points) and orthogonality penalty (unit
-    directions), (points, n); never written in place."""
+    directions), (points, n); never written in place. `among` as in `orthogonality_gradient`."""
     if options["maximize"]:
         egrad = -egrad
     if isinstance(manifold, Euclidean):
         return egrad.add(x, alpha=options["weight_decay"]) if options["weight_decay"] else egrad
     if options["orthogonality"]:
         assert isinstance(manifold, Spherical)
-        return egrad + orthogonality_gradient(manifold, x, options["orthogonality"])
+        return egrad + orthogonality_gradient(manifold, x, options["orthogonality"], among)
     return egrad
 
 
-def orthogonality_gradient(manifold: Spherical, x: Tensor, alpha: float) -> Tensor:
+def orthogonality_gradient(manifold: Spherical, x: Tensor, alpha: float, among: Tensor | None = None) -> Tensor:
     """Gradient of (α/2)‖Y Yᵀ − 1‖² with Y the rows of `x` at norm 1, (points, n).
+
+    Where `x` are some of the points only, `among` is Y of all, (all points, n).
 
     That is 2α (Y Yᵀ Y − Y) in Y (Cho & Lee 2017, §4.2), and its projection over ‖x‖ in `x`. It couples all
     points of one parameter.
     """
     size = numerics.norm(x, 1)
     y = x / size
-    points, n = y.shape
-    cubic = y @ (y.mT @ y) if n < points else (y @ y.mT) @ y
+    every = y if among is None else among
+    points, n = every.shape
+    cubic = y @ (every.mT @ every) if n < points else (y @ every.mT) @ every
     return manifold.project(x, 2.0 * alpha * (cubic - y)) / size
 
 

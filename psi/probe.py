@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..manifolds.errors import RetractError
+from ..manifolds.shards import is_sharded
 from .exact import Exact
 
 __all__ = ["Probe", "ProbeError"]
@@ -50,6 +51,11 @@ class Probe:
         for name, p in model.named_parameters():
             if isinstance(p, nn.parameter.UninitializedParameter):
                 raise ProbeError(f"{name} is a lazy parameter without a shape; run the model once, then probe it")
+            if is_sharded(p):
+                raise ProbeError(
+                    f"{name} is sharded: the network is measured in one process. Probe it before fully_shard, or a copy; "
+                    "declarations made then hold after it"
+                )
             if p.is_meta:
                 raise ProbeError(f"{name} is on the meta device and has no values to measure with; initialize it first")
             if p.is_floating_point():
