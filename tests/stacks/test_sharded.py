@@ -260,10 +260,7 @@ def other_layouts(rank):
     net = pair()
     parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
     optimizer = PSISGD(param_groups(net), lr=0.1, momentum=0.9)
-    for x in batches():
-        optimizer.zero_grad()
-        net(x).square().mean().backward()
-        optimizer.step()
+    train(net, optimizer)
     record("tensor parallel", net)
     attempt("plain state", lambda: load_plain(optimizer, net))
     attempt("find", lambda: psi.find(net, batches()[0]))
@@ -293,14 +290,17 @@ def pair():
     return net
 
 
-def test_hybrid_and_tensor_parallel_layouts():
-    its = together(4, other_layouts)[0]
-    net = pair()
-    optimizer = PSISGD(param_groups(net), lr=0.1, momentum=0.9)
+def train(net, optimizer):
     for x in batches():
         optimizer.zero_grad()
         net(x).square().mean().backward()
         optimizer.step()
+
+
+def test_hybrid_and_tensor_parallel_layouts():
+    its = together(4, other_layouts)[0]
+    net = pair()
+    train(net, PSISGD(param_groups(net), lr=0.1, momentum=0.9))
     for kind, expected in (("hybrid", plain_run("PSISGDM", APART)), ("tensor parallel", net)):
         for name, p in expected.named_parameters():
             assert (its["weights"][kind][name] - p).abs().max() <= 1e-12 * p.abs().max(), (kind, name)
@@ -315,32 +315,42 @@ def test_hybrid_and_tensor_parallel_layouts():
         assert re.match(message, its["messages"][name]), its["messages"][name]
 
 
-def wrappers_that_tear(rank):
-    """FSDP1 and ZeroRedundancyOptimizer, as text."""
+def older_wrappers(rank):
+    """FSDP1 and ZeroRedundancyOptimizer: errors as text, and weights."""
     warnings.simplefilter("ignore")  # both are deprecated, or import what is
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
+    def fsdp1(**options):
+        return PSISGD(param_groups(FullyShardedDataParallel(pair(), device_id=torch.device("cpu"), **options)))
+
+    def zero(groups):
+        return ZeroRedundancyOptimizer(groups, optimizer_class=PSISGD, lr=0.1, momentum=0.9)
+
     messages = []
-    for attempt in (
-        lambda: PSISGD(
-            param_groups(FullyShardedDataParallel(pair(), use_orig_params=True, device_id=torch.device("cpu")))
-        ),
-        lambda: PSISGD(param_groups(FullyShardedDataParallel(pair(), device_id=torch.device("cpu")))),
-        lambda: ZeroRedundancyOptimizer(param_groups(pair()), optimizer_class=PSISGD),
-    ):
-        try:
+    for attempt in (lambda: fsdp1(use_orig_params=True), fsdp1, lambda: zero(param_groups(pair()))):
+        with pytest.raises(ValueError, match="") as caught:
             attempt()
-        except ValueError as error:
-            messages.append(f"{type(error).__name__}: {error}")
-    return messages
+        messages.append(f"{caught.type.__name__}: {caught.value}")
+    net = pair()
+    train(net, zero(apart(net)))
+    return {"messages": messages, "weights": [p.detach() for p in net.parameters()]}
 
 
-def test_wrappers_that_tear_points_apart_are_refused():
-    for original, flat, zero in together(2, wrappers_that_tear):
+def apart(net):
+    """Groups without names and without joint points."""
+    return [{"params": [net[0].weight, net[2].weight], "manifold": PSI()}, {"params": [net[0].bias, net[2].bias]}]
+
+
+def test_fsdp1_is_refused_and_zero_takes_plain_groups_only():
+    net = pair()
+    train(net, PSISGD(apart(net), lr=0.1, momentum=0.9))
+    for its in together(2, older_wrappers):
+        original, flat, zero = its["messages"]
         assert re.search("0.weight is what FSDP1 left of a parameter", original)
         assert re.search("0.weight: Linear has no parameter 'weight' .* FSDP1 replaced it", flat)
         assert re.search("OptionError: .* ZeroRedundancyOptimizer, which deals parameters out one by one", zero)
+        assert all(map(torch.equal, its["weights"], net.parameters()))
 
 
 def clipping(rank):
