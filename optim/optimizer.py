@@ -18,7 +18,7 @@ from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
 from .options import check_group, check_names, check_point
-from .points import PointSet
+from .points import PointSet, point_sets
 from .rules import Adam, Momentum, Rule
 from .sharded import ShardedGroup, check_sharding
 
@@ -143,7 +143,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         Raises:
             GradientError: a sparse gradient, one that does not fit its parameter, a joint point of which only some
                 parts have one.
-            StateError: a parameter that was reshaped or converted since its last step, and its state was not.
+            StateError: a parameter that was reshaped or converted since its last step, and its state was not; one that
+                took the place of another in a group.
             OptionError: a path that was asked for and is not there; a closure that waits for the device while a CUDA
                 graph is captured.
         """
@@ -180,10 +181,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
         """Every point set that has gradients, with those of its parts; raises as `step` does."""
         for group in self.param_groups:
-            for p in group["params"]:
-                points = self._table.get(p)
-                grads = points.gradients() if points is not None else []
-                if points is not None and grads:
+            for points in point_sets(group["params"], self._table):
+                grads = points.gradients()
+                if grads:
                     yield points, grads
 
     def __getstate__(self) -> dict[str, Any]:
