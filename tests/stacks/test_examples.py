@@ -1,6 +1,9 @@
 """The examples of docs/examples: a plain loop, Lightning and Accelerate train alike, and resume without a trace."""
 
+import contextlib
+import io
 import runpy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,9 +24,20 @@ pytestmark = [
 ]
 
 
-def example(name):
-    pytest.importorskip(NEEDS[name])
-    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    """By name: what an example defines, and what its `main` gives. Each runs once."""
+
+    @cache
+    def run(name):
+        pytest.importorskip(NEEDS[name])
+        its = runpy.run_path(str(EXAMPLES / f"{name}.py"))
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            results = its["main"](tmp_path_factory.mktemp(name))
+        return its, results, said.getvalue()
+
+    return run
 
 
 def uninterrupted(name, its):
@@ -37,10 +51,9 @@ def uninterrupted(name, its):
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_an_example_trains_and_resumes(name, tmp_path, capsys):
-    its = example(name)
-    net, optimizer, losses = its["main"](tmp_path)
-    assert len(capsys.readouterr().out.splitlines()) == 1
+def test_an_example_trains_and_resumes(name, example):
+    its, (net, optimizer, losses), said = example(name)
+    assert len(said.splitlines()) == 1
     assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
     assert [group["manifold"] for group in optimizer.param_groups] == ["PSI()", "Sphere()", "Euclidean(event_ndim=0)"]
     twin, same = uninterrupted(name, its)
@@ -49,10 +62,9 @@ def test_an_example_trains_and_resumes(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", NEEDS)
-def test_weights_are_where_they_belong(name, tmp_path):
+def test_weights_are_where_they_belong(name, example):
     """Rows on PSI keep their norms, those on the sphere stay at 1, and momentum is tangent."""
-    its = example(name)
-    net, optimizer, _ = its["main"](tmp_path)
+    _, (net, optimizer, _), _ = example(name)
     torch.manual_seed(0)
     start = nn.Linear(64, 32, bias=False).weight.norm(dim=1)
     rows, heads = net[0].weight.detach(), net[3].weight.detach()
@@ -62,17 +74,16 @@ def test_weights_are_where_they_belong(name, tmp_path):
         manifold.check_tangent(w.detach(), optimizer.state[w]["momentum_buffer"])
 
 
-def test_three_loops_are_one_trajectory(tmp_path):
+def test_three_loops_are_one_trajectory(example, tmp_path):
     """Bit for bit, with the same batches; Accelerate without accumulation."""
-    _, _, losses = example("plain_loop")["main"](tmp_path)
-    assert example("lightning_module")["main"](tmp_path)[2] == losses
-    assert example("accelerate_loop")["main"](tmp_path, micro_batches=1)[2] == losses
+    losses = example("plain_loop")[1][2]
+    assert example("lightning_module")[1][2] == losses
+    assert example("accelerate_loop")[0]["main"](tmp_path, micro_batches=1)[2] == losses
 
 
-def test_none_of_it_is_torchs_sgd(tmp_path, monkeypatch):
+def test_none_of_it_is_torchs_sgd(example, monkeypatch):
     """The same loop with torch's optimizer starts alike, goes elsewhere and leaves the manifolds."""
-    its = example("plain_loop")
-    _, _, losses = its["main"](tmp_path)
+    its, (_, _, losses), _ = example("plain_loop")
     net, _, _ = its["build"]()
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=its["EPOCHS"])
