@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..manifolds.errors import GradientError
+from ..manifolds.errors import GradientError, OptionError
 from ..manifolds.rows import gather
 from .optimizer import RiemannianOptimizer
 from .stages import gradient
@@ -21,8 +21,14 @@ def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_no
     representative; `torch.nn.utils.clip_grad_norm_` sees the representative's norm instead. Returns the
     length before clipping, a scalar tensor.
 
-    Raises `GradientError` for a non-finite length if `error_if_nonfinite`.
+    Raises `GradientError` for a non-finite length if `error_if_nonfinite`, `OptionError` for an optimizer that knows no
+    manifolds, such as the wrapper of a framework.
     """
+    if not isinstance(optimizer, RiemannianOptimizer):
+        raise OptionError(
+            f"{type(optimizer).__name__} knows no manifolds, so there is no metric to clip in; pass the optimizer that it "
+            "wraps (with Accelerate optimizer.optimizer), or clip with torch.nn.utils.clip_grad_norm_"
+        )
     squares, grads = [], []
     for points, its in optimizer.gradients():
         layouts = points.layouts()

@@ -37,7 +37,7 @@ from .fused import Fused
 from .matrices import Seat, seat
 from .options import Options
 from .plan import Plan
-from .points import PointSet, State, check_state
+from .points import PointSet, State, check_state, point_sets
 from .reference import Reference
 from .rules import Rule
 from .tables import Kernel
@@ -176,10 +176,7 @@ class Group:
         self._params, self._settings = [], settings
         self._plans, self._idle = [], []
         kinds: dict[tuple[Any, ...], list[Seat]] = {}
-        for p in params:
-            points = table.get(p)
-            if points is None:
-                continue
+        for points in point_sets(params, table):
             grads = points.gradients()
             if not grads:
                 self._idle += points.parts
@@ -188,7 +185,8 @@ class Group:
             check_state(points, state, rule)
             its = seat(points, grads, state, rule, options)
             path = _choose(its, rule, options)
-            kinds.setdefault((path, points.manifold, p.dtype, p.device), []).append(its)
+            part = points.parts[0]
+            kinds.setdefault((path, points.manifold, part.dtype, part.device), []).append(its)
         self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work

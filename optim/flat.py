@@ -47,7 +47,7 @@ class Torch(Plan):
         its = self.matrices
         assert its is not None
         steps = count_steps([self.state[p] for p in its.params], by=0)  # torch counts
-        beta1, beta2 = (float(beta) for beta in options["betas"])
+        beta1, beta2 = options["betas"]
         adam(
             its.params,
             grads,

@@ -17,8 +17,8 @@ from ..manifolds.numerics import tolerance
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
-from .options import check_group, check_names, check_point
-from .points import PointSet
+from .options import check_group, check_names, check_point, numbers
+from .points import PointSet, point_sets
 from .rules import Adam, Momentum, Rule
 from .sharded import ShardedGroup, check_sharding
 
@@ -143,7 +143,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         Raises:
             GradientError: a sparse gradient, one that does not fit its parameter, a joint point of which only some
                 parts have one.
-            StateError: a parameter that was reshaped or converted since its last step, and its state was not.
+            StateError: a parameter that was reshaped or converted since its last step, and its state was not; one that
+                took the place of another in a group.
             OptionError: a path that was asked for and is not there; a closure that waits for the device while a CUDA
                 graph is captured.
         """
@@ -158,7 +159,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             prepared = [
                 work
                 for its, group in zip(self._groups, self.param_groups, strict=True)
-                for work in its.prepare(self._table, self.state, self.rule, group, known)
+                for work in its.prepare(self._table, self.state, self.rule, numbers(group), known)
             ]
             for work in prepared:
                 work()
@@ -180,14 +181,14 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
         """Every point set that has gradients, with those of its parts; raises as `step` does."""
         for group in self.param_groups:
-            for p in group["params"]:
-                points = self._table.get(p)
-                grads = points.gradients() if points is not None else []
-                if points is not None and grads:
+            for points in point_sets(group["params"], self._table):
+                grads = points.gradients()
+                if grads:
                     yield points, grads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_table": self._table, "_groups": [], "_known": []}
+        own = {"_table": self._table, "names_manifold": self.names_manifold, "_groups": [], "_known": []}
+        return {**super().__getstate__(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave, also in the middle of a run.
@@ -219,12 +220,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             merged.append(both)
         super().load_state_dict({**state_dict, "param_groups": merged})
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for key, p in zip(saved, params, strict=True):
+        params = [(group, p) for group in self.param_groups for p in group["params"]]
+        for key, (group, p) in zip(saved, params, strict=True):
             for name, value in state_dict["state"].get(key, {}).items():
                 # torch casts all state to the parameter's dtype, which would round these to half precision.
                 if name in ("radius", *self.rule.scalars) and isinstance(value, Tensor):
                     self.state[p][name] = value.detach().to(device=p.device, copy=True)
+                elif name == "step" and not isinstance(value, Tensor):  # as torch had it once
+                    place = p.device if group["capturable"] else None
+                    self.state[p][name] = torch.tensor(float(value), dtype=torch.float32, device=place)
 
 
 def _own_geometry(p: Tensor) -> tuple[Manifold, Rows]:

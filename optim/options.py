@@ -12,7 +12,7 @@ from torch import Tensor
 from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifold, Spherical
 from ..manifolds.errors import OptionError
 
-__all__ = ["Options", "check_group", "check_names", "check_point"]
+__all__ = ["Options", "check_group", "check_names", "check_point", "numbers"]
 
 Options = Mapping[str, Any]
 """A parameter group, read by name. Options that a rule does not have are absent."""
@@ -31,6 +31,8 @@ _INTERVALS = {
     "orthogonality": (0.0, math.inf),
     "eps": (0.0, math.inf),
 }
+_NUMBERS = (*(name for name in _INTERVALS if name != "lr"), "dampening", "max_grad_norm")
+_PLAIN = {float, int, type(None)}
 _FAST_PATHS = ("foreach", "fused", "compile")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
@@ -83,6 +85,17 @@ def check_group(options: Options) -> None:
             )
 
 
+def numbers(options: Options) -> Options:
+    """`options` with every tensor in it read as a number; lr is left, which a step may need as a tensor."""
+    values = [*map(options.get, _NUMBERS), *options.get("betas", ())]
+    if _PLAIN.issuperset(map(type, values)):
+        return options
+    found: dict[str, Any] = {name: float(options[name]) for name in _NUMBERS if isinstance(options.get(name), Tensor)}
+    if "betas" in options:
+        found["betas"] = tuple(map(float, options["betas"]))
+    return {**options, **found}
+
+
 def check_point(name: str, manifold: Manifold, options: Options) -> None:
     """Raise `OptionError` if `manifold` cannot honour the options of its group; `name` is the parameter's."""
     if isinstance(manifold, Euclidean):
@@ -113,6 +126,8 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise OptionError(f"{name} as a tensor needs one element, not shape {tuple(value.shape)}")
+        if value.requires_grad and name != "lr":
+            raise OptionError(f"{name} requires a gradient, but of the options a step has one for lr alone; detach it")
         value = value.detach()
     try:
         return float(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..manifolds.errors import GradientError, StateError
 from ..manifolds.rows import Layout
 from .rules import Rule
 
-__all__ = ["PointSet", "State", "check_state", "count_steps", "new_number"]
+__all__ = ["PointSet", "State", "check_state", "count_steps", "new_number", "point_sets"]
 
 State = dict[Tensor, dict[str, Any]]
 
@@ -52,6 +52,23 @@ class PointSet:
                     "parameter has been reshaped or moved"
                 )
         return grads
+
+
+def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, PointSet]) -> Iterator[PointSet]:
+    """The point sets of a group's `params`, each once.
+
+    Raises `StateError` for a parameter that none of them holds: nobody has said where it lives.
+    """
+    joined = {part for p in params if p in table for part in table[p].parts[1:]}
+    for i, p in enumerate(params):
+        if p in table:
+            yield table[p]
+        elif p not in joined:
+            raise StateError(
+                f"parameter {i} of a group, {_describe(p)}, is not the one that the optimizer was built with: whoever put it "
+                "there (Accelerate does so for FSDP2 and XLA) could not say on which manifold it lives. Build the optimizer "
+                "from the prepared model, with retract.param_groups, or use add_param_group"
+            )
 
 
 def check_state(points: PointSet, state: State, rule: Rule) -> None:

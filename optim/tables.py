@@ -165,7 +165,7 @@ def update_of(
         "high": high,
     }
     if isinstance(rule, Adam):
-        beta1, beta2 = (float(beta) for beta in options["betas"])
+        beta1, beta2 = options["betas"]
         assert step is not None
         return Update(
             **common,

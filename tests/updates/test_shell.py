@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import batches, declare_all, normed_cnn, train
 from optimizers import OPTIMIZERS
+from paths import PATHS
 from retract import declare, param_groups
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
 from retract.manifolds.errors import GradientError
@@ -303,6 +304,27 @@ def test_one_element_tensor_rates_of_any_shape(device):
                 p.grad = torch.ones_like(p)
             make(params, lr=torch.full(shape, 0.1)).step()
             assert all(torch.allclose(p, torch.full_like(p, 0.9)) for p in params)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_numbers_as_tensors(path, device):
+    """An option that is a tensor of one element, of any shape, is the number in it, on every path."""
+    for make, options in (
+        (RiemannianSGD, {"momentum": 0.875, "dampening": 0.25, "max_grad_norm": 0.5, "orthogonality": 0.125}),
+        (RiemannianAdam, {"betas": (0.875, 0.75), "eps": 0.25, "max_grad_norm": 0.5, "orthogonality": 0.125}),
+    ):
+        for manifold in (Euclidean(0), PSI(), Sphere()):
+            ends = []
+            for number in (float, lambda value: torch.full((1, 1), value)):
+                its = {k: tuple(map(number, v)) if k == "betas" else number(v) for k, v in options.items()}
+                torch.manual_seed(0)
+                w = nn.Parameter(Sphere().random_point(3, 4, device=device))
+                optimizer = make([{"params": [w], "manifold": manifold}], lr=0.1, **PATHS[path], **its)
+                for _ in range(3):
+                    w.grad = torch.randn_like(w)
+                    optimizer.step()
+                ends.append(w.detach())
+            assert torch.equal(*ends), manifold
 
 
 def test_differentiable_is_read_per_group(device):
