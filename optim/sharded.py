@@ -27,7 +27,7 @@ from ..manifolds.shards import Cut, cut_of, is_sharded
 from .execute import Group
 from .mirrors import Local, Parcel, Sharded, Thin, Whole
 from .options import Options
-from .points import PointSet, State
+from .points import PointSet, State, point_sets
 from .rules import Rule
 
 __all__ = ["ShardedGroup", "check_sharding"]
@@ -63,16 +63,13 @@ class ShardedGroup:
         self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:
         """As `Group.prepare`; processes talk to each other here, so that all have to step."""
-        penalty = bool(options["orthogonality"])
-        plain, members = [], []
-        for p in options["params"]:
-            if not is_sharded(p):
-                plain.append(p)
-            elif p in table and table[p].gradients():
-                key = table[p], penalty
-                if key not in self._known:
-                    self._known[key] = _sharded(table[p], penalty)
-                members.append(self._known[key])
+        penalty, members = bool(options["orthogonality"]), []
+        plain = [p for p in options["params"] if not is_sharded(p)]
+        for points in point_sets([p for p in options["params"] if is_sharded(p)], table):
+            if points.gradients():
+                if (points, penalty) not in self._known:
+                    self._known[points, penalty] = _sharded(points, penalty)
+                members.append(self._known[points, penalty])
         for each in members:
             each.read(state)
         parcels = [each.parcels(rule, options) for each in members]
