@@ -156,6 +156,11 @@ class Group:
         self._idle: list[Tensor] = []
         self._plans: list[Plan] = []
 
+    @property
+    def plans(self) -> Sequence[Plan]:
+        """In the order in which `prepare` gives their work."""
+        return self._plans
+
     def prepare(
         self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import check_parts, check_rows, check_types
-from ..manifolds.errors import OptionError, StateError
+from ..manifolds.errors import OptionError, StateError, StepError
 from ..manifolds.geoopt import from_geoopt
 from ..manifolds.numerics import tolerance
 from ..manifolds.rows import gather
@@ -153,11 +153,27 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 for its, group in zip(self._groups, self.param_groups, strict=True)
                 for work in its.prepare(self._table, self.state, self.rule, group, known)
             ]
-            for work in prepared:
-                work()
+            done = 0
+            try:
+                for work in prepared:
+                    work()
+                    done += 1
+            except Exception as error:
+                raise self._broken_off(done, error) from error
         if not known:
             self._known = list(self.state.values())
         return loss
+
+    def _broken_off(self, done: int, error: Exception) -> StepError:
+        """What to say of a step in which the plan number `done` has failed; the next step plans afresh."""
+        names = [[points.name for points in plan.points] for its in self._groups for plan in its.plans]
+        self._groups = []
+        moved, partly, still = sum(names[:done], []), names[done], sum(names[done + 1 :], [])
+        return StepError(
+            f"a step broke off between its writes ({type(error).__name__}: {error}). Moved: {', '.join(moved) or 'none'}; "
+            f"moved in part, perhaps: {', '.join(partly)}; not moved: {', '.join(still) or 'none'}. "
+            "Restore model and optimizer from the last checkpoint before the next step"
+        )
 
     def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
         """Every point set that has gradients, with those of its parts; raises as `step` does."""

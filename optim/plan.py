@@ -58,6 +58,7 @@ class Plan(ABC):
 
     def __init__(self, seats: Sequence[Seat], state: State, rule: Rule) -> None:
         self.state, self.rule = state, rule
+        self.points = [seat.points for seat in seats]
         self.manifold = seats[0].points.manifold
         lying = [seat for seat in seats if self.lies(seat)]
         self.matrices = Matrices(lying, rule) if lying else None
