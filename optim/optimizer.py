@@ -13,7 +13,7 @@ from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import check_parts, check_rows, check_types
 from ..manifolds.errors import OptionError, StateError, StepError
 from ..manifolds.geoopt import from_geoopt
-from ..manifolds.numerics import tolerance
+from ..manifolds.numerics import DTYPES, tolerance
 from ..manifolds.rows import gather
 from .execute import Group, check_path
 from .options import check_group, check_names, check_point
@@ -90,6 +90,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         params = group["params"]
         if len(params) != len(set(params)):
             raise OptionError("a parameter stands twice in one group; tied parameters go in once")
+        if not isinstance(names, list | tuple | None):
+            raise OptionError(f"names={names!r} is not a list of the parameters' names")
         labels = names or group.get("param_names") or [f"parameter {i} of its group" for i in range(len(params))]
         if len(labels) != len(params):
             raise OptionError(f"names has {len(labels)} entries for {len(params)} parameters")
@@ -98,15 +100,16 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 "rows and joined say how a group lies on a manifold; name the manifold, or leave them out"
             )
         label = dict(zip(params, labels, strict=True))
-        leads = {parts[0]: tuple(parts) for parts in joined}
+        leads = _joint_points(joined)
         if any(part not in label for parts in leads.values() for part in parts):
             raise OptionError("joined names a parameter that is not in the group's params")
         followers = {part for parts in leads.values() for part in parts[1:]}
         table = {}
         for p in params:
-            if not p.is_floating_point():
+            if p.dtype not in DTYPES:
                 raise OptionError(
-                    f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters"
+                    f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters: float64, float32, "
+                    "float16 and bfloat16"
                 )
             if hasattr(p, "to_local"):
                 raise OptionError(
@@ -160,7 +163,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     done += 1
             except Exception as error:
                 raise self._broken_off(done, error) from error
-        if not known:
+        if not known or len(self.state) != len(self._known):  # the first step finds no state, and makes it
             self._known = list(self.state.values())
         return loss
 
@@ -223,6 +226,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 # torch casts all state to the parameter's dtype, which would round these to half precision.
                 if name in ("radius", *self.rule.scalars) and isinstance(value, Tensor):
                     self.state[p][name] = value.detach().to(device=p.device, copy=True)
+
+
+def _joint_points(joined: Any) -> dict[Tensor, tuple[Tensor, ...]]:
+    """First part → parts."""
+    if isinstance(joined, list | tuple) and all(isinstance(parts, list | tuple) and parts for parts in joined):
+        parts = [part for parts in joined for part in parts]
+        if all(isinstance(part, Tensor) for part in parts) and len(set(parts)) == len(parts):
+            return {parts[0]: tuple(parts) for parts in joined}
+    raise OptionError(f"joined={joined!r} is not a list of tuples of parameters, each of them in one joint point")
 
 
 def _own_geometry(p: Tensor) -> tuple[Manifold, Rows]:

@@ -96,7 +96,11 @@ def _batch(path: Path, count: int, layout: _Layout) -> tuple[np.ndarray, np.ndar
     content = _unpickle(path)
     content = {_text(key): value for key, value in content.items()} if isinstance(content, dict) else {}
     images, labels = content.get("data"), content.get(layout.labels)
-    if not isinstance(images, _Array) or not isinstance(labels, list) or any(type(label) is not int for label in labels):
+    if (
+        not isinstance(images, _Array)
+        or not isinstance(labels, list)
+        or any(type(label) is not int for label in labels)
+    ):
         raise RetractError(
             f"{path} is not a file of {layout.name}: it should hold arrays of bytes under 'data' and integers under "
             f"{layout.labels!r}, and has {', '.join(map(str, content)) or 'no keys'}"

@@ -57,7 +57,10 @@ def write(folder, labels, files, dump):
 def write_cifar10(root, dump=pickle.dumps):
     train, test = COUNTS
     return write(
-        root / "cifar-10-batches-py", "labels", [*((f"data_batch_{i}", train) for i in range(1, 6)), ("test_batch", test)], dump
+        root / "cifar-10-batches-py",
+        "labels",
+        [*((f"data_batch_{i}", train) for i in range(1, 6)), ("test_batch", test)],
+        dump,
     )
 
 
@@ -87,7 +90,9 @@ def test_an_array_in_columns(tmp_path):
 
 
 def test_what_is_missing(tmp_path):
-    with pytest.raises(RetractError, match=r"no file .*data_batch_1: CIFAR-10 is read from .* cifar-10-python.tar.gz from"):
+    with pytest.raises(
+        RetractError, match=r"no file .*data_batch_1: CIFAR-10 is read from .* cifar-10-python.tar.gz from"
+    ):
         cifar.cifar10(tmp_path / "nowhere")
     with pytest.raises(RetractError, match=r"no file .*train: CIFAR-100 .*folder cifar-100-python"):
         cifar.cifar100(tmp_path)
@@ -108,7 +113,10 @@ FOREIGN = {
     "without labels": (pickle.dumps({"data": 1, "x": 2}), "under 'labels', and has data, x"),
     "labels of text": (pickle.dumps(content(labels=["cat"] * COUNTS[0])), "integers under 'labels'"),
     "few labels": (pickle.dumps(content(labels=[1])), r"images of shape \(6, 3072\) and 1 labels, not 6"),
-    "small images": (pickle.dumps(content(data=np.zeros((6, 784), np.uint8))), r"shape \(6, 784\) and 6 labels, not 6 of"),
+    "small images": (
+        pickle.dumps(content(data=np.zeros((6, 784), np.uint8))),
+        r"shape \(6, 784\) and 6 labels, not 6 of",
+    ),
     "a label too many": (pickle.dumps(content(labels=[0, 1, 2, 3, 4, 10])), "labels from 0 to 10, outside 0 … 9"),
     "floats": (pickle.dumps(content(data=np.zeros((6, 3072)))), "holds an array of 'f8', not of bytes"),
     "objects": (pickle.dumps(content(data=np.array([None]))), "holds an array of 'O8', not of bytes"),
@@ -153,7 +161,9 @@ def test_nothing_is_executed(tmp_path, protocol):
     for call in calls:
         for evil in (Runs(*call), content(extra=Runs(*call)), content(data=Runs(*call))):
             path.write_bytes(pickle.dumps(evil, protocol))
-            with pytest.raises(RetractError, match=r"data_batch_2 asks for .*which no file of CIFAR contains; it was not executed"):
+            with pytest.raises(
+                RetractError, match=r"data_batch_2 asks for .*which no file of CIFAR contains; it was not executed"
+            ):
                 cifar.cifar10(tmp_path)
             assert not list(tmp_path.glob("trace*"))
             pickle.loads(path.read_bytes())

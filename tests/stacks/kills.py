@@ -39,7 +39,13 @@ class Run:
 
     def state(self):
         parts = {key: getattr(self, key).state_dict() for key in ("model", "optimizer", "scheduler")}
-        return {**parts, "random": torch.get_rng_state(), "shuffle": self.shuffle.get_state(), "order": self.order, "losses": self.losses}
+        return {
+            **parts,
+            "random": torch.get_rng_state(),
+            "shuffle": self.shuffle.get_state(),
+            "order": self.order,
+            "losses": self.losses,
+        }
 
     def restore(self, state):
         for key in ("model", "optimizer", "scheduler"):
