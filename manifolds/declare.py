@@ -145,7 +145,8 @@ def declared(model: nn.Module) -> dict[str, Declaration]:
 
 @torch.no_grad()
 def put(model: nn.Module) -> None:
-    """Put every declared parameter on its manifold again, in place: after a load, a reset, ``to_empty``.
+    """Put every declared parameter on its manifold again, in place: after a load, a reset, ``to_empty``; what is still on
+    the meta device has no values to move.
 
     Raises `DeclarationError` and `GeometryError` as `declare` does, for zero and non-finite rows and for shapes that no
     longer fit; then nothing has moved.
@@ -153,6 +154,8 @@ def put(model: nn.Module) -> None:
     moves = []
     for names, parts, declaration in walk(model):
         check_parts(names[0], parts, declaration.manifold, declaration.rows)
+        if any(part.is_meta for part in parts):
+            continue
         layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
         moves.append((_place(names[0], gather(parts, layouts), declaration.manifold, "keep"), parts, layouts))
     for placed, parts, layouts in moves:

@@ -169,12 +169,12 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _broken_off(self, done: int, error: Exception) -> StepError:
         """What to say of a step in which the plan number `done` has failed; the next step plans afresh."""
-        names = [[points.name for points in plan.points] for its in self._groups for plan in its.plans]
+        names = [", ".join(points.name for points in plan.points) for its in self._groups for plan in its.plans]
         self._groups = []
-        moved, partly, still = sum(names[:done], []), names[done], sum(names[done + 1 :], [])
+        moved, still = (", ".join(some) or "none" for some in (names[:done], names[done + 1 :]))
         return StepError(
-            f"a step broke off between its writes ({type(error).__name__}: {error}). Moved: {', '.join(moved) or 'none'}; "
-            f"moved in part, perhaps: {', '.join(partly)}; not moved: {', '.join(still) or 'none'}. "
+            f"a step broke off between its writes ({type(error).__name__}: {error}). Moved: {moved}; "
+            f"moved in part, perhaps: {names[done]}; not moved: {still}. "
             "Restore model and optimizer from the last checkpoint before the next step"
         )
 

@@ -135,7 +135,7 @@ class _Array:
     """What the files call numpy.ndarray; bytes only."""
 
     def __init__(self, *_: Any) -> None:
-        self.array = np.zeros(0, dtype=np.uint8)
+        self.array: np.ndarray = np.zeros(0, dtype=np.uint8)
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
