@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from . import numerics
 from .base import Manifold
 from .errors import DeclarationError, GeometryError
+from .euclidean import Euclidean
 from .quotient import ScalingQuotient
-from .rows import Rows, gather, scatter_
+from .rows import Rows, gather, overlaps, scatter_
 
 __all__ = [
     "FLATTENED",
     "Declaration",
     "Declared",
+    "check_memory",
     "check_parts",
     "check_rows",
     "check_types",
@@ -109,6 +111,10 @@ def preparing(
         raise DeclarationError(
             f"{name}: a scripted module keeps no declarations; declare on the module before scripting"
         )
+    if not isinstance(name, str):
+        raise DeclarationError(f"name={name!r}: the name of a parameter is a string, as named_parameters() gives it")
+    if not isinstance(joined, list | tuple) or not all(isinstance(part, str) for part in joined):
+        raise DeclarationError(f"{name}: joined={joined!r} is not a list of names; write joined=('bias',)")
     if representative not in _REPRESENTATIVES:
         raise DeclarationError(f"{name}: representative is one of {_REPRESENTATIVES}, not {representative!r}")
     check_types(name, manifold, rows)
@@ -144,12 +150,17 @@ def declared(model: nn.Module) -> dict[str, Declaration]:
 
 @torch.no_grad()
 def put(model: nn.Module) -> None:
-    """Put every declared parameter on its manifold again, in place: after a load, a reset, ``to_empty``.
+    """Put every declared parameter on its manifold again, in place: after a load, a reset, ``to_empty``; what is still on
+    the meta device has no values to move.
 
-    Raises `DeclarationError` as `declare` does for zero and non-finite rows; then nothing has moved.
+    Raises `DeclarationError` and `GeometryError` as `declare` does, for zero and non-finite rows and for shapes that no
+    longer fit; then nothing has moved.
     """
     moves = []
     for names, parts, declaration in walk(model):
+        check_parts(names[0], parts, declaration.manifold, declaration.rows)
+        if any(part.is_meta for part in parts):
+            continue
         layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
         moves.append((_place(names[0], gather(parts, layouts), declaration.manifold, "keep"), parts, layouts))
     for placed, parts, layouts in moves:
@@ -211,9 +222,10 @@ def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
         raise DeclarationError(f"{name} {FLATTENED}")
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise DeclarationError(f"{name} is a lazy parameter without a shape; run the model once, then declare it")
-    if not parameter.is_floating_point():
+    if parameter.dtype not in numerics.DTYPES:
         raise DeclarationError(
-            f"{name} is {parameter.dtype}; the manifolds are real: only floating-point parameters fit"
+            f"{name} is {parameter.dtype}; the manifolds are real: only floating-point parameters fit, of float64, float32, "
+            "float16 or bfloat16"
         )
     return parameter
 
@@ -231,7 +243,9 @@ def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration) -> None:
 
 
 def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Rows) -> None:
-    """Raise `GeometryError` unless the parameters `parts` can be cut into (joint) points of `manifold`."""
+    """Raise `GeometryError` unless the parameters `parts` can be cut into (joint) points of `manifold`, and be written to."""
+    for part in parts:
+        check_memory(name, part)
     if len(parts) == 1:
         error = rows.error(parts[0].shape, manifold)
         if error:
@@ -239,9 +253,24 @@ def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Ro
         return
     if manifold.event_ndim != 1:
         raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
+    for part in parts:
+        # The entries of a bias are output channels, wherever its weight has them.
+        its = Rows() if part.ndim == 1 and rows.axis == 1 else rows
+        error = its.error(part.shape, Euclidean(1))
+        if error:
+            raise GeometryError(f"{name}, a part of shape {tuple(part.shape)}: {error}")
     counts = [rows.layout(part, 1).batch[0] for part in parts]
     if len(set(counts)) != 1:
         raise GeometryError(f"{name} and what is joined to it have {counts} points: parts must have the same")
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Raise `GeometryError` if elements of `tensor` share memory: to write one would be to write another."""
+    if overlaps(tensor):
+        raise GeometryError(
+            f"{name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}: some of its elements share memory, and "
+            "cannot move on their own; make it of tensor.clone(), or tensor.contiguous() of an expanded one"
+        )
 
 
 def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:

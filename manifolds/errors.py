@@ -14,6 +14,7 @@ __all__ = [
     "OptionError",
     "RetractError",
     "StateError",
+    "StepError",
 ]
 
 
@@ -39,6 +40,10 @@ class GradientError(RetractError, RuntimeError):
 
 class StateError(RetractError, ValueError):
     """A state_dict that belongs to another geometry."""
+
+
+class StepError(RetractError, RuntimeError):
+    """A step that broke off after its first write; the message names the parameters that have moved."""
 
 
 class MissingExtraError(RetractError, ImportError):

@@ -121,8 +121,8 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
         """q θ rᵀ with the principal angles θ, (*batch, n, k): q sin θ rᵀ is the part of the aligned `y`
         off `x`. Both sine and cosine enter, so angles near 0 and near π/2 are accurate."""
         facing = self.align(x, y)
-        left, sine, right = torch.linalg.svd(self.project(x, facing), full_matrices=False)
-        cosine = torch.linalg.svdvals(x.mT @ facing).flip(-1)
+        left, sine, right = numerics.svd(self.project(x, facing))
+        cosine = numerics.svd(x.mT @ facing)[1].flip(-1)
         return (left * torch.atan2(sine, cosine).unsqueeze(-2)) @ right
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

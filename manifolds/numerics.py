@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "DTYPES",
     "dot",
     "hold_still",
     "norm",
@@ -19,11 +20,16 @@ __all__ = [
     "safe_sqrt",
     "settle",
     "sinc",
+    "svd",
     "symmetric",
     "tolerance",
     "trigonometric",
     "versine",
 ]
+
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""In which parameters on a manifold are kept."""
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -107,6 +113,14 @@ def positive_qr(a: Tensor) -> Tensor:
     return q * torch.where(sign == 0, 1.0, sign)
 
 
+def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduced singular value decomposition of `a`, (*batch, n, p), with NaN for matrices that are not finite, for which
+    LAPACK raises."""
+    finite = torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
+    left, singular, right = torch.linalg.svd(torch.where(finite, a, 0.0), full_matrices=False)
+    return torch.where(finite, left, torch.nan), torch.where(finite[..., 0], singular, torch.nan), right
+
+
 class _Polar(torch.autograd.Function):
     """Orthonormal polar factor, differentiable also where singular values coincide.
 
@@ -119,10 +133,8 @@ class _Polar(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # LAPACK raises for what is not finite; the result is NaN there, as for any other operation.
-        finite = torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
-        left, singular, right = torch.linalg.svd(torch.where(finite, a, 0.0), full_matrices=False)
-        return torch.where(finite, left @ right, torch.nan), left, singular, right
+        left, singular, right = svd(a)
+        return left @ right, left, singular, right
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

@@ -15,7 +15,7 @@ from .base import Manifold
 from .errors import GeometryError
 from .shards import is_sharded, whole, write_
 
-__all__ = ["Layout", "Rows", "gather", "scatter_"]
+__all__ = ["Layout", "Rows", "gather", "overlaps", "scatter_"]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -148,6 +148,22 @@ def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout
             write_(tensor, full)
         elif part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
             layout.arrange(tensor).copy_(part.reshape(layout.arranged))
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Whether elements of `tensor` share memory, as those of an expanded one do."""
+    reach, clear = 0, True
+    axes = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    for stride, size in axes:
+        clear &= stride > reach
+        reach += stride * (size - 1)
+    if clear or tensor.numel() == 0:
+        return False
+    # Axes that reach into each other may still miss each other's elements.
+    places = torch.zeros(1, dtype=torch.int64)
+    for stride, size in axes:
+        places = (places.unsqueeze(1) + stride * torch.arange(size)).flatten()
+    return places.unique().numel() < tensor.numel()
 
 
 @cache

@@ -110,7 +110,12 @@ def _choose(seat: Seat, rule: Rule, options: Options) -> str:
     manifold, part = seat.points.manifold, seat.points.parts[0]
     foreach, fused = options["foreach"], options["fused"]
     automatic = foreach is None and fused is None
-    if options["capturable"] or options["differentiable"] or not all(p.numel() for p in seat.points.parts):
+    if (
+        options["capturable"]
+        or options["differentiable"]
+        or part.is_meta
+        or not all(p.numel() for p in seat.points.parts)
+    ):
         return "reference"
     if options["compile"]:
         return "compiled"
@@ -155,6 +160,11 @@ class Group:
         self._settings: tuple[Any, ...] = ()
         self._idle: list[Tensor] = []
         self._plans: list[Plan] = []
+
+    @property
+    def plans(self) -> Sequence[Plan]:
+        """In the order in which `prepare` gives their work."""
+        return self._plans
 
     def prepare(
         self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool

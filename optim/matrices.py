@@ -145,12 +145,8 @@ class Matrices:
             if any(p.dtype != self._dtype or p.get_device() != self._device for p in params):
                 return None
             self._places = places
-        for name, tensors, _ in self.state:
-            if not all(map(is_, [its.get(name) for its in own], tensors)):
-                return None
-        # Who moves the memory of state, to another device say, moves all of it.
-        for _, tensors, stay in self.state[:1]:
-            if list(map(_address, tensors)) != stay:
+        for name, tensors, stay in self.state:
+            if not all(map(is_, [its.get(name) for its in own], tensors)) or list(map(_address, tensors)) != stay:
                 return None
         return Reading(places, sources, grads)
 

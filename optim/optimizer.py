@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import FLATTENED, check_parts, check_rows, check_types
-from ..manifolds.errors import OptionError, StateError
+from ..manifolds.errors import OptionError, StateError, StepError
 from ..manifolds.geoopt import from_geoopt
-from ..manifolds.numerics import tolerance
+from ..manifolds.numerics import DTYPES, tolerance
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
@@ -96,6 +96,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         params = group["params"]
         if len(params) != len(set(params)):
             raise OptionError("a parameter stands twice in one group; tied parameters go in once")
+        if not isinstance(names, list | tuple | None):
+            raise OptionError(f"names={names!r} is not a list of the parameters' names")
         labels = names or group.get("param_names") or [f"parameter {i} of its group" for i in range(len(params))]
         if len(labels) != len(params):
             raise OptionError(f"names has {len(labels)} entries for {len(params)} parameters; {_DEALT_OUT}")
@@ -104,15 +106,16 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 "rows and joined say how a group lies on a manifold; name the manifold, or leave them out"
             )
         label = dict(zip(params, labels, strict=True))
-        leads = {parts[0]: tuple(parts) for parts in joined}
+        leads = _joint_points(joined)
         if any(part not in label for parts in leads.values() for part in parts):
             raise OptionError(f"joined names a parameter that is not in the group's params; {_DEALT_OUT}")
         followers = {part for parts in leads.values() for part in parts[1:]}
         table = {}
         for p in params:
-            if not p.is_floating_point():
+            if p.dtype not in DTYPES:
                 raise OptionError(
-                    f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters"
+                    f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters: float64, float32, "
+                    "float16 and bfloat16"
                 )
             if p in followers:
                 continue
@@ -161,9 +164,14 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 for its, group in zip(self._groups, self.param_groups, strict=True)
                 for work in its.prepare(self._table, self.state, self.rule, numbers(group), known)
             ]
-            for work in prepared:
-                work()
-        if not known:
+            done = 0
+            try:
+                for work in prepared:
+                    work()
+                    done += 1
+            except Exception as error:
+                raise self._broken_off(done, error) from error
+        if not known or len(self.state) != len(self._known):  # the first step finds no state, and makes it
             self._known = list(self.state.values())
         return loss
 
@@ -177,6 +185,17 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     "does not allow; take that out of the closure, or step outside of the graph"
                 ) from error
             raise
+
+    def _broken_off(self, done: int, error: Exception) -> StepError:
+        """What to say of a step in which the plan number `done` has failed; the next step plans afresh."""
+        names = [", ".join(points.name for points in plan.points) for its in self._groups for plan in its.plans]
+        self._groups = []
+        moved, still = (", ".join(some) or "none" for some in (names[:done], names[done + 1 :]))
+        return StepError(
+            f"a step broke off between its writes ({type(error).__name__}: {error}). Moved: {moved}; "
+            f"moved in part, perhaps: {names[done]}; not moved: {still}. "
+            "Restore model and optimizer from the last checkpoint before the next step"
+        )
 
     def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
         """Every point set that has gradients, with those of its parts; raises as `step` does."""
@@ -229,6 +248,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 elif name == "step" and not isinstance(value, Tensor):  # as torch had it once
                     place = p.device if group["capturable"] else None
                     self.state[p][name] = torch.tensor(float(value), dtype=torch.float32, device=place)
+
+
+def _joint_points(joined: Any) -> dict[Tensor, tuple[Tensor, ...]]:
+    """First part → parts."""
+    if isinstance(joined, list | tuple) and all(isinstance(parts, list | tuple) and parts for parts in joined):
+        parts = [part for parts in joined for part in parts]
+        if all(isinstance(part, Tensor) for part in parts) and len(set(parts)) == len(parts):
+            return {parts[0]: tuple(parts) for parts in joined}
+    raise OptionError(f"joined={joined!r} is not a list of tuples of parameters, each of them in one joint point")
 
 
 def _own_geometry(p: Tensor) -> tuple[Manifold, Rows]:

@@ -34,6 +34,9 @@ _INTERVALS = {
 _NUMBERS = (*(name for name in _INTERVALS if name != "lr"), "dampening", "max_grad_norm")
 _PLAIN = {float, int, type(None)}
 _FAST_PATHS = ("foreach", "fused", "compile")
+_FLAGS = (*_FAST_PATHS, "nesterov", "maximize", "capturable", "differentiable")
+_OPEN = ("foreach", "fused")
+"""Flags that may be None, for the fastest path."""
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
 
@@ -60,7 +63,13 @@ def check_group(options: Options) -> None:
     for name, choices in _CHOICES.items():
         if name in options and options[name] not in choices:
             raise OptionError(f"{name}={options[name]!r} is not one of {', '.join(map(repr, choices))}")
-    for beta in options.get("betas", ()):
+    for name in _FLAGS:
+        if not isinstance(options.get(name, False), bool) and not (name in _OPEN and options[name] is None):
+            raise OptionError(f"{name}={options[name]!r} is not True or False{', or None' if name in _OPEN else ''}")
+    betas = options.get("betas", (0.0, 0.0))
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise OptionError(f"betas={betas!r} is not a pair of numbers")
+    for beta in betas:
         if not 0.0 <= _number("betas", beta) < 1.0:
             raise OptionError(f"betas={options['betas']!r}: {beta!r} is outside [0, 1)")
     if "dampening" in options and not math.isfinite(_number("dampening", options["dampening"])):
@@ -124,12 +133,14 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise OptionError(f"{name} as a tensor needs one element, not shape {tuple(value.shape)}")
+        if value.numel() != 1 or value.is_meta:
+            raise OptionError(
+                f"{name} as a tensor needs one element with a value, not shape {tuple(value.shape)} on {value.device}"
+            )
         if value.requires_grad and name != "lr":
             raise OptionError(f"{name} requires a gradient, but of the options a step has one for lr alone; detach it")
         value = value.detach()
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last for complex tensors
         raise OptionError(f"{name}={value!r} is not a number") from None

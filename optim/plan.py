@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import is_
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .matrices import Loose, Matrices, New, Reading, Seat, real, seat
 from .options import Options
-from .points import State, count_steps
+from .points import State, check_state, count_steps
 from .rules import Rule
 
 __all__ = ["Batch", "Plan", "Stacked", "Stacks"]
@@ -58,6 +59,7 @@ class Plan(ABC):
 
     def __init__(self, seats: Sequence[Seat], state: State, rule: Rule) -> None:
         self.state, self.rule = state, rule
+        self.points = [seat.points for seat in seats]
         self.manifold = seats[0].points.manifold
         lying = [seat for seat in seats if self.lies(seat)]
         self.matrices = Matrices(lying, rule) if lying else None
@@ -66,6 +68,7 @@ class Plan(ABC):
         self._loose = [seat.points for seat in seats if not self.lies(seat)]
         self._new: Sequence[Seat] = seats
         self._own: Sequence[dict[str, Any]] = ()
+        self._steps: Sequence[Tensor] = ()
         self._places: list[int] = []
         self._stacks = Stacks([], [], [], [])
 
@@ -77,7 +80,7 @@ class Plan(ABC):
         """This step, checked and ready to run; None if the plan no longer fits, and everything has to be looked at
         again. Writes nothing.
 
-        Raises `GradientError` as `PointSet.gradients` does.
+        Raises `GradientError` as `PointSet.gradients` does, and what `check_state` raises.
         """
         if self._new:
             self.pending = True
@@ -87,9 +90,12 @@ class Plan(ABC):
             grads = points.gradients()
             if not grads:
                 return None
+            check_state(points, self.state, self.rule)
             seats.append(seat(points, grads, self.state, self.rule, options))
         if self.matrices is None:
             return partial(self.loose, seats, options)
+        if not all(map(is_, [its.get("step") for its in self._own] if self._steps else (), self._steps)):
+            return None
         found = self.matrices.read(self._own)
         return None if found is None else partial(self._again, found, seats, options)
 
@@ -101,6 +107,7 @@ class Plan(ABC):
             for each in lying:
                 each.enter(self.state, self.rule)
             self._own = [self.state[p] for p in self.matrices.params]
+            self._steps = count_steps(self._own, by=0) if self.rule.counts_steps else ()
             found = self.matrices.read(self._own)
             assert found is not None
             self.lying(found, [each.new for each in lying], options)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Manifold, Rows
+from ..manifolds.declare import check_memory
 from ..manifolds.errors import GradientError, StateError
-from ..manifolds.rows import Layout
+from ..manifolds.rows import Layout, overlaps
 from .rules import Rule
 
 __all__ = ["PointSet", "State", "check_state", "count_steps", "new_number", "point_sets"]
@@ -72,27 +73,31 @@ def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, PointSet]) -> It
 
 
 def check_state(points: PointSet, state: State, rule: Rule) -> None:
-    """Raise `StateError` where `state` no longer fits its parameter."""
+    """Raise `StateError` where `state` no longer fits its parameter, `GeometryError` where that cannot be written to."""
     for part in points.parts:
+        check_memory(points.name, part)
         own = state.get(part, {})
         for name in rule.vectors:
-            vector = own.get(name)
-            if vector is None:
-                continue
-            if vector.shape != part.shape or vector.dtype != part.dtype or vector.device != part.device:
-                _raise_unfit(points.name, part, name, vector)
+            if name in own and not (_fits(own[name], part.shape, part.device) and own[name].dtype == part.dtype):
+                _raise_unfit(points.name, part, name, own[name])
+        if rule.counts_steps and "step" in own and not _fits(own["step"], ()):
+            _raise_unfit(points.name, part, "step", own["step"])
     own, part = state.get(points.parts[0], {}), points.parts[0]
     for name in (*rule.scalars, "radius"):
-        number = own.get(name)
-        if number is None:
-            continue
-        if number.device != part.device or number.shape != points.layouts()[0].scalar:
-            _raise_unfit(points.name, part, name, number)
+        if name in own and not _fits(own[name], points.layouts()[0].scalar, part.device):
+            _raise_unfit(points.name, part, name, own[name])
 
 
-def _raise_unfit(label: str, part: Tensor, name: str, its: Tensor) -> None:
+def _fits(value: Any, shape: Sequence[int], device: torch.device | None = None) -> bool:
+    """Whether `value`, which may be anything, can be read and written as floating-point numbers of `shape`, on `device` or
+    wherever it is."""
+    strided = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    return strided and value.shape == shape and device in (None, value.device) and not overlaps(value)
+
+
+def _raise_unfit(label: str, part: Tensor, name: str, its: Any) -> None:
     raise StateError(
-        f"{label} is {_describe(part)}, its {name} {_describe(its)}: the parameter was changed under a running "
+        f"{label} is {_describe(part)}, its {name} {_describe(its)}: the parameter or its state was changed under a running "
         "optimizer. Build a new one, or convert its state_dict and load that"
     )
 
@@ -117,5 +122,7 @@ def count_steps(own: Sequence[dict[str, Any]], by: int = 1, device: torch.device
     return steps
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+def _describe(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{value.dtype} of shape {tuple(value.shape)} on {value.device}"

@@ -43,7 +43,7 @@ class Ragged:
         """(all points, n) with n as numbers per point: bounds on rounding depend on it."""
         n = torch.tensor([part.size(1) for part in self.parts], device=self.device)
         each = torch.tensor(self.points, device=self.device)
-        return sum(self.points), n.repeat_interleave(each).unsqueeze(-1)
+        return sum(self.points), n.repeat_interleave(each, output_size=sum(self.points)).unsqueeze(-1)
 
     def new_ones(self, shape: tuple[int, ...]) -> Tensor:
         """Ordinary ones; numbers per point where `shape` says so."""

@@ -27,6 +27,7 @@ from ..manifolds.shards import Cut, cut_of, is_sharded
 from .execute import Group
 from .mirrors import Local, Parcel, Sharded, Thin, Whole
 from .options import Options
+from .plan import Plan
 from .points import PointSet, State, point_sets
 from .rules import Rule
 
@@ -56,8 +57,16 @@ class ShardedGroup:
     """One parameter group with sharded parameters, from step to step; as `Group`."""
 
     def __init__(self) -> None:
-        self._plain, self._local, self._penalised = Group(), Group(), Group()
+        self._plain, self._local, self._penalised, self._spanning = Group(), Group(), Group(), Group()
+        self.points: list[PointSet] = []
+        """What is sharded, and has gradients."""
         self._known: dict[tuple[PointSet, bool], Sharded] = {}
+
+    @property
+    def plans(self) -> Sequence[Plan | ShardedGroup]:
+        """As in `Group`; what brings shards home stands for a plan of all of them."""
+        groups = (self._plain, self._local, self._penalised, self._spanning)
+        return [*(plan for group in groups for plan in group.plans), self]
 
     def prepare(
         self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
@@ -70,6 +79,7 @@ class ShardedGroup:
                 if (points, penalty) not in self._known:
                     self._known[points, penalty] = _sharded(points, penalty)
                 members.append(self._known[points, penalty])
+        self.points, self._spanning = [each.points for each in members], Group()
         for each in members:
             each.read(state)
         parcels = [each.parcels(rule, options) for each in members]
@@ -83,7 +93,7 @@ class ShardedGroup:
         for group, sets, changes in (
             (self._local, local, {}),
             (self._penalised, penalised, {"maximize": False, "orthogonality": 0.0}),
-            (Group(), spanning, {"compile": False}),
+            (self._spanning, spanning, {"compile": False}),
         ):
             theirs = {p: points for each in sets for p, points in each.table.items()}
             own = {p: its for each in sets for p, its in each.own().items()}

@@ -66,8 +66,8 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         ProbeError: the model failed, returned something not finite or nothing differentiable; a scripted module,
             a lazy or a meta parameter; running statistics all frozen.
     """
-    if probes < 1:
-        raise ProbeError(f"probes={probes}: at least the given inputs are needed")
+    if not isinstance(probes, int) or probes < 1:
+        raise ProbeError(f"probes={probes!r}: an integer, and at least 1 for the given inputs")
     _refuse_frozen(model)
     probe = Probe(model, args, kwargs)
     ways = {name: list(cuts(model, name)) for name in probe.weights}

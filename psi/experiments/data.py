@@ -24,7 +24,7 @@ _DIGITS_TRAIN = 1_500
 
 
 class Split(NamedTuple):
-    """Images as flat float32 rows in [0, 1] and integer labels, for training and for testing."""
+    """Images and integer labels, for training and for testing; each reader says what its images are."""
 
     train_x: Tensor
     train_y: Tensor
@@ -37,7 +37,8 @@ class Split(NamedTuple):
 
 
 def digits() -> Split:
-    """The 8 × 8 digits that scikit-learn ships: 1,500 to train and 297 to test, by a fixed shuffle."""
+    """The 8 × 8 digits that scikit-learn ships: 1,500 to train and 297 to test, by a fixed shuffle. Images are float32 rows
+    in [0, 1], (N, 64)."""
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     images = torch.from_numpy(x[order] / 16.0).float()
@@ -46,7 +47,7 @@ def digits() -> Split:
 
 
 def mnist(folder: Path) -> Split:
-    """MNIST from its four gzipped idx files in `folder` or in ``folder/MNIST/raw``.
+    """MNIST from its four gzipped idx files in `folder` or in ``folder/MNIST/raw``: float32 rows in [0, 1], (N, 784).
 
     Raises `RetractError` naming the file that is missing or is not what its name says.
     """

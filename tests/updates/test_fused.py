@@ -12,7 +12,7 @@ import pytest
 import torch
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.manifolds.errors import OptionError
-from retract.optim import PSISGD, SGDG, AdamG, RiemannianSGD, crew, execute
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, crew, execute
 from torch import nn
 
 numba = pytest.importorskip("numba")
@@ -234,6 +234,20 @@ def test_half_precision_has_no_row_kernel_here():
     later.grad = torch.ones_like(later)
     with pytest.raises(OptionError, match="not bfloat16"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("manifold", [Sphere(), Grassmann(1)], ids=repr)
+@pytest.mark.parametrize("motion", ["retract", "exp"])
+def test_gradients_along_the_points(manifold, motion):
+    """Of such a gradient rounding alone is left, which Adam brings to the length of a step: it must be a step on the manifold."""
+    for options in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+        for shape in ((40, 3), (30, 7), (9, 40), (3, 5000)):
+            w = nn.Parameter(manifold.random_point(*shape))
+            w.grad = w.detach() * (1.0 + torch.rand(shape[0], 1))
+            optimizer = RiemannianAdam([{"params": [w], "manifold": manifold}], lr=0.01, motion=motion, **options)
+            for _ in range(3):
+                optimizer.step()
+                assert manifold.point_defect(w.detach()).max() < 1e-5, (options, shape)
 
 
 def test_rows_that_are_empty_and_tensors_without_any():

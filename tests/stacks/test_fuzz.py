@@ -1,0 +1,437 @@
+"""Whatever tensors, options and gradients come: a step works, or refuses with an error of ours and leaves all as it was.
+
+Every tensor is a window in a larger storage, whose other elements must stay as they are: a kernel that works on raw
+addresses would show there. Cases are drawn by hypothesis, the same at every run.
+"""
+
+import math
+import re
+import warnings
+
+import geoopt
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from paths import PATHS
+from retract import declare, param_groups, psi, put
+from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel, from_geoopt
+from retract.manifolds.errors import RetractError, StepError
+from retract.manifolds.numerics import tolerance
+from retract.manifolds.rows import gather
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
+from snapshots import same, snapshot
+from torch import nn
+
+FLOATS = [torch.float32, torch.float64, torch.float32, torch.float64, torch.bfloat16, torch.float16]
+OTHERS = [torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2]
+MANIFOLDS = [
+    *(2 * [PSI(), Sphere(), Grassmann(1)]),
+    Euclidean(0),
+    Euclidean(1),
+    Grassmann(2),
+    Stiefel(),
+    from_geoopt(geoopt.PoincareBall()),
+]
+ROWS = [Rows(), Rows(axis=1), Rows(blocks=1), Rows(blocks=2), Rows(axis=(0, 1)), Rows(axis=1, groups=2), Rows(axis=())]
+OPTIMIZERS = [RiemannianSGD, RiemannianAdam, PSISGD, SGDG, AdamG]
+PATH = [
+    *PATHS.values(),
+    *PATHS.values(),
+    {"capturable": True},
+    {"differentiable": True},
+    {"foreach": False, "fused": False},
+]
+GUARD = 7
+"""Elements of a storage on each side of its window."""
+
+odd = st.sampled_from(
+    [None, "fast", "", -1, -0.5, 0, 1, 2, 1.5, 1e30, 1e-30, math.nan, math.inf, -math.inf, True, [], (), {}, (0.5,), (0.9, 0.99),
+     (0.9, 0.99, 0.5), (math.nan, 0.5), ("a", "b"), 1j, object(), torch.tensor(0.1), torch.ones(2), torch.ones(0), torch.tensor(math.nan),
+     torch.ones((), device="meta"), torch.tensor(1j), torch.ones(1, 1) / 8, nn.Parameter(torch.tensor(0.1)), b"x", lambda: 0.1]
+)  # fmt: skip
+OPTIONS = (
+    "lr", "momentum", "dampening", "weight_decay", "nesterov", "momentum_form", "motion", "transport", "max_grad_norm",
+    "orthogonality", "radius", "maximize", "foreach", "fused", "compile", "capturable", "differentiable", "betas", "eps",
+    "eps_form", "manifold", "rows", "joined", "names", "params", "param_names", "lr_", 3, "initial_lr",
+)  # fmt: skip
+SANE = st.fixed_dictionaries(
+    {},
+    optional={
+        "lr": st.sampled_from([0.0, 1e-3, 0.1, torch.tensor(0.1), torch.full((1,), 0.1)]),
+        "motion": st.sampled_from(["retract", "exp"]),
+        "transport": st.sampled_from(["manifold", "project", "parallel", "none"]),
+        "max_grad_norm": st.sampled_from([None, 0.1]),
+        "orthogonality": st.sampled_from([0.0, 0.1]),
+        "radius": st.sampled_from(["hold", "free"]),
+        "maximize": st.booleans(),
+    },
+)
+VALUES = ["normal"] * 6 + ["zero", "zero row", "nan", "inf", "subnormal", "huge", "tiny"]
+OWN = ["plain", "plain", "transposed", "channels_last", "sliced"]
+"""Layouts in which every element has memory of its own."""
+LAYOUTS = [*OWN, "expanded", "overlapping", "sliding"]
+VECTORS = [(4, 6), (2, 3), (5, 4, 2), (4, 3, 2, 2), (3, 5), (2, 7), (2, 4, 2, 2), (2, 2, 3, 1, 2)]
+MATRICES = [(4, 2), (2, 4, 2), (3, 6, 2), (1, 5, 2)]
+seldom = st.sampled_from([False] * 7 + [True])
+shapes = st.one_of(st.sampled_from([*VECTORS, *MATRICES, (8,)]), st.lists(st.integers(0, 4), max_size=5).map(tuple))
+
+
+def fill(draw, tensor, values):
+    """Write `values` of some kind into a window; some need an entry, or a row, to change."""
+    if tensor.is_meta or tensor.numel() == 0:
+        return
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return
+    if tensor.dtype not in FLOATS:
+        tensor.copy_(noise.abs().clamp(max=2).to(tensor.dtype))
+        return
+    info = torch.finfo(tensor.dtype)
+    scale = {"zero": 0.0, "subnormal": info.smallest_normal / 8, "huge": info.max / 8, "tiny": info.smallest_normal * 8}
+    noise = (noise * scale.get(values, 1.0)).clamp(-info.max, info.max)
+    if values in ("nan", "inf"):
+        noise.view(-1)[draw(st.integers(0, noise.numel() - 1))] = math.nan if values == "nan" else math.inf
+    if values == "zero row" and noise.ndim:
+        noise[draw(st.integers(0, len(noise) - 1))] = 0.0
+    tensor.copy_(noise.to(tensor.dtype))
+
+
+def window(draw, shape, dtype, layout, device="cpu"):
+    """A tensor of `shape` in the middle of a storage of ones."""
+    count = math.prod(shape)
+    base = torch.ones(3 * count + 2 * GUARD, dtype=dtype, device=device)
+    inner = base[GUARD:]
+    ndim = len(shape)
+    if layout == "transposed" and ndim > 1:
+        return inner[:count].view(*shape[:-2], shape[-1], shape[-2]).mT
+    if layout == "channels_last" and ndim in (4, 5):
+        order = [0, ndim - 1, *range(1, ndim - 1)]
+        moved = [shape[0], *shape[2:], shape[1]]
+        return inner[:count].view(moved).permute(order)
+    if layout == "sliced" and ndim:
+        return inner[: 2 * count].view(*shape[:-1], 2 * shape[-1])[..., ::2]
+    if layout == "expanded" and ndim:
+        return inner[: count // shape[0] if shape[0] else 0].view(min(1, shape[0]), *shape[1:]).expand(shape)
+    if layout == "overlapping" and ndim and count:
+        return inner.as_strided(shape, [1] * ndim)
+    if layout == "sliding" and ndim > 1 and count:
+        strides = torch.empty(shape, device="meta").stride()
+        return inner.as_strided(shape, [max(1, strides[0] - 1), *strides[1:]])
+    return inner[:count].view(shape)
+
+
+def bits(tensor):
+    """All of a tensor's storage."""
+    if tensor.is_meta:
+        return None
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    whole = tensor.detach().as_strided((tensor.untyped_storage().nbytes() // tensor.itemsize,), (1,), 0)
+    return whole.clone().view(torch.uint8)
+
+
+def remember(params, optimizer=None):
+    state = {} if optimizer is None else optimizer.state
+    vectors = {
+        (id(p), key): (value, bits(value) if isinstance(value, torch.Tensor) else value)
+        for p, its in state.items()
+        for key, value in its.items()
+    }
+    return [(p.detach(), bits(p)) for p in params], vectors
+
+
+def unchanged(before, after):
+    def equal(a, b):
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a is b
+
+    return (
+        all(equal(a[1], b[1]) for a, b in zip(before[0], after[0], strict=True))
+        and before[1].keys() == after[1].keys()
+        and all(before[1][k][0] is after[1][k][0] and equal(before[1][k][1], after[1][k][1]) for k in before[1])
+    )
+
+
+def outside(tensor, stored):
+    """Those of the bytes `stored` of a tensor's storage that do not belong to it."""
+    mask = torch.ones(tensor.untyped_storage().nbytes() // tensor.itemsize, dtype=torch.bool)
+    mask.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).zero_()
+    return stored[mask.repeat_interleave(tensor.itemsize)]
+
+
+def owned(tensor):
+    """Whether every element has memory of its own."""
+    sizes = torch.zeros(tensor.untyped_storage().nbytes() // tensor.itemsize + 1)
+    for index in torch.cartesian_prod(*map(torch.arange, tensor.shape)).reshape(-1, tensor.ndim).tolist():
+        sizes[sum(i * s for i, s in zip(index, tensor.stride(), strict=True))] += 1
+    return bool((sizes <= 1).all())
+
+
+def refused(error, groups):
+    """Whether an error at construction is ours, or the one that torch raises for the same parameters."""
+    if isinstance(error, RetractError):
+        return True
+    if isinstance(error, TypeError) and re.search(
+        r"unexpected keyword|multiple values for argument|must be strings", str(error)
+    ):
+        return True
+    try:
+        torch.optim.SGD([{"params": group["params"]} for group in groups], lr=0.1)
+    except (TypeError, ValueError) as theirs:
+        return type(theirs) is type(error)
+    return False
+
+
+def gradient(draw, p):
+    """Gives `p` a gradient of some kind, perhaps none; whether its values are usual ones."""
+    if draw(seldom):
+        p.grad = None
+        return True
+    values = draw(st.sampled_from(VALUES))
+    grad = window(draw, tuple(p.shape), p.dtype, draw(st.sampled_from(LAYOUTS)), p.device)
+    fill(draw, grad, values)
+    if draw(seldom) and draw(seldom) and p.ndim and not p.is_meta:
+        grad = grad.to_sparse()
+    p.grad = grad
+    return values in ("normal", "zero row", "zero", "subnormal", "tiny")
+
+
+TAMPERS = ["remove", "other shape", "other dtype", "text", "none", "meta", "data", "resize", "copy", "number"]
+
+
+def tamper(draw, optimizer):
+    """Change a tensor of the state behind the optimizer's back; whether its values may still be used."""
+    places = [(its, key) for its in optimizer.state.values() for key in its]
+    if not places:
+        return
+    its, key = draw(st.sampled_from(places))
+    value = its[key]
+    if not isinstance(value, torch.Tensor):
+        return
+    how = draw(st.sampled_from(TAMPERS))
+    if how == "remove":
+        del its[key]
+    elif how == "data":
+        value.data = torch.ones(draw(st.sampled_from([value.shape, (1,), (3, 2)])), dtype=value.dtype)
+    elif how == "resize":
+        value.resize_(draw(st.sampled_from([(1,), (0,), (50, 50)])))
+    else:
+        its[key] = {
+            "other shape": lambda: torch.ones(2, 2, 2),
+            "other dtype": lambda: value.to(draw(st.sampled_from([torch.float64, torch.float16, torch.int64]))),
+            "text": lambda: "0.5",
+            "none": lambda: None,
+            "meta": lambda: value.to("meta"),
+            "copy": lambda: value.clone(),
+            "number": lambda: 0.5,
+        }[how]()
+
+
+def optimizer_case(draw):
+    """One optimizer on one to three parameters, and a few steps. Most cases are such that they may reach the steps."""
+    tame = draw(st.sampled_from([True, True, False]))
+    manifold = draw(st.sampled_from(MANIFOLDS))
+    rows = draw(st.sampled_from([Rows()] * 3 if tame else ROWS))
+    dtype = draw(st.sampled_from(FLOATS if tame else FLOATS + OTHERS))
+    device = "meta" if draw(seldom) and draw(seldom) else "cpu"
+    make, path, options = draw(st.sampled_from(OPTIMIZERS)), draw(st.sampled_from(PATH)), dict(draw(SANE))
+    module, params, usual = nn.Module(), [], True
+    for i in range(draw(st.integers(1, 3))):
+        shape = draw(st.sampled_from(MATRICES if manifold.event_ndim == 2 else VECTORS) if tame else shapes)
+        tensor = window(draw, shape, dtype, draw(st.sampled_from(OWN if tame else LAYOUTS)), device)
+        values = draw(st.sampled_from(["normal"] if tame else VALUES))
+        fill(draw, tensor, values)
+        usual &= values == "normal"
+        p = nn.Parameter(tensor, requires_grad=dtype.is_floating_point and not path.get("differentiable"))
+        params.append(p)
+        setattr(module, f"p{i}", p)
+    if make in (SGDG, AdamG) and not isinstance(manifold, Sphere | PSI) and manifold != Grassmann(1):
+        options.setdefault("orthogonality", 0.0)
+    if make in (RiemannianSGD, PSISGD) and draw(st.booleans()):
+        options["momentum"] = 0.9
+    options.update(path)
+    if draw(seldom):
+        options[draw(st.sampled_from(OPTIONS))] = draw(odd)
+        usual = False
+    before = remember(params)
+    try:
+        declared = tame or draw(st.booleans())
+        if declared:
+            for i in range(len(params)):
+                declare(module, f"p{i}", manifold, rows)
+    except RetractError:
+        # Those that were declared before have moved; no other, and nothing beside them.
+        for p, (_, stored) in zip(params, before[0], strict=True):
+            assert p.is_meta or torch.equal(outside(p, bits(p)), outside(p, stored))
+        declared = False
+        usual &= isinstance(manifold, Euclidean)
+    chosen = [*params, params[0]] if draw(seldom) and draw(seldom) else params
+    groups = param_groups(module) if declared else [{"params": chosen, "manifold": manifold, "rows": rows}]
+    if "lr_" not in options and draw(st.booleans()) and draw(seldom):
+        groups = [{**group, **options} for group in groups]
+        options = {}
+    before = remember(params)
+    try:
+        optimizer = make(groups, **options)
+        repr(optimizer)
+    except Exception as error:
+        if not refused(error, groups):
+            raise
+        assert unchanged(before, remember(params))
+        return
+    for _ in range(draw(st.integers(1, 4))):
+        for p in params:
+            usual &= gradient(draw, p)
+        if draw(seldom) and draw(seldom):
+            tamper(draw, optimizer)
+            usual = False
+        step(optimizer, params, usual, manifold, rows)
+
+
+def step(optimizer, params, usual, manifold, rows):
+    before, grads = remember(params, optimizer), [(p.grad, None if p.grad is None else bits(p.grad)) for p in params]
+    try:
+        optimizer.step()
+    except StepError:
+        raise
+    except RetractError:
+        assert unchanged(before, remember(params, optimizer))
+        return
+    finally:
+        for p, (grad, stored) in zip(params, grads, strict=True):
+            assert p.grad is grad
+            assert stored is None or torch.equal(bits(grad), stored)
+    for p, (_, stored), (grad, _) in zip(params, before[0], grads, strict=True):
+        if p.is_meta:
+            continue
+        assert torch.equal(outside(p, bits(p)), outside(p, stored)), "memory beside the parameter has changed"
+        if grad is None:
+            assert torch.equal(bits(p), stored)
+        if usual:
+            assert torch.isfinite(p.detach().float()).all()
+            if p.numel():
+                points = gather([p.detach()], [rows.layout(p, manifold.event_ndim)])
+                assert manifold.point_defect(points).max() <= max(tolerance(p.dtype), 1e-5)
+
+
+def declare_case(draw):
+    """`declare`, `put` and `param_groups` on anything."""
+    module, names = nn.Module(), ["a", "b", "c"]
+    for name in names[: draw(st.integers(1, 3))]:
+        dtype = draw(st.sampled_from(FLOATS + OTHERS))
+        device = "meta" if draw(seldom) and draw(seldom) else "cpu"
+        tensor = window(draw, draw(shapes), dtype, draw(st.sampled_from(LAYOUTS)), device)
+        fill(draw, tensor, draw(st.sampled_from(VALUES)))
+        setattr(module, name, nn.Parameter(tensor, requires_grad=dtype.is_floating_point))
+    if draw(seldom):
+        module.tied = module.a
+    params = list(module.parameters())
+    for _ in range(draw(st.integers(1, 3))):
+        arguments = {
+            "name": draw(st.sampled_from([*names, "tied", "a.b", "", "."])),
+            "manifold": draw(st.sampled_from(MANIFOLDS)),
+            "rows": draw(st.sampled_from([Rows()] * 4 + ROWS)),
+            "joined": draw(st.sampled_from([()] * 6 + [("b",), ("a", "b"), ("nowhere",), "b"])),
+            "representative": draw(st.sampled_from(["keep", "unit"])),
+        }
+        if draw(seldom):
+            arguments[draw(st.sampled_from(sorted(arguments)))] = draw(odd)
+        attempt(lambda its=arguments: declare(module, **its), params)
+    for p in params:
+        if draw(seldom) and p.is_floating_point() and not p.is_meta:
+            p.data = window(
+                draw, draw(st.sampled_from([tuple(p.shape), (3, 2)])), p.dtype, draw(st.sampled_from(LAYOUTS))
+            )
+            fill(draw, p.data, draw(st.sampled_from(VALUES)))
+    attempt(lambda: put(module), params)
+    attempt(lambda: param_groups(module), params)
+
+
+def attempt(call, params):
+    before = remember(params)
+    try:
+        call()
+    except RetractError:
+        assert unchanged(before, remember(params))
+    for p, (_, stored) in zip(params, before[0], strict=True):
+        assert p.is_meta or torch.equal(outside(p, bits(p)), outside(p, stored)), (
+            "memory beside the parameter has changed"
+        )
+
+
+def find_case(draw):
+    """`psi.find` and `psi.declare` on small networks and odd inputs."""
+    width = 4
+    makers = [
+        lambda: nn.Linear(width, width),
+        lambda: nn.Linear(width, width, bias=False),
+        lambda: nn.BatchNorm1d(width),
+        lambda: nn.LayerNorm(width),
+        lambda: nn.LayerNorm(width, elementwise_affine=False),
+        lambda: nn.ReLU(),
+        lambda: nn.Dropout(0.5),
+        lambda: nn.Identity(),
+        lambda: nn.Embedding(5, width),
+        lambda: nn.Unflatten(-1, (2, 2)),
+        lambda: nn.Flatten(),
+        lambda: nn.GroupNorm(2, width),
+    ]
+    torch.manual_seed(draw(st.integers(0, 99)))
+    model = nn.Sequential(*(draw(st.sampled_from(makers))() for _ in range(draw(st.integers(0, 5)))))
+    if draw(seldom):
+        model.eval()
+    for p in model.parameters():
+        if draw(seldom):
+            fill(draw, p.data, draw(st.sampled_from(VALUES)))
+        if draw(seldom) and draw(seldom):
+            p.data = window(draw, tuple(p.shape), p.dtype, draw(st.sampled_from(LAYOUTS)))
+        p.requires_grad_(not draw(seldom))
+    if draw(seldom):
+        model = model.to(draw(st.sampled_from([torch.bfloat16, torch.float64, torch.float16])))
+    shape = draw(st.sampled_from([(6, width)] * 4 + [(1, width), (0, width), (width,), (), (2, 3, width), (6, 3)]))
+    inputs = torch.randn(shape)
+    fill(draw, inputs, draw(st.sampled_from(VALUES)))
+    inputs = draw(
+        st.sampled_from([inputs] * 5 + [inputs.abs().long(), inputs.to("meta"), inputs.bool(), None, "x", [inputs]])
+    )
+    options = {"probes": draw(odd)} if draw(seldom) else {}
+    for run in (lambda: psi.find(model, inputs, **options), lambda: psi.declare(model, inputs)):
+        before = snapshot(model)
+        try:
+            report = run()
+            assert len(report) == len(list(model.named_parameters()))
+            assert str(report)
+        except RetractError:
+            assert same(before, snapshot(model)), "a refused call has changed the model"
+
+
+@pytest.mark.parametrize(
+    ("case", "cases"),
+    [
+        pytest.param(case, count, id=f"{case.__name__}-{count}", marks=[pytest.mark.long] if long else [])
+        for case, counts in ((optimizer_case, (200, 9000)), (declare_case, (70, 2000)), (find_case, (30, 600)))
+        for count, long in zip(counts, (False, True), strict=True)
+    ],
+)
+def test_fuzz(case, cases):
+    count = 0
+
+    @settings(
+        max_examples=cases,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.data())
+    def run(data):
+        nonlocal count
+        count += 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "optimizer contains a parameter group with duplicate parameters")
+            case(data.draw)
+
+    run()
+    assert count >= cases
