@@ -22,7 +22,7 @@ from .points import PointSet
 from .rules import Adam, Momentum, Rule
 from .sharded import ShardedGroup, check_sharding
 
-__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
+__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD", "own_geometry"]
 
 _FLAT = "Euclidean(event_ndim=0)"
 GROSS = tolerance(torch.float16)
@@ -116,7 +116,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 )
             if p in followers:
                 continue
-            its, its_rows = (manifold, rows or Rows()) if manifold is not None else _own_geometry(p)
+            its, its_rows = (manifold, rows or Rows()) if manifold is not None else own_geometry(p)
             points = PointSet(label[p], leads.get(p, (p,)), its, its_rows)
             check_types(label[p], its, its_rows)
             check_parts(label[p], points.parts, its, its_rows)
@@ -227,7 +227,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     self.state[p][name] = value.detach().to(device=p.device, copy=True)
 
 
-def _own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
+def own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
     """What the tensor itself says: a geoopt.ManifoldParameter its manifold, any other flat space."""
     theirs = getattr(p, "manifold", None)
     if theirs is None or not any(cls.__module__.startswith("geoopt") for cls in type(p).__mro__):
