@@ -7,12 +7,12 @@ import geoopt
 import pytest
 import torch
 from geometries import CASES
-from networks import batches, declare_all, invariant_names, normed_cnn, train
+from networks import batches, declare_all, invariant_names, normed_cnn, points_of, train
 from retract import declare, param_groups, psi
 from retract.manifolds import PSI, Euclidean, GeodesicManifold, Grassmann, QuotientManifold, Rows, Sphere, numerics
 from retract.manifolds.declare import walk
 from retract.manifolds.errors import DeclarationError, OptionError
-from retract.manifolds.rows import gather, scatter_
+from retract.manifolds.rows import scatter_
 from retract.optim import PSISGD, averaging
 from torch import nn
 from torch.optim.swa_utils import (
@@ -45,13 +45,6 @@ def averaged_of(models, decay=None, **options):
     for model in models:
         result.update_parameters(model)
     return result.module
-
-
-def points_of(model):
-    """The points of every declaration, in float32 or better, and what `scatter_` takes to put others there."""
-    for _, parts, declaration in walk(model):
-        layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
-        yield declaration.manifold, gather(parts, layouts).detach(), (parts, layouts)
 
 
 @torch.no_grad()

@@ -7,11 +7,9 @@ import copy
 
 import pytest
 import torch
-from networks import batches, normed_mlp
+from networks import batches, normed_mlp, points_of
 from retract import declare, param_groups
 from retract.manifolds import PSI, Grassmann, Sphere, Stiefel
-from retract.manifolds.declare import walk
-from retract.manifolds.rows import gather
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianSGD
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -63,9 +61,8 @@ def run(net, optimizer, step, device, graphs=lambda: 0):
         losses.append(step(x, y))
         schedule.step()
         counts.append(graphs())
-        for (name, *_), parts, (manifold, rows, _) in ((n, p, (d.manifold, d.rows, d)) for n, p, d in walk(net)):
-            points = gather(parts, [rows.layout(part, manifold.event_ndim) for part in parts])
-            manifold.check_point(points.detach(), name, 1e-14)
+        for manifold, points, _ in points_of(net):
+            manifold.check_point(points, tolerance=1e-14)
     return torch.stack(losses), counts
 
 
