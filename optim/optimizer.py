@@ -17,12 +17,12 @@ from ..manifolds.numerics import DTYPES, tolerance
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
-from .options import check_group, check_names, check_point, numbers
+from .options import check_group, check_names, check_point, read_numbers
 from .points import PointSet, point_sets
 from .rules import Adam, Momentum, Rule
 from .sharded import ShardedGroup, check_sharding
 
-__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
+__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD", "own_geometry"]
 
 _FLAT = "Euclidean(event_ndim=0)"
 GROSS = tolerance(torch.float16)
@@ -119,7 +119,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 )
             if p in followers:
                 continue
-            its, its_rows = (manifold, rows or Rows()) if manifold is not None else _own_geometry(p)
+            its, its_rows = (manifold, rows or Rows()) if manifold is not None else own_geometry(p)
             points = PointSet(label[p], leads.get(p, (p,)), its, its_rows)
             check_types(label[p], its, its_rows)
             check_parts(label[p], points.parts, its, its_rows)
@@ -162,7 +162,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             prepared = [
                 work
                 for its, group in zip(self._groups, self.param_groups, strict=True)
-                for work in its.prepare(self._table, self.state, self.rule, numbers(group), known)
+                for work in its.prepare(self._table, self.state, self.rule, read_numbers(group), known)
             ]
             done = 0
             try:
@@ -259,7 +259,7 @@ def _joint_points(joined: Any) -> dict[Tensor, tuple[Tensor, ...]]:
     raise OptionError(f"joined={joined!r} is not a list of tuples of parameters, each of them in one joint point")
 
 
-def _own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
+def own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
     """What the tensor itself says: a geoopt.ManifoldParameter its manifold, any other flat space."""
     theirs = getattr(p, "manifold", None)
     if theirs is None or not any(cls.__module__.startswith("geoopt") for cls in type(p).__mro__):

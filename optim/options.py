@@ -12,7 +12,7 @@ from torch import Tensor
 from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifold, Spherical
 from ..manifolds.errors import OptionError
 
-__all__ = ["Options", "check_group", "check_names", "check_point", "numbers"]
+__all__ = ["Options", "check_group", "check_names", "check_point", "number", "read_numbers"]
 
 Options = Mapping[str, Any]
 """A parameter group, read by name. Options that a rule does not have are absent."""
@@ -58,7 +58,7 @@ def check_names(group: Options, defaults: Options) -> None:
 def check_group(options: Options) -> None:
     """Raise `OptionError` for a value outside its interval or choices, or one that cannot be honoured."""
     for name, (low, high) in _INTERVALS.items():
-        if name in options and not low <= _number(name, options[name]) < high:
+        if name in options and not low <= number(name, options[name]) < high:
             raise OptionError(f"{name}={options[name]!r} is outside [{low:g}, {high:g})")
     for name, choices in _CHOICES.items():
         if name in options and options[name] not in choices:
@@ -70,12 +70,12 @@ def check_group(options: Options) -> None:
     if not isinstance(betas, tuple | list) or len(betas) != 2:
         raise OptionError(f"betas={betas!r} is not a pair of numbers")
     for beta in betas:
-        if not 0.0 <= _number("betas", beta) < 1.0:
+        if not 0.0 <= number("betas", beta) < 1.0:
             raise OptionError(f"betas={options['betas']!r}: {beta!r} is outside [0, 1)")
-    if "dampening" in options and not math.isfinite(_number("dampening", options["dampening"])):
+    if "dampening" in options and not math.isfinite(number("dampening", options["dampening"])):
         raise OptionError(f"dampening={options['dampening']!r} is not a finite number")
     limit = options["max_grad_norm"]
-    if limit is not None and not _number("max_grad_norm", limit) > 0:
+    if limit is not None and not number("max_grad_norm", limit) > 0:
         raise OptionError(f"max_grad_norm={limit!r} is not positive; None turns clipping off")
     if options.get("nesterov") and "momentum" in options and (options["momentum"] == 0 or options["dampening"] != 0):
         raise OptionError(
@@ -94,7 +94,7 @@ def check_group(options: Options) -> None:
             )
 
 
-def numbers(options: Options) -> Options:
+def read_numbers(options: Options) -> Options:
     """`options` with every tensor in it read as a number; lr is left, which a step may need as a tensor."""
     values = [*map(options.get, _NUMBERS), *options.get("betas", ())]
     if _PLAIN.issuperset(map(type, values)):
@@ -131,7 +131,8 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
         )
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """`value`, also of a one-element tensor; raises `OptionError` for what is no number."""
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_meta:
             raise OptionError(

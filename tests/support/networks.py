@@ -2,6 +2,8 @@
 
 import torch
 from retract import declare
+from retract.manifolds.declare import walk
+from retract.manifolds.rows import gather
 from torch import nn
 
 
@@ -44,6 +46,13 @@ def declare_all(model, manifold, **options):
     for name in invariant_names(model):
         declare(model, name, manifold, **options)
     return model
+
+
+def points_of(model):
+    """Manifold and points of every declaration, (*batch, *event) in float32 or better, and where `scatter_` puts others."""
+    for _, parts, declaration in walk(model):
+        layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
+        yield declaration.manifold, gather(parts, layouts).detach(), (parts, layouts)
 
 
 def batches(count, *shape, classes=3, dtype=torch.float64, device="cpu"):
