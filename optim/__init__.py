@@ -1,5 +1,6 @@
 """Update rules, their stages and motions, and the optimizers made of them."""
 
+from .averaging import averaging
 from .clip import clip_grad_norm_
 from .groups import param_groups
 from .optimizer import RiemannianAdam, RiemannianOptimizer, RiemannianSGD
@@ -12,6 +13,7 @@ __all__ = [
     "RiemannianAdam",
     "RiemannianOptimizer",
     "RiemannianSGD",
+    "averaging",
     "clip_grad_norm_",
     "param_groups",
 ]
