@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_avg_fn, get_swa_avg_fn
 from ..manifolds import Declaration, Euclidean, GeodesicManifold
 from ..manifolds.declare import walk
 from ..manifolds.errors import OptionError, StateError
+from ..manifolds.numerics import full_precision
 from ..manifolds.rows import gather, scatter_
 
 __all__ = ["averaging"]
@@ -51,6 +52,7 @@ def averaging(model: nn.Module, decay: float | None = None) -> Averaging:
     flat = get_swa_avg_fn() if decay is None else get_ema_avg_fn(decay)
 
     @torch.no_grad()
+    @full_precision()
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         def share(way: Tensor) -> Tensor:
             return way / (num_averaged + 1) if decay is None else way * (1.0 - decay)
