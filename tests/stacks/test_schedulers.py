@@ -113,6 +113,7 @@ def test_a_schedule_is_what_it_sets(schedule, name):
             group.update(values)
         by_hand.append(train(twin, other, [batch]))
     assert torch.equal(torch.cat(by_hand), losses)
+    assert not torch.equal(train(*build(name), data()), losses), "the control: what is set is used"
     for p, q in zip(net.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
     if OPTIMIZERS[name][1] != PSI():
