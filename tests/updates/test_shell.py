@@ -103,27 +103,6 @@ def test_groups_differ_and_grow(device):
     assert [g["manifold"] for g in optimizer.param_groups] == ["Sphere()", "Euclidean(event_ndim=0)", "PSI()"]
 
 
-@pytest.mark.parametrize("schedule", ["OneCycleLR", "CyclicLR", "CosineAnnealingLR", "ExponentialLR"])
-def test_schedulers_reach_the_update(schedule, device):
-    net = declare_all(normed_cnn(device=device), PSI())
-    optimizer = PSISGD(param_groups(net), lr=0.1, momentum=0.9)
-    arguments = {
-        "OneCycleLR": {"max_lr": 0.1, "total_steps": 20},
-        "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 5},
-        "CosineAnnealingLR": {"T_max": 20},
-        "ExponentialLR": {"gamma": 0.9},
-    }[schedule]
-    scheduler = getattr(torch.optim.lr_scheduler, schedule)(optimizer, **arguments)
-    seen = set()
-    for x, y in batches(10, 16, 1, 6, 6, device=device):
-        train(net, optimizer, [(x, y)])
-        seen.add((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["momentum"]))
-        scheduler.step()
-    assert len(seen) > 5
-    if schedule in ("OneCycleLR", "CyclicLR"):
-        assert len({momentum for _, momentum in seen}) > 5
-
-
 def test_hooks_and_named_parameters(device):
     net = declare_all(normed_cnn(device=device), PSI())
     optimizer = PSISGD([{"params": list(net[0].named_parameters()), "manifold": PSI()}], lr=0.1)
