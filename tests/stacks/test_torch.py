@@ -295,7 +295,7 @@ def test_gradient_checkpointing(name, device):
     assert equal(*ends)
 
 
-RUNS = list(itertools.product(OPTIMIZERS, PATHS))
+RUNS = list(itertools.product(OPTIMIZERS, ("reference", "foreach", "fused")))
 
 
 def noisy_run(name, path, file, steps, resume):
@@ -312,7 +312,7 @@ def noisy_run(name, path, file, steps, resume):
             part.load_state_dict(state)
         torch.set_rng_state(noise)
     losses = []
-    for batch in list(batches(8, 16, 1, 6, 6, dtype=torch.float32))[steps]:
+    for batch in list(batches(6, 16, 1, 6, 6, dtype=torch.float32))[steps]:
         losses.append(train(net, optimizer, [batch]))
         scheduler.step()
     torch.save([*(part.state_dict() for part in (net, optimizer, scheduler)), torch.get_rng_state()], file)
@@ -320,15 +320,15 @@ def noisy_run(name, path, file, steps, resume):
 
 
 def second_halves(rank, folder):
-    return [noisy_run(*run, Path(folder) / "-".join(run), slice(4, 8), True) for run in RUNS]
+    return [noisy_run(*run, Path(folder) / "-".join(run), slice(3, 6), True) for run in RUNS]
 
 
 def test_a_new_process_goes_on_bitwise(tmp_path):
     """Model, optimizer, scheduler and random numbers from a file, against the run that nothing interrupted."""
     for run in RUNS:
-        noisy_run(*run, tmp_path / "-".join(run), slice(4), False)
+        noisy_run(*run, tmp_path / "-".join(run), slice(3), False)
     (resumed,) = together(1, second_halves, str(tmp_path))
     for run, (losses, *rest) in zip(RUNS, resumed, strict=True):
-        its_losses, *expected = noisy_run(*run, tmp_path / "whole", slice(8), False)
-        assert torch.equal(losses, its_losses[4:]), run
+        its_losses, *expected = noisy_run(*run, tmp_path / "whole", slice(6), False)
+        assert torch.equal(losses, its_losses[3:]), run
         assert equal(rest, expected), run
