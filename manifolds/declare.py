@@ -95,6 +95,7 @@ def declare(
 
 
 @torch.no_grad()
+@numerics.full_precision()
 def preparing(
     module: nn.Module,
     name: str,
@@ -149,6 +150,7 @@ def declared(model: nn.Module) -> dict[str, Declaration]:
 
 
 @torch.no_grad()
+@numerics.full_precision()
 def put(model: nn.Module) -> None:
     """Put every declared parameter on its manifold again, in place: after a load, a reset, ``to_empty``; what is still on
     the meta device has no values to move.

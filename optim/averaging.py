@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn, get_swa_
 from ..manifolds import Euclidean, GeodesicManifold, Manifold, Rows
 from ..manifolds.declare import walk
 from ..manifolds.errors import OptionError
+from ..manifolds.numerics import full_precision
 from ..manifolds.rows import gather, scatter_
 from .optimizer import own_geometry
 from .options import number
@@ -59,6 +60,7 @@ def averaging(model: nn.Module, decay: float | None = None) -> Averaging:
     list(_curved(model))
 
     @torch.no_grad()
+    @full_precision()
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         place = _places(model, averaged)
         weight = 1.0 / (int(num_averaged) + 1) if keep is None else 1.0 - keep

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..manifolds.errors import GradientError, OptionError
+from ..manifolds.numerics import full_precision
 from ..manifolds.rows import gather
 from .optimizer import RiemannianOptimizer
 from .stages import gradient
@@ -14,6 +15,7 @@ __all__ = ["clip_grad_norm_"]
 
 
 @torch.no_grad()
+@full_precision()
 def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
     """Scale all gradients of `optimizer` in place so that their joint length in the metric is at most `max_norm`.
 

@@ -13,7 +13,7 @@ from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import FLATTENED, check_parts, check_rows, check_types
 from ..manifolds.errors import OptionError, StateError, StepError
 from ..manifolds.geoopt import from_geoopt
-from ..manifolds.numerics import DTYPES, tolerance
+from ..manifolds.numerics import DTYPES, full_precision, tolerance
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
@@ -158,7 +158,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         for group in self.param_groups[len(self._groups) :]:
             self._groups.append(ShardedGroup() if any(map(is_sharded, group["params"])) else Group())
         known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             prepared = [
                 work
                 for its, group in zip(self._groups, self.param_groups, strict=True)

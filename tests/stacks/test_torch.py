@@ -1,0 +1,334 @@
+"""What torch offers around an optimizer: functional calls, copies, parametrizations, hooks, checkpointing, resuming."""
+
+import copy
+import io
+import itertools
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from networks import batches, declare_all, normed_cnn, normed_mlp, train
+from optimizers import OPTIMIZERS
+from paths import PATHS
+from processes import together
+from retract import declare, declared, param_groups, put
+from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
+from retract.manifolds.errors import DeclarationError
+from retract.optim import PSISGD, RiemannianSGD
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.utils.checkpoint import checkpoint
+
+HOME = {"sgdg": Grassmann(1), "adamg": Grassmann(1), "sgd": Sphere()}
+
+
+def build(name, device, **options):
+    net = declare_all(normed_mlp(device=device, **options), HOME.get(name, PSI()))
+    return net, OPTIMIZERS[name](param_groups(net))
+
+
+def data(count, device, dtype=torch.float64):
+    return list(batches(count, 16, 6, classes=4, dtype=dtype, device=device))
+
+
+def everything(net, optimizer):
+    """Copies of parameters, buffers and state."""
+    states = [value for p in net.parameters() for _, value in sorted(optimizer.state[p].items())]
+    return [tensor.detach().clone() for tensor in (*net.parameters(), *net.buffers(), *states)]
+
+
+def equal(a, b):
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_functional_call(name, device):
+    """Parameters handed in from outside, and gradients handed back to the optimizer: the run is the ordinary one."""
+    (net, optimizer), (plain, its_optimizer) = build(name, device), build(name, device)
+    for x, y in data(5, device):
+        loose = {key: p.detach().requires_grad_() for key, p in net.named_parameters()}
+        loss = nn.functional.cross_entropy(torch.func.functional_call(net, loose, (x,)), y)
+        for p, grad in zip(net.parameters(), torch.autograd.grad(loss, list(loose.values())), strict=True):
+            p.grad = grad
+        optimizer.step()
+    train(plain, its_optimizer, data(5, device))
+    assert equal(everything(net, optimizer), everything(plain, its_optimizer))
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_model_and_optimizer_copied_together(name, copied, device):
+    """The copy of the optimizer steps the copy of the model, and goes on as the original does; neither knows the other."""
+    net, optimizer = build(name, device)
+    train(net, optimizer, data(4, device))
+    twin, other = copied((net, optimizer))
+    before = everything(net, optimizer)
+    train(twin, other, data(8, device)[4:])
+    assert equal(everything(net, optimizer), before)
+    assert declared(twin) == declared(net)
+    train(net, optimizer, data(8, device)[4:])
+    assert equal(everything(net, optimizer), everything(twin, other))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_states_are_assigned(name, device):
+    """Under `assign=True` parameters are new tensors, so the optimizer is built after, and its state goes on bitwise."""
+    net, optimizer = build(name, device)
+    train(net, optimizer, data(4, device))
+    buffer = io.BytesIO()
+    torch.save([net.state_dict(), optimizer.state_dict()], buffer)
+    train(net, optimizer, data(8, device)[4:])
+
+    buffer.seek(0)
+    model_state, optimizer_state = torch.load(buffer, weights_only=True)
+    with torch.device("meta"):
+        twin = declare_all(normed_mlp(device="meta"), HOME.get(name, PSI()))
+    twin.load_state_dict(model_state, strict=True, assign=True)
+    other = OPTIMIZERS[name](param_groups(twin))
+    other.load_state_dict(optimizer_state)
+    train(twin, other, data(8, device)[4:])
+    assert equal(everything(net, optimizer), everything(twin, other))
+
+
+def test_from_meta_to_training(device):
+    """Declared on the meta device, made, reset and put: points of every kind are on their manifold, and stay there."""
+    with torch.device("meta"):
+        net = nn.ModuleDict(
+            {
+                "rows": nn.Linear(6, 8),
+                "norm": nn.BatchNorm1d(8),
+                "lines": nn.Linear(8, 5),
+                "frame": nn.Linear(5, 5, bias=False),
+                "planes": nn.Linear(2, 5),
+            }
+        )
+        declare(net, "rows.weight", PSI(), joined=("bias",))
+        declare(net, "lines.weight", Grassmann(1))
+        declare(net, "frame.weight", Stiefel())
+        declare(net, "planes.weight", Grassmann(2))
+        optimizer = RiemannianSGD(param_groups(net))
+    assert all(p.is_meta for group in optimizer.param_groups for p in group["params"])
+    net.to_empty(device=device)
+    for module in net.values():
+        module.reset_parameters()
+    put(net)
+    optimizer = RiemannianSGD(param_groups(net), lr=0.1, momentum=0.9)
+    for _ in range(5):
+        x = net["norm"](net["rows"](torch.randn(16, 6, device=device))).relu()
+        (net["frame"](net["lines"](x)).tanh() @ net["planes"].weight).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for key, declaration in declared(net).items():
+        declaration.manifold.check_point(net.get_parameter(key).detach(), key)
+
+
+def test_what_is_below_a_parametrization(device):
+    """weight_norm's direction is scale-invariant, spectral_norm's matrix up to one factor: both are declared by the names
+    that they have now. `parametrize` changes where the parameter is, not what it is."""
+    torch.manual_seed(0)
+    layers = nn.ModuleDict(
+        {
+            "weight": parametrizations.weight_norm(nn.Linear(6, 5)),
+            "spectral": parametrizations.spectral_norm(nn.Linear(6, 5)),
+            "orthogonal": parametrizations.orthogonal(nn.Linear(5, 5)),
+        }
+    ).to(device)
+    declare(layers, "weight.parametrizations.weight.original1", PSI())
+    declare(layers, "spectral.parametrizations.weight.original", PSI(), rows=Rows(blocks=1))
+    optimizer = PSISGD(param_groups(layers), lr=0.1, momentum=0.9)
+    directions = layers["weight"].parametrizations["weight"].original1
+    start, held = directions.detach().clone(), directions.detach().norm(dim=1)
+    for _ in range(10):
+        optimizer.zero_grad()
+        layers["orthogonal"](layers["weight"](torch.randn(16, 6, device=device)).tanh()).square().sum().backward()
+        layers["spectral"](torch.randn(16, 6, device=device)).square().sum().backward()
+        optimizer.step()
+    assert not torch.allclose(directions, start, atol=1e-2)
+    optimizer.param_groups[0]["lr"] = 1e-12
+    optimizer.param_groups[0]["momentum"] = 0.0
+    optimizer.step()
+    assert torch.allclose(directions.detach().norm(dim=1), held)
+    Stiefel().check_point(layers["orthogonal"].weight.detach())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
+    ids=["weight_norm", "spectral_norm", "orthogonal"],
+)
+def test_a_parametrization_over_a_declaration_is_an_error(wrap, device):
+    layer = nn.Linear(5, 5).to(device)
+    declare(layer, "weight", Sphere())
+    wrap(layer)
+    with pytest.raises(
+        DeclarationError, match=r"weight: .* has no parameter 'weight' .* a parametrization or a wrapper"
+    ):
+        param_groups(layer)
+    with pytest.raises(DeclarationError, match=r"weight: .* has no parameter 'weight' \(it has: bias\)"):
+        declare(wrap(nn.Linear(5, 5)), "weight", Sphere())
+    parametrize.remove_parametrizations(layer, "weight")
+    put(layer)
+    (group, _) = param_groups(layer)
+    assert group["params"] == [layer.weight]
+    Sphere().check_point(layer.weight.detach())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_in_backward(name, device):
+    """One optimizer per parameter, stepped by `register_post_accumulate_grad_hook`: the run of one optimizer for all."""
+    (net, _), (plain, its_optimizer) = build(name, device), build(name, device)
+    optimizers = {}
+    for group in param_groups(net):
+        for p in group["params"]:
+            alone = {"manifold": Euclidean(0), **group, "params": [p], "names": ["it"]}
+            optimizers[p] = OPTIMIZERS[name]([alone])
+
+    def step(p):
+        optimizers[p].step()
+        optimizers[p].zero_grad()
+
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    for x, y in data(5, device):
+        nn.functional.cross_entropy(net(x), y).backward()
+    train(plain, its_optimizer, data(5, device))
+    assert equal(list(net.parameters()), list(plain.parameters()))
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_hooks_around_the_step(device):
+    """A pre hook may change gradients, and sees the points as they were; a post hook sees them moved, on the manifold."""
+    net, optimizer = build("sgd", device)
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: [p.grad.zero_() for p in net[3].parameters()] and None)
+    optimizer.register_step_pre_hook(lambda *_: seen.append(net[0].weight.detach().clone()))
+    optimizer.register_step_post_hook(lambda *_: seen.append(net[0].weight.detach().clone()))
+    still = net[3].weight.detach().clone()
+    train(net, optimizer, data(1, device))
+    before, after = seen
+    assert not torch.equal(before, after)
+    Sphere().check_point(after)
+    assert torch.equal(net[3].weight, still)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_accumulated_gradients_are_those_of_the_whole_batch(name, device):
+    """Four quarters against one batch; a norm that keeps to one example, since BatchNorm itself sees the quarters."""
+
+    def run(parts):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 4)).to(device, torch.float64)
+        declare(net, "0.weight", HOME.get(name, PSI()))
+        optimizer = OPTIMIZERS[name](param_groups(net))
+        for x, y in data(6, device):
+            optimizer.zero_grad()
+            for x_part, y_part in zip(x.chunk(parts), y.chunk(parts), strict=True):
+                (nn.functional.cross_entropy(net(x_part), y_part) / parts).backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    assert torch.allclose(run(4), run(1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_and_thawed(name, device):
+    """A frozen parameter keeps every bit, its state too, and then goes on from there; the others never notice."""
+    net, optimizer = build(name, device)
+    train(net, optimizer, data(3, device))
+    weight = net[0].weight
+    kept = [weight.detach().clone(), *copy.deepcopy(list(optimizer.state[weight].values()))]
+    weight.requires_grad_(False)
+    moving = net[3].weight.detach().clone()
+    train(net, optimizer, data(6, device)[3:])
+    assert equal([weight.detach(), *optimizer.state[weight].values()], kept)
+    assert not torch.equal(net[3].weight, moving)
+    weight.requires_grad_(True)
+    optimizer.zero_grad()
+    ((x, y),) = data(1, device)
+    nn.functional.cross_entropy(net(x), y).backward()
+    alone = nn.Parameter(weight.detach().clone())
+    alone.grad = weight.grad.clone()
+    other = OPTIMIZERS[name]([{**param_groups(net)[0], "params": [alone], "names": ["alone"]}])
+    other.state[alone].update(copy.deepcopy(optimizer.state[weight]))
+    optimizer.step()
+    other.step()
+    assert torch.equal(weight, alone), "the state that was left is the state it goes on with"
+
+
+def test_a_group_added_mid_run(device):
+    """A layer that joins later gets state of its own, on its own manifold, and disturbs none of the others."""
+    (net, optimizer), (plain, its_optimizer) = build("psi-sgdm", device), build("psi-sgdm", device)
+    late = nn.Linear(4, 4, bias=False, dtype=torch.float64, device=device)
+    declare(late, "weight", Stiefel())
+    train(net, optimizer, data(3, device))
+    optimizer.add_param_group({**param_groups(late)[0], "lr": 0.01})
+    for x, y in data(6, device)[3:]:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        late.weight.grad = torch.randn_like(late.weight)
+        optimizer.step()
+    train(plain, its_optimizer, data(6, device))
+    assert equal(everything(net, optimizer), everything(plain, its_optimizer))
+    Stiefel().check_point(late.weight.detach())
+    assert optimizer.state[late.weight]["momentum_buffer"].any()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradient_checkpointing(name, device):
+    """Without reentry; without BatchNorm's statistics, which see the batch twice."""
+    ends = []
+    for recompute in (False, True):
+        net, optimizer = build(name, device)
+        for module in net:
+            if isinstance(module, nn.BatchNorm1d):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = None
+        for x, y in data(5, device):
+            optimizer.zero_grad()
+            hidden = checkpoint(net[:3], x, use_reentrant=False) if recompute else net[:3](x)
+            nn.functional.cross_entropy(net[3:](hidden), y).backward()
+            optimizer.step()
+        ends.append([p.detach() for p in net.parameters()])
+    assert equal(*ends)
+
+
+RUNS = list(itertools.product(OPTIMIZERS, ("reference", "foreach", "fused")))
+
+
+def noisy_run(name, path, file, steps, resume):
+    """Some steps of a run with dropout and a schedule, from its start or from `file`; what they leave goes there."""
+    net = nn.Sequential(*normed_cnn(eps=1e-5, dtype=torch.float32)[:6], nn.Dropout(0.3), nn.Flatten(), nn.Linear(24, 3))
+    declare(net, "0.weight", HOME.get(name, PSI()))
+    declare(net, "3.weight", HOME.get(name, PSI()), rows=Rows(blocks=2))
+    optimizer = OPTIMIZERS[name]([{**group, **PATHS[path]} for group in param_groups(net)])
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10)
+    torch.manual_seed(3)
+    if resume:
+        *states, noise = torch.load(file, weights_only=True)
+        for part, state in zip((net, optimizer, scheduler), states, strict=True):
+            part.load_state_dict(state)
+        torch.set_rng_state(noise)
+    losses = []
+    for batch in list(batches(6, 16, 1, 6, 6, dtype=torch.float32))[steps]:
+        losses.append(train(net, optimizer, [batch]))
+        scheduler.step()
+    torch.save([*(part.state_dict() for part in (net, optimizer, scheduler)), torch.get_rng_state()], file)
+    return [torch.cat(losses), *everything(net, optimizer)]
+
+
+def second_halves(rank, folder):
+    return [noisy_run(*run, Path(folder) / "-".join(run), slice(3, 6), True) for run in RUNS]
+
+
+def test_a_new_process_goes_on_bitwise(tmp_path):
+    """Model, optimizer, scheduler and random numbers from a file, against the run that nothing interrupted."""
+    for run in RUNS:
+        noisy_run(*run, tmp_path / "-".join(run), slice(3), False)
+    (resumed,) = together(1, second_halves, str(tmp_path))
+    for run, (losses, *rest) in zip(RUNS, resumed, strict=True):
+        its_losses, *expected = noisy_run(*run, tmp_path / "whole", slice(6), False)
+        assert torch.equal(losses, its_losses[3:]), run
+        assert equal(rest, expected), run
