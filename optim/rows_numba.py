@@ -92,12 +92,16 @@ def _square_off(x, g, along, n, zero):
 
 
 @_part
-def _products(x, g, v, to_v, to_u, n, zero):
-    """v ← v' = (v, g, x)·to_v, and x·u, u·u, x·v', u·v' with u = (v', g, x)·to_u.
+def _form(x, g, v, to_v, n):
+    """v ← v' = (v, g, x)·to_v."""
+    v_v, v_g, v_x = to_v
+    for i in range(n):
+        v[i] = v_v * v[i] + v_g * g[i] + v_x * x[i]
 
-    Where a gradient is almost normal, x and g all but cancel in v', and Adam brings what rounding has left of it to the length
-    of a step. Formed again, which the compiler does in another order, v' would be another, and the row miss the manifold.
-    """
+
+@_part
+def _products(x, g, v, to_v, to_u, n, zero):
+    """x·u, u·u, x·v', u·v' with v' = (v, g, x)·to_v and u = (v', g, x)·to_u."""
     xu, uu, xv, uv = zero, zero, zero, zero
     v_v, v_g, v_x = to_v
     u_v, u_g, u_x = to_u
@@ -108,7 +112,6 @@ def _products(x, g, v, to_v, to_u, n, zero):
         uu += u * u
         xv += x[i] * w
         uv += u * w
-        v[i] = w
     return xu, uu, xv, uv
 
 
@@ -124,28 +127,22 @@ def _products_alone(x, g, ahead_g, ahead_x, n, zero):
 
 
 @_part
-def _combine(x, g, v, to_v, to_u, to_y, to_stored, n):
-    """x ← (x, u)·to_y and v ← (v', x, u)·to_stored, together, with v' = (v, g, x)·to_v and u = (v', g, x)·to_u."""
-    v_v, v_g, v_x = to_v
-    u_v, u_g, u_x = to_u
-    y_x, y_u = to_y
-    s_v, s_x, s_u = to_stored
+def _combine(x, g, v, to_x, to_v, n):
+    """x ← (x, g, v)·to_x and v ← (x, g, v)·to_v, together."""
+    y_x, y_g, y_v = to_x
+    w_x, w_g, w_v = to_v
     for i in range(n):
-        a, b = x[i], g[i]
-        w = v_v * v[i] + v_g * b + v_x * a
-        u = u_v * w + u_g * b + u_x * a
-        x[i] = y_x * a + y_u * u
-        v[i] = s_v * w + s_x * a + s_u * u
+        a, b, c = x[i], g[i], v[i]
+        x[i] = y_x * a + y_g * b + y_v * c
+        v[i] = w_x * a + w_g * b + w_v * c
 
 
 @_part
-def _combine_alone(x, g, to_u, to_y, n):
+def _combine_alone(x, g, to_x, n):
     """The same without v."""
-    u_g, u_x = to_u
-    y_x, y_u = to_y
+    y_x, y_g, _ = to_x
     for i in range(n):
-        a = x[i]
-        x[i] = y_x * a + y_u * (u_g * g[i] + u_x * a)
+        x[i] = y_x * x[i] + y_g * g[i]
 
 
 @_part
@@ -249,8 +246,15 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
     if unit:
         vx, ux = -vg * xg, -ug * xg
     has_vector = pv != 0
+    if unit and adam:
+        # Where a gradient is almost normal, x and g all but cancel in v', and Adam brings what rounding has left of it to
+        # the length of a step. Formed twice, in another order, it would be two vectors, and the row miss the manifold.
+        for start in range(0, n, BLOCK):
+            m = min(BLOCK, n - start)
+            x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
+            _form(x, g, _pointer(pv + start * size, zero), (real(kept), real(vg), real(vx)), m)
+        kept, vg, vx = 1.0, 0.0, 0.0
     k_x, k_u, t_v, t_x, t_u = 1.0, 1.0, 1.0, 0.0, 0.0
-    to_v, to_u = (real(kept), real(vg), real(vx)), (real(along), real(ug), real(ux))
     if unit or exp or (carry != 0 and has_vector):
         xu, uu, xv, uv = 0.0, 0.0, 0.0, 0.0
         for start in range(0, n, BLOCK):
@@ -258,6 +262,7 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
             x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
             if has_vector:
                 v = _pointer(pv + start * size, zero)
+                to_v, to_u = (real(kept), real(vg), real(vx)), (real(along), real(ug), real(ux))
                 a, b, c, d = _products(x, g, v, to_v, to_u, m, zero)
                 xv += c
                 uv += d
@@ -265,18 +270,21 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
                 a, b = _products_alone(x, g, real(ug), real(ux), m, zero)
             xu += a
             uu += b
-        to_v = (real(1.0), zero, zero)  # v' stands where v was
         k_x, k_u, t_v, t_x, t_u = _move(
             unit, lines, exp, carry, s * s * xx, s * xu, uu, s * xv, uv, s * r, n, tiny, eps
         )
-    to_y, to_stored = (real(k_x * s), real(k_u)), (real(t_v), real(t_x * s), real(t_u))
+    k_x *= s
+    t_x *= s
+    both, through = t_v + t_u * along, k_u * along if has_vector else 0.0
+    to_x = real(k_x + k_u * ux + through * vx), real(k_u * ug + through * vg), real(through * kept)
+    to_v = real(both * vx + t_u * ux + t_x), real(both * vg + t_u * ug), real(both * kept)
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
         x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
         if has_vector:
-            _combine(x, g, _pointer(pv + start * size, zero), to_v, to_u, to_y, to_stored, m)
+            _combine(x, g, _pointer(pv + start * size, zero), to_x, to_v, m)
         else:
-            _combine_alone(x, g, (real(ug), real(ux)), to_y, m)
+            _combine_alone(x, g, to_x, m)
 
 
 @_part
