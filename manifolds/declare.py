@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from . import numerics
 from .base import Manifold
@@ -215,10 +216,17 @@ def walk(model: nn.Module) -> Iterator[Declared]:
 def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
     parameter = owner._parameters.get(leaf)
     if parameter is None:
+        if is_parametrized(owner, leaf):
+            path = f"parametrizations.{leaf}"
+            sources = ", ".join(f"{path}.{key}" for key, _ in owner.get_submodule(path).named_parameters(recurse=False))
+            raise DeclarationError(
+                f"{name} is computed by a parametrization, from {sources}: parametrize before you declare, and declare "
+                "those, or take it off with torch.nn.utils.parametrize.remove_parametrizations"
+            )
         has = ", ".join(key for key, value in owner._parameters.items() if value is not None) or "none"
         raise DeclarationError(
             f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if it was there once, a "
-            "parametrization or a wrapper such as FSDP1 replaced it: declare what is left, or apply that first"
+            "wrapper such as FSDP1 replaced it: declare what is left, or apply that first"
         )
     if getattr(parameter, "_fsdp_flattened", False):
         raise DeclarationError(f"{name} {FLATTENED}")

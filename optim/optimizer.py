@@ -213,16 +213,39 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         """Load what `state_dict` gave, also in the middle of a run.
 
         A state_dict of torch.optim.SGD or Adam is taken too, on Euclidean groups: what it does not say stays as
-        it is here. Numbers per point stay in float32 or better whatever the parameter's dtype.
+        it is here. Numbers per point stay in float32 or better whatever the parameter's dtype. Hooks are called as
+        torch calls them: what they make of the state_dict is what is checked and loaded.
 
         Raises `StateError` if it was saved with another geometry or rule, `OptionError` for options that cannot
         be honoured; then nothing has changed.
         """
+        loading: list[dict[str, Any]] = []
+
+        def check(_: Any, found: dict[str, Any]) -> dict[str, Any]:
+            loading.append({**found, "param_groups": self._merged(found["param_groups"])})
+            return loading[0]
+
+        def restore(_: Any) -> None:
+            self._restore_numbers(*loading)
+
+        # Next to torch's own work: after the hooks that adapt a state_dict, before those that look at the result.
+        hooks = (
+            self.register_load_state_dict_pre_hook(check),
+            self.register_load_state_dict_post_hook(restore, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _merged(self, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups of a state_dict, checked, with what they do not say as it is here."""
         mine = self.param_groups
-        if len(mine) != len(state_dict["param_groups"]):
-            raise StateError(f"the state_dict has {len(state_dict['param_groups'])} groups, this optimizer {len(mine)}")
+        if len(mine) != len(saved):
+            raise StateError(f"the state_dict has {len(saved)} groups, this optimizer {len(mine)}")
         merged = []
-        for group, its in zip(mine, state_dict["param_groups"], strict=True):
+        for group, its in zip(mine, saved, strict=True):
             for key, default in (("manifold", _FLAT), ("rows", repr(Rows())), ("joined", "")):
                 if its.get(key, default) != group[key]:
                     raise StateError(
@@ -237,12 +260,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             both = {**kept, **{key: value for key, value in its.items() if key in kept or key not in _FOREIGN}}
             check_group(both)
             merged.append(both)
-        super().load_state_dict({**state_dict, "param_groups": merged})
+        return merged
+
+    def _restore_numbers(self, state_dict: dict[str, Any]) -> None:
+        """Numbers per point as they were saved: torch casts all state to the parameter's dtype, which would round them to
+        half precision."""
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         params = [(group, p) for group in self.param_groups for p in group["params"]]
         for key, (group, p) in zip(saved, params, strict=True):
             for name, value in state_dict["state"].get(key, {}).items():
-                # torch casts all state to the parameter's dtype, which would round these to half precision.
                 if name in ("radius", *self.rule.scalars) and isinstance(value, Tensor):
                     self.state[p][name] = value.detach().to(device=p.device, copy=True)
                 elif name == "step" and not isinstance(value, Tensor):  # as torch had it once

@@ -131,7 +131,7 @@ def test_a_bias_belongs_to_one_point():
 def test_a_declaration_whose_parameter_is_gone():
     model = mlp()
     declare(model, "0.weight", PSI())
-    nn.utils.parametrizations.weight_norm(model[0])
+    del model[0].weight
     for call in (param_groups, declared, put):
         with pytest.raises(DeclarationError, match=r"0.weight: .* has no parameter 'weight' \(it has: bias\)"):
             call(model)

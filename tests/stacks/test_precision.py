@@ -6,6 +6,7 @@ import pytest
 import torch
 from networks import batches, declare_all, normed_cnn
 from optimizers import OPTIMIZERS
+from paths import PATHS
 from retract import declare, param_groups, put
 from retract.manifolds import PSI, Grassmann, Sphere, Stiefel
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, averaging, clip_grad_norm_
@@ -156,6 +157,101 @@ def test_the_scaler_finds_its_scale(device):
     assert 5 < skipped < 40
     assert scaler.get_scale() == 2.0 ** (40 - skipped)
     assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_scaling_leaves_no_trace(name, path, device):
+    """Scales are powers of two: without overflow, a scaler changes no bit of a run that is clipped in the metric."""
+    ends = []
+    for enabled in (False, True):
+        net = network(name, device=device)
+        optimizer = OPTIMIZERS[name]([{**group, **PATHS[path]} for group in param_groups(net)])
+        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, growth_interval=1, enabled=enabled)
+        for batch in data(device, 1)[:3]:
+            optimizer.zero_grad()
+            scaler.scale(loss_of(net, batch)).backward()
+            scaler.unscale_(optimizer)
+            clip_grad_norm_(optimizer, 0.5)
+            scaler.step(optimizer)
+            scaler.update()
+        ends.append(everything(net, optimizer))
+    assert equal(*ends)
+
+
+def alone(name, path, dtype, device):
+    """A point on a manifold and a flat parameter without a network, and an optimizer of them."""
+    torch.manual_seed(0)
+    params = [nn.Parameter(Sphere().random_point(4, 40, device=device).to(dtype)) for _ in range(2)]
+    groups = [{"params": params[:1], "manifold": HOME.get(name, PSI())}, {"params": params[1:], "orthogonality": 0.0}]
+    return params, OPTIMIZERS[name]([{**group, **path} for group in groups])
+
+
+def step(params, optimizer):
+    for p in params:
+        p.grad = (torch.randn(p.shape, device=p.device, dtype=torch.float32) / 40).to(p.dtype)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("path", [{"foreach": False}, {"foreach": True}], ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_in_half_precision_rounds_once(name, dtype, path, device):
+    """A step from the same weights, gradients and state in float32, rounded at the end, is the same step."""
+    params, optimizer = alone(name, path, dtype, device)
+    for _ in range(3):
+        step(params, optimizer)
+    wide, twin = alone(name, path, torch.float32, device)
+    twin.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, w in zip(params, wide, strict=True):
+        w.data.copy_(p)
+    step(params, optimizer)
+    for p, w in zip(params, wide, strict=True):
+        w.grad = p.grad.float()
+    twin.step()
+    p, w = params[0], wide[0]
+    assert torch.equal(p, w.to(dtype))
+    for key, value in optimizer.state[p].items():
+        assert value.dtype == (dtype if value.shape == p.shape else torch.float32), key
+        assert torch.equal(value, twin.state[w][key].to(value.dtype)), key
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_default_dtype_is_no_part_of_a_step(name, path, device):
+    """float32 and float64 weights, whichever of the two is torch's default: the same bits, and state in their dtype."""
+    for dtype in (torch.float32, torch.float64):
+        ends = []
+        for default in (torch.float32, torch.float64):
+            params, optimizer = alone(name, PATHS[path], dtype, device)
+            torch.set_default_dtype(default)
+            try:
+                for _ in range(3):
+                    step(params, optimizer)
+            finally:
+                torch.set_default_dtype(torch.float32)
+            ends.append(everything(nn.ParameterList(params), optimizer))
+            for state in optimizer.state.values():
+                assert {value.dtype for key, value in state.items() if key != "step"} == {dtype}
+        assert equal(*ends)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_gradients_narrower_than_their_weights(name, path, device):
+    """`grad_dtype`: bfloat16 gradients of float32 weights are taken as the numbers that they are."""
+    ends = []
+    for narrow in (False, True):
+        params, optimizer = alone(name, PATHS[path], torch.float32, device)
+        for _ in range(3):
+            for p in params:
+                grad = torch.randn(p.shape, device=device).bfloat16()
+                if narrow:
+                    p.grad_dtype = torch.bfloat16
+                p.grad = grad if narrow else grad.float()
+            optimizer.step()
+        ends.append(params)
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*ends, strict=True))
 
 
 LONG = {

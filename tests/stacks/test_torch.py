@@ -154,6 +154,29 @@ def test_what_is_below_a_parametrization(device):
     Stiefel().check_point(layers["orthogonal"].weight.detach())
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize(
+    ("wrap", "leaf", "rows"),
+    [
+        (parametrizations.weight_norm, "original1", Rows()),
+        (parametrizations.spectral_norm, "original", Rows(blocks=1)),
+    ],
+    ids=["weight_norm", "spectral_norm"],
+)
+def test_the_size_below_a_parametrization_is_no_part_of_the_training(wrap, leaf, rows, scale, device):
+    ends = []
+    for size in (1.0, scale):
+        torch.manual_seed(0)
+        net = nn.Sequential(wrap(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 4)).to(device, torch.float64)
+        net.get_parameter(f"0.parametrizations.weight.{leaf}").data.mul_(size)
+        declare(net, f"0.parametrizations.weight.{leaf}", PSI(), rows)
+        before = net[0].weight.detach()
+        train(net, PSISGD(param_groups(net), lr=0.1, momentum=0.9), data(10, device))
+        assert not torch.allclose(net[0].weight, before, atol=1e-2)
+        ends.append(net[0].weight.detach())
+    assert torch.allclose(*ends, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     "wrap",
     [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
@@ -163,12 +186,12 @@ def test_a_parametrization_over_a_declaration_is_an_error(wrap, device):
     layer = nn.Linear(5, 5).to(device)
     declare(layer, "weight", Sphere())
     wrap(layer)
-    with pytest.raises(
-        DeclarationError, match=r"weight: .* has no parameter 'weight' .* a parametrization or a wrapper"
-    ):
-        param_groups(layer)
-    with pytest.raises(DeclarationError, match=r"weight: .* has no parameter 'weight' \(it has: bias\)"):
-        declare(wrap(nn.Linear(5, 5)), "weight", Sphere())
+    message = (
+        r"weight is computed by a parametrization, from parametrizations.weight.original.*: parametrize before you"
+    )
+    for call in (param_groups, declared, put, lambda layer: declare(layer, "weight", Sphere())):
+        with pytest.raises(DeclarationError, match=message):
+            call(layer)
     parametrize.remove_parametrizations(layer, "weight")
     put(layer)
     (group, _) = param_groups(layer)
@@ -199,6 +222,34 @@ def test_optimizer_in_backward(name, device):
     assert all(p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_joint_points_in_backward(path, device):
+    """They step when the last of their parts has its gradient, on every path."""
+    ends = []
+    for within in (False, True):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 4)).to(device, torch.float64)
+        declare(net, "0.weight", PSI(), rows=Rows(blocks=1), joined=("bias",))
+        groups = param_groups(net)
+        if within:
+            for group in groups:
+                its = RiemannianSGD([{**group, **PATHS[path]}], lr=0.1, momentum=0.9)
+
+                def step(_, group=group, its=its):
+                    if all(p.grad is not None for p in group["params"]):
+                        its.step()
+                        its.zero_grad()
+
+                for p in group["params"]:
+                    p.register_post_accumulate_grad_hook(step)
+            for x, y in data(4, device):
+                nn.functional.cross_entropy(net(x), y).backward()
+        else:
+            train(net, RiemannianSGD([{**g, **PATHS[path]} for g in groups], lr=0.1, momentum=0.9), data(4, device))
+        ends.append([p.detach() for p in net.parameters()])
+    assert equal(*ends)
+
+
 def test_hooks_around_the_step(device):
     """A pre hook may change gradients, and sees the points as they were; a post hook sees them moved, on the manifold."""
     net, optimizer = build("sgd", device)
@@ -212,6 +263,31 @@ def test_hooks_around_the_step(device):
     assert not torch.equal(before, after)
     Sphere().check_point(after)
     assert torch.equal(net[3].weight, still)
+
+
+def test_hooks_around_a_load(device):
+    """Those before a load may adapt what is loaded; those after it see state as it stays, and have the last word."""
+    net, optimizer = build("adam", device, dtype=torch.bfloat16)
+    train(net, optimizer, data(2, device, torch.bfloat16))
+    optimizer.register_state_dict_post_hook(lambda _, state: {"groups": state["param_groups"], "state": state["state"]})
+    twin, other = build("adam", device, dtype=torch.bfloat16)
+    with pytest.raises(KeyError, match="param_groups"):
+        other.load_state_dict(optimizer.state_dict())
+    weight, seen = twin[0].weight, []
+
+    def adapt(its, state):
+        return {"param_groups": state["groups"], "state": state["state"]}
+
+    def look(its):
+        seen.append(its.state[weight]["exp_avg_sq"].clone())
+        its.state[weight]["exp_avg_sq"].zero_()
+
+    other.register_load_state_dict_pre_hook(adapt)
+    other.register_load_state_dict_post_hook(look)
+    other.load_state_dict(optimizer.state_dict())
+    assert equal(seen, [optimizer.state[net[0].weight]["exp_avg_sq"]])
+    assert seen[0].dtype == torch.float32
+    assert not other.state[weight]["exp_avg_sq"].any()
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
