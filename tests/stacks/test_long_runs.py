@@ -72,7 +72,8 @@ def test_psi_sgdm_in_float32_stays_with_float64(steps, radius):
     one, two, control = single.detach().double(), double.detach()[:4], double.detach()[4:]
     report = f"{psi.dist(one, two).max():.1e} apart, {psi.dist(start.double(), two).mean():.2f} from the start, control {psi.dist(two, control) / near}"
     print(report)
-    assert psi.dist(one, two).max() < 5e-5, report
+    # One rounding per step, as a random walk, makes ε √steps: 3.8e-5 after 100,000.
+    assert psi.dist(one, two).max() < 5 * torch.finfo(torch.float32).eps * steps**0.5, report
     assert ((psi.dist(two, control) / near - 1).abs() < 0.6).all(), report
     moved_back = (psi.radius(two) / psi.radius(start)).log2().abs() > 5
     if steps == LONG:
