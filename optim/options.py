@@ -49,6 +49,8 @@ def check_names(group: Options, defaults: Options) -> None:
     for key in group:
         if key in defaults or key == "params":
             continue
+        if not isinstance(key, str):
+            raise OptionError(f"a group has the key {key!r}; options are named by strings")
         close = difflib.get_close_matches(key, defaults, n=1, cutoff=0.8)
         if key in _ALL or (close and key not in _SCHEDULER_KEYS):
             hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(defaults)}"

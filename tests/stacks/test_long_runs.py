@@ -48,7 +48,7 @@ def test_psi_sgdm_stays_finite(steps, radius, path):
 @pytest.mark.parametrize("radius", ["hold", "free"])
 @pytest.mark.parametrize("steps", LENGTHS)
 def test_psi_sgdm_in_float32_stays_with_float64(steps, radius):
-    """The same sequence of gradients for both, at a rate at which the whole run turns a row by about one radian.
+    """The same sequence of gradients for both, at a rate at which the whole run turns a row by half a radian.
 
     A loss would make the gradients functions of the point, and the comparison say little: near a minimum it pulls both
     paths to the same point, whatever errors they make; elsewhere it drives them apart exponentially. Random gradients at a
@@ -61,7 +61,7 @@ def test_psi_sgdm_in_float32_stays_with_float64(steps, radius):
     aside = start.double() + near * psi.radius(start) * psi.canonical(psi.random_tangent(start.double()))
     single, double = nn.Parameter(start.clone()), nn.Parameter(torch.cat([start.double(), aside]))
     pairs = [
-        (w, PSISGD([{"params": [w], "manifold": psi}], lr=1e-4, momentum=0.9, radius=radius)) for w in (single, double)
+        (w, PSISGD([{"params": [w], "manifold": psi}], lr=5e-5, momentum=0.9, radius=radius)) for w in (single, double)
     ]
     for _ in range(steps):
         noise = torch.randn(4, 16, generator=generator)
@@ -72,8 +72,9 @@ def test_psi_sgdm_in_float32_stays_with_float64(steps, radius):
     one, two, control = single.detach().double(), double.detach()[:4], double.detach()[4:]
     report = f"{psi.dist(one, two).max():.1e} apart, {psi.dist(start.double(), two).mean():.2f} from the start, control {psi.dist(two, control) / near}"
     print(report)
-    assert psi.dist(one, two).max() < 5e-5, report
-    assert ((psi.dist(two, control) / near - 1).abs() < 0.7).all(), report
+    # One rounding per step, as a random walk, makes ε √steps: 3.8e-5 after 100,000.
+    assert psi.dist(one, two).max() < 5 * torch.finfo(torch.float32).eps * steps**0.5, report
+    assert ((psi.dist(two, control) / near - 1).abs() < 0.6).all(), report
     moved_back = (psi.radius(two) / psi.radius(start)).log2().abs() > 5
     if steps == LONG:
         assert moved_back.flatten().tolist() == [False, False, radius == "free", False], report
