@@ -285,7 +285,7 @@ def test_bad_input():
         psi.find(net, x.to("meta"))
     with pytest.raises(psi.ProbeError, match="the model failed in probe 0 .*TypeError"):
         psi.find(net)
-    with pytest.raises(psi.ProbeError, match="at least the given inputs"):
+    with pytest.raises(psi.ProbeError, match="an integer, and at least 1 for the given inputs"):
         psi.find(net, x, probes=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

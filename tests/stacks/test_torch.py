@@ -395,16 +395,16 @@ def noisy_run(name, path, file, steps, resume):
     return [torch.cat(losses), *everything(net, optimizer)]
 
 
-def second_halves(rank, folder):
-    return [noisy_run(*run, Path(folder) / "-".join(run), slice(3, 6), True) for run in RUNS]
+def part_of_runs(rank, folder, steps, resume):
+    return [noisy_run(*run, Path(folder) / "-".join(run), steps, resume) for run in RUNS]
 
 
 def test_a_new_process_goes_on_bitwise(tmp_path):
-    """Model, optimizer, scheduler and random numbers from a file, against the run that nothing interrupted."""
-    for run in RUNS:
-        noisy_run(*run, tmp_path / "-".join(run), slice(3), False)
-    (resumed,) = together(1, second_halves, str(tmp_path))
-    for run, (losses, *rest) in zip(RUNS, resumed, strict=True):
-        its_losses, *expected = noisy_run(*run, tmp_path / "whole", slice(6), False)
+    """Model, optimizer, scheduler and random numbers from a file, against the run that nothing interrupted; every part in
+    a process of its own, with the same number of threads."""
+    (whole,) = together(1, part_of_runs, str(tmp_path), slice(6), False)
+    together(1, part_of_runs, str(tmp_path), slice(3), False)
+    (resumed,) = together(1, part_of_runs, str(tmp_path), slice(3, 6), True)
+    for run, (its_losses, *expected), (losses, *rest) in zip(RUNS, whole, resumed, strict=True):
         assert torch.equal(losses, its_losses[3:]), run
         assert equal(rest, expected), run
