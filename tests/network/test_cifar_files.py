@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from retract.manifolds.errors import RetractError
-from retract.psi.experiments import cifar
+from retract.psi.experiments import cifar_files as cifar
 
 COUNTS = (6, 4)
 

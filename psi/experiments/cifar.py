@@ -1,0 +1,158 @@
+"""Tables 1 and 2 and Figure 3 of Yi (UAI 2022): CIFAR ResNets under every method, each with the same sweep and schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...manifolds.errors import RetractError
+from .cifar_files import cifar10, cifar100
+from .data import Split
+from .methods import METHODS, build
+from .resnet import cifar_resnet
+from .training import Epoch, Record, Trainer
+
+__all__ = ["Config", "chosen", "load", "sweep", "train"]
+
+_HELD_OUT = 5_000
+"""Training images that score a sweep. Runs of a sweep never see the test images."""
+_POWERS = (-1, 0, 1, 2)
+"""The rates of a sweep, by their place in …, 0.1, 0.3, 1, 3, 10, 30, … times the published one; the same for every method."""
+_DROPS, _DROP = (0.3, 0.6, 0.8), 0.2
+"""The paper's schedule, × 0.2 at 60, 120 and 160 of 200 epochs, as fractions."""
+
+Report = Callable[["Config", int, Epoch], None]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run depends on."""
+
+    dataset: str = "cifar10"
+    depth: int = 20
+    method: str = "psi-sgdm"
+    lr: float = 0.1
+    weight_decay: float = 0.0
+    """Of all parameters, or, where the method has a manifold, of the others only."""
+    orthogonality: float = 0.0
+    """α of SGDG and Adam-G."""
+    epochs: int = 200
+    batch: int = 128
+    seed: int = 0
+    """Of initialization, order, crops and flips."""
+    images: int = 0
+    """Of the training set, the first in a fixed random order; 0 takes all."""
+    held_out: bool = False
+    """Score on 5,000 training images that are left out of training, not on the test set."""
+    bf16: bool = False
+    channels_last: bool = False
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        """For a folder: everything that tells runs of one study apart."""
+        regularizer = f"-a{self.orthogonality:g}" * (self.orthogonality > 0) + f"-wd{self.weight_decay:g}"
+        share = f"-{self.images}" * (self.images > 0) + "-held-out" * self.held_out
+        network = f"{self.dataset}-resnet{self.depth}"
+        return f"{network}-{self.method}{regularizer}-lr{self.lr:g}-{self.epochs}-epochs{share}-seed{self.seed}"
+
+
+class Images:
+    """A data set that stays on one device as bytes, 3 × 32 × 32; batches are cut from it there."""
+
+    def __init__(self, split: Split, config: Config, device: torch.device) -> None:
+        order = torch.randperm(len(split.train_x), generator=torch.Generator().manual_seed(0))
+        test_x, test_y = split.test_x, split.test_y
+        if config.held_out:
+            order, rest = order[:-_HELD_OUT], order[-_HELD_OUT:]
+            test_x, test_y = split.train_x[rest], split.train_y[rest]
+        if config.images:
+            order = order[: config.images]
+        x = split.train_x[order]
+        counts = torch.stack([x[:, channel].flatten().bincount(minlength=256) for channel in range(3)]).double()
+        bytes_ = torch.arange(256, dtype=torch.float64)
+        mean = counts @ bytes_ / counts.sum(1)
+        std = (counts @ bytes_.square() / counts.sum(1) - mean.square()).sqrt()
+        self._mean, self._std = (t.float().view(3, 1, 1).to(device) for t in (mean, std))
+        # Torchvision's crops are of black borders, so the padding comes before the normalization.
+        self._x = torch.nn.functional.pad(x, (4, 4, 4, 4)).permute(0, 2, 3, 1).contiguous().to(device)
+        self._y = split.train_y[order].to(device)
+        self._test_x, self._test_y = test_x.to(device), test_y.to(device)
+        self._batch = config.batch
+        self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.device = device
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        return ((x.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
+
+    def train(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in random order: a crop of 32 × 32 from the image with 4 black pixels around it, and every second image
+        mirrored. The last batch may be smaller."""
+        count = len(self._x)
+        order = torch.randperm(count, generator=generator)
+        corners = torch.randint(9, (2, count, 1), generator=generator)
+        mirrored = torch.randint(2, (count, 1), generator=generator).bool()
+        rows, columns = corners + torch.arange(32)
+        columns = torch.where(mirrored, columns.flip(1), columns)
+        order, rows, columns = (t.to(self.device, non_blocking=True) for t in (order, rows, columns))
+        for part in torch.arange(count, device=self.device).split(self._batch):
+            chosen = order[part]
+            at = chosen[:, None, None], rows[part][:, :, None], columns[part][:, None, :]
+            yield self._prepared(self._x[at].permute(0, 3, 1, 2)), self._y[chosen]
+
+    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images to score on, as they are."""
+        for x, y in zip(self._test_x.split(1_000), self._test_y.split(1_000), strict=True):
+            yield self._prepared(x), y
+
+
+def load(dataset: str, folder: Path) -> Split:
+    """CIFAR-10 or CIFAR-100 from `folder`; raises as `cifar10` does."""
+    return (cifar10 if dataset == "cifar10" else cifar100)(folder)
+
+
+def train(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> Record:
+    """One run, in the folder ``out / config.name``; goes on where it was interrupted.
+
+    ``report(config, number, epoch)`` is called after every epoch. Raises `RetractError` for options that do not go together.
+    """
+    if config.images > len(split.train_x) - _HELD_OUT * config.held_out:
+        raise RetractError(f"{config.images} images: the training set has {len(split.train_x)}, held-out ones included")
+    torch.manual_seed(config.seed)
+    model = cifar_resnet(config.depth, 10 if config.dataset == "cifar10" else 100).to(device)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = Images(split, config, device)
+    example, _ = next(images.train(torch.Generator().manual_seed(0)))
+    optimizer = build(model, example[:8], config.method, config.lr, config.weight_decay, config.orthogonality)
+    milestones = [max(1, round(share * config.epochs)) for share in _DROPS]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, _DROP)
+    generator = torch.Generator().manual_seed(config.seed)
+    trainer = Trainer(model, optimizer, schedule, generator, images.train, images.test, config.bf16, config.compile)
+    return trainer.run(out / config.name, asdict(config), partial(report, config))
+
+
+def sweep(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> list[Record]:
+    """Runs of `config` at four rates, 0.3, 1, 3 and 10 times the published one, scored on held-out training images, and at
+    further ones (0.1, 30, …) while the best is at an edge; ordered by rate. `chosen` tells the best."""
+
+    def at(power: int) -> Record:
+        factor = (1, 3)[power % 2] * 10.0 ** (power // 2)
+        trial = replace(config, lr=float(f"{factor * METHODS[config.method].lr:.3g}"), held_out=True)
+        return train(trial, split, device, out, report)
+
+    records = {power: at(power) for power in _POWERS}
+    while (edge := max(records, key=lambda power: records[power].accuracy)) in (min(records), max(records)):
+        further = edge - 1 if edge == min(records) else edge + 1
+        records[further] = at(further)
+    return [records[power] for power in sorted(records)]
+
+
+def chosen(records: Sequence[Record]) -> float:
+    """The learning rate of the most accurate run of a sweep."""
+    return max(records, key=lambda record: record.accuracy).settings["lr"]

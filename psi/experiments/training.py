@@ -1,0 +1,176 @@
+"""A plain training loop that writes down every epoch, and goes on where it was killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...manifolds.errors import RetractError
+from . import checkpoint
+
+__all__ = ["Epoch", "Record", "Trainer"]
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch left."""
+
+    lr: float
+    loss: float
+    """Mean training loss over the batches."""
+    accuracy: float
+    """On held-out images after the epoch, in eval mode, in percent."""
+    test_loss: float
+    seconds: float
+    """Of training, without the evaluation."""
+
+
+@dataclass
+class Record:
+    """A run so far: its settings and its epochs. Kept as ``run.json`` and ``epochs.csv``."""
+
+    settings: dict[str, Any]
+    epochs: list[Epoch]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss was not finite; the run ends there."""
+        return bool(self.epochs) and not math.isfinite(self.epochs[-1].loss)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.diverged or len(self.epochs) == self.settings["epochs"]
+
+    @property
+    def accuracy(self) -> float:
+        """After the last epoch, in percent; 0 if the run diverged."""
+        return 0.0 if self.diverged or not self.epochs else self.epochs[-1].accuracy
+
+    def write(self, folder: Path) -> None:
+        """Both files, each whole at every moment."""
+        rows = [asdict(epoch) for epoch in self.epochs]
+        part = folder / "epochs.csv.part"
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["epoch", *(field.name for field in fields(Epoch))])
+            writer.writeheader()
+            writer.writerows({"epoch": number, **row} for number, row in enumerate(rows, 1))
+        part.replace(folder / "epochs.csv")
+        part = folder / "run.json.part"
+        part.write_text(json.dumps({"settings": self.settings, "epochs": rows}, indent=1))
+        part.replace(folder / "run.json")
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """From a ``run.json``. Raises `RetractError` naming the file that is none."""
+        try:
+            content = json.loads(path.read_text())
+            return cls(content["settings"], [Epoch(**epoch) for epoch in content["epochs"]])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RetractError(f"{path} is not the run.json of a run ({type(error).__name__}: {error})") from error
+
+
+@dataclass
+class Trainer:
+    """A model in training. Everything random comes from `generator`, so a run depends on nothing but its settings."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    generator: torch.Generator
+    """On the CPU."""
+    train: Callable[[torch.Generator], Batches]
+    """The batches of one epoch, on the model's device."""
+    test: Callable[[], Batches]
+    autocast: bool
+    """Whether to compute in bfloat16 where torch's autocast does."""
+    compile: bool
+    """Whether to compile the model."""
+
+    def run(self, folder: Path, settings: dict[str, Any], after_epoch: Callable[[int, Epoch], None]) -> Record:
+        """Train to ``settings["epochs"]``, from the checkpoint in `folder` where there is one.
+
+        Leaves ``run.json``, ``epochs.csv`` and, until the run is finished, ``checkpoint.pt`` in `folder` after every epoch, and
+        calls ``after_epoch(number, epoch)``. A run that was killed goes on to the same numbers, seconds apart; a run that is
+        finished is only read.
+
+        Raises `RetractError` if `folder` holds a run with other settings.
+        """
+        record = Record(settings, [])
+        path = folder / "checkpoint.pt"
+        if (folder / "run.json").is_file():
+            record = Record.read(folder / "run.json")
+            _same(record.settings, settings, folder)
+            if record.finished:
+                return record
+        if path.is_file():
+            state = checkpoint.load(path)
+            _same(state["settings"], settings, folder)
+            for part, saved in zip(self._parts(), state["parts"], strict=True):
+                part.load_state_dict(saved)
+            self.generator.set_state(state["generator"])
+            record = Record(settings, [Epoch(**epoch) for epoch in state["epochs"]])
+        folder.mkdir(parents=True, exist_ok=True)
+        forward = torch.compile(self.model) if self.compile else self.model
+        while not record.finished:
+            record.epochs.append(self._epoch(forward))
+            self.schedule.step()
+            parts = [part.state_dict() for part in self._parts()]
+            epochs = [asdict(epoch) for epoch in record.epochs]
+            state = {"settings": settings, "parts": parts, "generator": self.generator.get_state(), "epochs": epochs}
+            checkpoint.save(state, path)
+            record.write(folder)
+            after_epoch(len(record.epochs), record.epochs[-1])
+        path.unlink()
+        return record
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.model, self.optimizer, self.schedule
+
+    def _epoch(self, forward: Callable[[Tensor], Tensor]) -> Epoch:
+        lr = self.optimizer.param_groups[0]["lr"]
+        start = time.perf_counter()
+        self.model.train()
+        losses = []
+        for x, y in self.train(self.generator):
+            self.optimizer.zero_grad()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+                loss = nn.functional.cross_entropy(forward(x), y)
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses).double().mean())  # the only moment that waits for a GPU
+        seconds = time.perf_counter() - start
+        accuracy, test_loss = self._evaluate()
+        return Epoch(lr, mean, accuracy, test_loss, seconds)
+
+    @torch.no_grad()
+    def _evaluate(self) -> tuple[float, float]:
+        """Accuracy in percent and mean loss, in eval mode."""
+        self.model.eval()
+        right, loss, count = torch.zeros(()), torch.zeros(()), 0
+        for x, y in self.test():
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+                output = self.model(x).float()
+            right = right + (output.argmax(1) == y).sum()
+            loss = loss + nn.functional.cross_entropy(output, y, reduction="sum")
+            count += len(y)
+        return 100.0 * float(right) / count, float(loss) / count
+
+
+def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    if differing:
+        told = ", ".join(f"{key} {found.get(key)!r} instead of {wanted[key]!r}" for key in differing)
+        raise RetractError(f"{folder} holds a run with {told}: name another folder with --out, or delete this one")
