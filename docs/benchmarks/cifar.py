@@ -41,7 +41,7 @@ def main(data, seeds=1):
     rates = {}
     for config in STUDY:
         trial = replace(config, images=10_000, epochs=5, channels_last=True)
-        rates[config] = cifar.chosen(cifar.sweep(trial, split, device, HERE / "cifar", tell))
+        rates[config] = cifar.best(cifar.sweep(trial, split, device, HERE / "cifar", tell))
     for seed in range(seeds):
         for config in STUDY:
             run = replace(config, lr=rates[config], epochs=10, seed=seed, channels_last=True)

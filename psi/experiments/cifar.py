@@ -17,10 +17,11 @@ from .methods import METHODS, build
 from .resnet import cifar_resnet
 from .training import Epoch, Record, Trainer
 
-__all__ = ["Config", "chosen", "load", "sweep", "train"]
+__all__ = ["Config", "best", "load", "sweep", "train"]
 
 _HELD_OUT = 5_000
 """Training images that score a sweep. Runs of a sweep never see the test images."""
+_TEST_BATCH = 500
 _POWERS = (-1, 0, 1, 2)
 """The rates of a sweep, by their place in …, 0.1, 0.3, 1, 3, 10, 30, … times the published one; the same for every method."""
 _DROPS, _DROP = (0.3, 0.6, 0.8), 0.2
@@ -107,7 +108,7 @@ class Images:
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images to score on, as they are."""
-        for x, y in zip(self._test_x.split(1_000), self._test_y.split(1_000), strict=True):
+        for x, y in zip(self._test_x.split(_TEST_BATCH), self._test_y.split(_TEST_BATCH), strict=True):
             yield self._prepared(x), y
 
 
@@ -139,7 +140,7 @@ def train(config: Config, split: Split, device: torch.device, out: Path, report:
 
 def sweep(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> list[Record]:
     """Runs of `config` at four rates, 0.3, 1, 3 and 10 times the published one, scored on held-out training images, and at
-    further ones (0.1, 30, …) while the best is at an edge; ordered by rate. `chosen` tells the best."""
+    further ones (0.1, 30, …) while the best is at an edge; ordered by rate. `best` tells which."""
 
     def at(power: int) -> Record:
         factor = (1, 3)[power % 2] * 10.0 ** (power // 2)
@@ -153,6 +154,6 @@ def sweep(config: Config, split: Split, device: torch.device, out: Path, report:
     return [records[power] for power in sorted(records)]
 
 
-def chosen(records: Sequence[Record]) -> float:
+def best(records: Sequence[Record]) -> float:
     """The learning rate of the most accurate run of a sweep."""
     return max(records, key=lambda record: record.accuracy).settings["lr"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...manifolds.errors import RetractError
@@ -103,7 +104,8 @@ class Trainer:
 
         Leaves ``run.json``, ``epochs.csv`` and, until the run is finished, ``checkpoint.pt`` in `folder` after every epoch, and
         calls ``after_epoch(number, epoch)``. A run that was killed goes on to the same numbers, seconds apart; a run that is
-        finished is only read.
+        finished is only read. Where processes have joined a group, all of them train (DistributedDataParallel), each on its own
+        batches, and process 0 writes and reports.
 
         Raises `RetractError` if `folder` holds a run with other settings.
         """
@@ -122,17 +124,27 @@ class Trainer:
             self.generator.set_state(state["generator"])
             record = Record(settings, [Epoch(**epoch) for epoch in state["epochs"]])
         folder.mkdir(parents=True, exist_ok=True)
-        forward = torch.compile(self.model) if self.compile else self.model
+        alone = not dist.is_initialized()
+        forward = self.model if alone else nn.parallel.DistributedDataParallel(self.model)
+        if self.compile:
+            forward = torch.compile(forward)  # type: ignore[assignment]
         while not record.finished:
             record.epochs.append(self._epoch(forward))
             self.schedule.step()
-            parts = [part.state_dict() for part in self._parts()]
-            epochs = [asdict(epoch) for epoch in record.epochs]
-            state = {"settings": settings, "parts": parts, "generator": self.generator.get_state(), "epochs": epochs}
-            checkpoint.save(state, path)
-            record.write(folder)
-            after_epoch(len(record.epochs), record.epochs[-1])
-        path.unlink()
+            if alone or dist.get_rank() == 0:
+                parts = [part.state_dict() for part in self._parts()]
+                epochs = [asdict(epoch) for epoch in record.epochs]
+                state = {
+                    "settings": settings,
+                    "parts": parts,
+                    "generator": self.generator.get_state(),
+                    "epochs": epochs,
+                }
+                checkpoint.save(state, path)
+                record.write(folder)
+                after_epoch(len(record.epochs), record.epochs[-1])
+        if alone or dist.get_rank() == 0:
+            path.unlink(missing_ok=True)
         return record
 
     def _parts(self) -> tuple[Any, ...]:
@@ -150,23 +162,35 @@ class Trainer:
             loss.backward()
             self.optimizer.step()
             losses.append(loss.detach())
-        mean = float(torch.stack(losses).double().mean())  # the only moment that waits for a GPU
+        total, steps = _over_processes(torch.stack(losses).double().sum(), len(losses))  # the one wait for a GPU
         seconds = time.perf_counter() - start
         accuracy, test_loss = self._evaluate()
-        return Epoch(lr, mean, accuracy, test_loss, seconds)
+        return Epoch(lr, total / steps, accuracy, test_loss, seconds)
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float]:
         """Accuracy in percent and mean loss, in eval mode."""
         self.model.eval()
-        right, loss, count = torch.zeros(()), torch.zeros(()), 0
+        device = next(self.model.parameters()).device
+        right, loss, count = torch.zeros((), device=device), torch.zeros((), device=device), 0
         for x, y in self.test():
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
                 output = self.model(x).float()
-            right = right + (output.argmax(1) == y).sum()
-            loss = loss + nn.functional.cross_entropy(output, y, reduction="sum")
+            right += (output.argmax(1) == y).sum()
+            loss += nn.functional.cross_entropy(output, y, reduction="sum")
             count += len(y)
-        return 100.0 * float(right) / count, float(loss) / count
+        hits, images = _over_processes(right, count)
+        total, _ = _over_processes(loss, count)
+        return 100.0 * hits / images, total / images
+
+
+def _over_processes(value: Tensor, count: int) -> tuple[float, float]:
+    """Both, summed over the processes of the group if there is one."""
+    both = torch.stack([value.double(), torch.tensor(count, dtype=torch.float64, device=value.device)])
+    if dist.is_initialized():
+        dist.all_reduce(both)
+    first, second = both.tolist()
+    return first, second
 
 
 def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from cifar_folders import write_cifar10, write_cifar100
 from retract.manifolds.errors import RetractError
 from retract.psi.experiments import cifar_files as cifar
 
@@ -41,34 +42,11 @@ WRITERS = {f"protocol {n}": lambda v, n=n: pickle.dumps(v, n) for n in range(pic
 WRITERS["Python 2"] = lambda value: b"\x80\x02" + python2(value) + b"."
 
 
-def write(folder, labels, files, dump):
-    """A set of `files` under `folder`; the images and labels in order."""
-    folder.mkdir()
-    images, all_labels = [], []
-    for i, (name, count) in enumerate(files):
-        generator = np.random.default_rng(i)
-        images.append(generator.integers(0, 256, (count, 3072), dtype=np.uint8))
-        all_labels.append([(7 * i + k) % 10 for k in range(count)])
-        content = {"batch_label": name, labels: all_labels[-1], "data": images[-1], "filenames": ["x.png"] * count}
-        (folder / name).write_bytes(dump(content))
-    return np.concatenate(images), np.concatenate(all_labels)
-
-
-def write_cifar10(root, dump=pickle.dumps):
-    train, test = COUNTS
-    return write(
-        root / "cifar-10-batches-py",
-        "labels",
-        [*((f"data_batch_{i}", train) for i in range(1, 6)), ("test_batch", test)],
-        dump,
-    )
-
-
 @pytest.mark.parametrize("dump", WRITERS.values(), ids=WRITERS)
 def test_both_sets_in_every_protocol(tmp_path, dump):
-    train, test = COUNTS
-    tens = write_cifar10(tmp_path, dump)
-    hundreds = write(tmp_path / "cifar-100-python", "fine_labels", [("train", train), ("test", test)], dump)
+    test = COUNTS[1]
+    tens = write_cifar10(tmp_path, COUNTS, dump)
+    hundreds = write_cifar100(tmp_path, COUNTS, dump)
     for read, folder, (images, labels) in (
         (cifar.cifar10, "cifar-10-batches-py", tens),
         (cifar.cifar100, "cifar-100-python", hundreds),
@@ -84,7 +62,7 @@ def test_both_sets_in_every_protocol(tmp_path, dump):
 
 def test_an_array_in_columns(tmp_path):
     """Order of memory is no order of images."""
-    images, _ = write_cifar10(tmp_path, lambda c: pickle.dumps({**c, "data": np.asfortranarray(c["data"])}))
+    images, _ = write_cifar10(tmp_path, COUNTS, lambda c: pickle.dumps({**c, "data": np.asfortranarray(c["data"])}))
     split = cifar.cifar10(tmp_path)
     assert np.array_equal(split.train_x.numpy(), images[: 5 * COUNTS[0]].reshape(-1, 3, 32, 32))
 
@@ -96,7 +74,7 @@ def test_what_is_missing(tmp_path):
         cifar.cifar10(tmp_path / "nowhere")
     with pytest.raises(RetractError, match=r"no file .*train: CIFAR-100 .*folder cifar-100-python"):
         cifar.cifar100(tmp_path)
-    write_cifar10(tmp_path)
+    write_cifar10(tmp_path, COUNTS)
     (tmp_path / "cifar-10-batches-py" / "data_batch_4").unlink()
     with pytest.raises(RetractError, match="no file .*data_batch_4"):
         cifar.cifar10(tmp_path)
@@ -125,7 +103,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("damaged", "message"), FOREIGN.values(), ids=FOREIGN)
 def test_foreign_files(tmp_path, damaged, message):
-    write_cifar10(tmp_path)
+    write_cifar10(tmp_path, COUNTS)
     (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(damaged)
     with pytest.raises(RetractError, match=message):
         cifar.cifar10(tmp_path)
@@ -133,7 +111,7 @@ def test_foreign_files(tmp_path, damaged, message):
 
 @pytest.mark.parametrize("dump", [pickle.dumps, WRITERS["Python 2"]], ids=["Python 3", "Python 2"])
 def test_cut_off_anywhere(tmp_path, dump):
-    write_cifar10(tmp_path, dump)
+    write_cifar10(tmp_path, COUNTS, dump)
     path = tmp_path / "cifar-10-batches-py" / "test_batch"
     whole = path.read_bytes()
     for length in range(0, len(whole), len(whole) // 97):
@@ -155,7 +133,7 @@ class Runs:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_nothing_is_executed(tmp_path, protocol):
     """Where `pickle` itself, the control, does what each of these files wants."""
-    write_cifar10(tmp_path)
+    write_cifar10(tmp_path, COUNTS)
     path, trace = tmp_path / "cifar-10-batches-py" / "data_batch_2", tmp_path / "trace"
     calls = [(os.mkdir, str(trace)), (eval, f"__import__('os').mkdir({str(trace)!r})"), (np.save, str(trace), 0)]
     for call in calls:
