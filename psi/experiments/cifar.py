@@ -17,7 +17,7 @@ from .methods import METHODS, build
 from .resnet import cifar_resnet
 from .training import Epoch, Record, Trainer
 
-__all__ = ["Config", "best", "load", "sweep", "train"]
+__all__ = ["Config", "Images", "best", "load", "prepare", "sweep", "train"]
 
 _HELD_OUT = 5_000
 """Training images that score a sweep. Runs of a sweep never see the test images."""
@@ -87,24 +87,35 @@ class Images:
         self._batch = config.batch
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.device = device
+        self.count = len(order)
+        """How many train."""
 
     def _prepared(self, x: Tensor) -> Tensor:
         return ((x.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
 
-    def train(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch in random order: a crop of 32 × 32 from the image with 4 black pixels around it, and every second image
-        mirrored. The last batch may be smaller."""
-        count = len(self._x)
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """What one epoch shows, on the device: the order of the images, and of each the rows and columns that are cut from it
+        with its 4 black pixels around, (N,), (N, 32), (N, 32). Every second image is mirrored."""
+        count = self.count
         order = torch.randperm(count, generator=generator)
         corners = torch.randint(9, (2, count, 1), generator=generator)
         mirrored = torch.randint(2, (count, 1), generator=generator).bool()
         rows, columns = corners + torch.arange(32)
         columns = torch.where(mirrored, columns.flip(1), columns)
         order, rows, columns = (t.to(self.device, non_blocking=True) for t in (order, rows, columns))
-        for part in torch.arange(count, device=self.device).split(self._batch):
-            chosen = order[part]
-            at = chosen[:, None, None], rows[part][:, :, None], columns[part][:, None, :]
-            yield self._prepared(self._x[at].permute(0, 3, 1, 2)), self._y[chosen]
+        return order, rows, columns
+
+    def cut(self, drawn: tuple[Tensor, Tensor, Tensor], part: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch at the places `part` of what `draw` drew."""
+        chosen, rows, columns = (t[part] for t in drawn)
+        x = self._x[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return self._prepared(x.permute(0, 3, 1, 2)), self._y[chosen]
+
+    def train(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch in batches, of which the last may be smaller."""
+        drawn = self.draw(generator)
+        for part in torch.arange(self.count, device=self.device).split(self._batch):
+            yield self.cut(drawn, part)
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The images to score on, as they are."""
@@ -117,11 +128,8 @@ def load(dataset: str, folder: Path) -> Split:
     return (cifar10 if dataset == "cifar10" else cifar100)(folder)
 
 
-def train(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> Record:
-    """One run, in the folder ``out / config.name``; goes on where it was interrupted.
-
-    ``report(config, number, epoch)`` is called after every epoch. Raises `RetractError` for options that do not go together.
-    """
+def prepare(config: Config, split: Split, device: torch.device) -> tuple[Trainer, Images]:
+    """Everything a run needs, at its first step. Raises `RetractError` for options that do not go together."""
     if config.images > len(split.train_x) - _HELD_OUT * config.held_out:
         raise RetractError(f"{config.images} images: the training set has {len(split.train_x)}, held-out ones included")
     torch.manual_seed(config.seed)
@@ -135,6 +143,15 @@ def train(config: Config, split: Split, device: torch.device, out: Path, report:
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, _DROP)
     generator = torch.Generator().manual_seed(config.seed)
     trainer = Trainer(model, optimizer, schedule, generator, images.train, images.test, config.bf16, config.compile)
+    return trainer, images
+
+
+def train(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> Record:
+    """One run, in the folder ``out / config.name``; goes on where it was interrupted.
+
+    ``report(config, number, epoch)`` is called after every epoch. Raises as `prepare` does.
+    """
+    trainer, _ = prepare(config, split, device)
     return trainer.run(out / config.name, asdict(config), partial(report, config))
 
 

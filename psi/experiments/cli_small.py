@@ -38,6 +38,7 @@ def unbalanced(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="of initialization and batches")] = 0,
     device: Annotated[Device, typer.Option(help="auto takes a GPU if there is one")] = Device.auto,
     plot: Annotated[Path, typer.Option(help="PNG of the loss curves")] = Path("unbalanced.png"),
+    markdown: Annotated[Path | None, typer.Option(help="the table, as Markdown")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="all numbers, as JSON")] = None,
 ) -> None:
     """Figure 1: training from a balanced start and from T_a of it, the same function with rows rescaled."""
@@ -46,12 +47,18 @@ def unbalanced(
     with readable():
         split = _load(data, data_dir).to(chosen(device))
         _check(config)
-        check_files(plot, json_file)
-        _unbalanced(split, config, data, plot, json_file, console)
+        check_files(plot, markdown, json_file)
+        _unbalanced(split, config, data, plot, markdown, json_file, console)
 
 
 def _unbalanced(
-    split: readers.Split, config: figure1.Config, data: Data, plot: Path, json_file: Path | None, console: Console
+    split: readers.Split,
+    config: figure1.Config,
+    data: Data,
+    plot: Path,
+    markdown: Path | None,
+    json_file: Path | None,
+    console: Console,
 ) -> None:
     console.print(
         f"{split.train_x.shape[1]}-{config.hidden}-{int(split.train_y.max()) + 1} network with BatchNorm after both layers, "
@@ -71,7 +78,7 @@ def _unbalanced(
                 bar.update(task, advance=1, description=f"{method:8} {start:8} epoch {epoch + 1:3}  loss {loss:.4f}")
 
             outcomes.append(figure1.compare(method, split, config, report))
-    console.print(_table(outcomes))
+    show([_table(outcomes)], console, markdown)
     console.print(
         "SGDG normalises its rows before the first step, so its two starts are one point, up to rounding, and its two runs one run."
     )

@@ -164,11 +164,11 @@ class Trainer:
             losses.append(loss.detach())
         total, steps = _over_processes(torch.stack(losses).double().sum(), len(losses))  # the one wait for a GPU
         seconds = time.perf_counter() - start
-        accuracy, test_loss = self._evaluate()
+        accuracy, test_loss = self.evaluate()
         return Epoch(lr, total / steps, accuracy, test_loss, seconds)
 
     @torch.no_grad()
-    def _evaluate(self) -> tuple[float, float]:
+    def evaluate(self) -> tuple[float, float]:
         """Accuracy in percent and mean loss, in eval mode."""
         self.model.eval()
         device = next(self.model.parameters()).device

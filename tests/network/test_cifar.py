@@ -162,6 +162,21 @@ def test_crops_are_windows_of_the_padded_image(folder):
     assert len(shown) > 5
 
 
+@pytest.mark.parametrize("option", ["--bf16", "--channels-last", pytest.param("--compile", marks=pytest.mark.long)])
+def test_options_of_speed(folder, tmp_path, option):
+    """Each is part of the run's settings, and leads to nearly the same losses; bfloat16 not to the very same."""
+    tiny = ["--depth", "8", "--images", "32", "--batch", "16", "--epochs", "1", "--device", "cpu"]
+    for more, out in (([], "plain"), ([option], "fast")):
+        run("cifar", "--data-dir", folder, *tiny, *more, "--out", tmp_path / out)
+    (plain,), (fast,) = (list(records(tmp_path / out).values()) for out in ("plain", "fast"))
+    differing = [key for key, value in plain["settings"].items() if fast["settings"][key] != value]
+    assert differing == [option[2:].replace("-", "_")]
+    (one,), (two,) = plain["epochs"], fast["epochs"]
+    assert two["loss"] == pytest.approx(one["loss"], rel=0.02)
+    if option == "--bf16":
+        assert two["loss"] != one["loss"]
+
+
 def test_cifar100(tmp_path):
     write_cifar100(tmp_path, COUNTS)
     text = run(
