@@ -1,6 +1,6 @@
 """ResNet-20 on CIFAR-10 under seven methods: a sweep of learning rates each, then runs at the chosen ones.
 
-    .venv/bin/python docs/benchmarks/cifar.py DATA
+    .venv/bin/python docs/benchmarks/cifar.py DATA [SEEDS]
 
 Goes on where it was interrupted; finished runs in docs/benchmarks/cifar are read, not repeated.
 """
@@ -35,7 +35,7 @@ def tell(config, number, epoch):
     )
 
 
-def main(data, seeds=1):
+def main(data, seeds):
     """Sweeps first, then the runs, seed by seed."""
     split, device = cifar.load("cifar10", data), torch.device("cpu")
     rates = {}
@@ -49,4 +49,4 @@ def main(data, seeds=1):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1)

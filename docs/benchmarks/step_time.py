@@ -161,7 +161,7 @@ def first_call():
 def share_of_training():
     """A sentence: the optimizer inside a training step of ResNet-56."""
     timings = epoch_time.measure(["sgd", "psi-sgdm"], 56, 6, torch.device("cpu"), lambda _: None)
-    parts = [f"{t.method} {t.share:.2f} ms of {1e3 * statistics.median(t.steps):.0f}" for t in timings]
+    parts = [f"{t.method} {t.of_optimizer:.2f} ms of {1e3 * statistics.median(t.steps):.0f}" for t in timings]
     return f"The optimizer in a step of ResNet-56 at batch 128, all parameters, both at their defaults: {'; '.join(parts)}."
 
 

@@ -52,6 +52,9 @@ class _Projected(torch.optim.Optimizer):
 class SGDP(_Projected):
     """SGD with momentum and projection (Heo et al., Algorithm 2).
 
+    As there, the step is projected and the buffer is not. In timm and in the authors' code the two are one tensor without Nesterov's
+    momentum, so that the buffer is projected too: with momentum 0 both agree.
+
     Args:
         params: as in `torch.optim.SGD`.
         lr: η.

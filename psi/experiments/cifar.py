@@ -15,7 +15,7 @@ from .cifar_files import cifar10, cifar100
 from .data import Split
 from .methods import METHODS, build
 from .resnet import cifar_resnet
-from .training import Epoch, Record, Trainer
+from .training import Epoch, Record, Trainer, drops, finished
 
 __all__ = ["Config", "Images", "best", "load", "prepare", "sweep", "train"]
 
@@ -24,8 +24,8 @@ _HELD_OUT = 5_000
 _TEST_BATCH = 500
 _POWERS = (-1, 0, 1, 2)
 """The rates of a sweep, by their place in …, 0.1, 0.3, 1, 3, 10, 30, … times the published one; the same for every method."""
-_DROPS, _DROP = (0.3, 0.6, 0.8), 0.2
-"""The paper's schedule, × 0.2 at 60, 120 and 160 of 200 epochs, as fractions."""
+_DROPS = (0.3, 0.6, 0.8)
+"""60, 120 and 160 of 200 epochs."""
 
 Report = Callable[["Config", int, Epoch], None]
 
@@ -64,9 +64,16 @@ class Config:
 
 
 class Images:
-    """A data set that stays on one device as bytes, 3 × 32 × 32; batches are cut from it there."""
+    """A data set that stays on one device as bytes, 3 × 32 × 32; batches are cut from it there.
+
+    Raises `RetractError` if there are fewer images than `config` asks for.
+    """
 
     def __init__(self, split: Split, config: Config, device: torch.device) -> None:
+        if config.images > len(split.train_x) - _HELD_OUT * config.held_out:
+            raise RetractError(
+                f"{config.images} images: the training set has {len(split.train_x)}, held-out ones included"
+            )
         order = torch.randperm(len(split.train_x), generator=torch.Generator().manual_seed(0))
         test_x, test_y = split.test_x, split.test_y
         if config.held_out:
@@ -86,6 +93,7 @@ class Images:
         self._test_x, self._test_y = test_x.to(device), test_y.to(device)
         self._batch = config.batch
         self._layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self._window = torch.arange(32, device=device)
         self.device = device
         self.count = len(order)
         """How many train."""
@@ -94,20 +102,19 @@ class Images:
         return ((x.float() - self._mean) / self._std).contiguous(memory_format=self._layout)
 
     def draw(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """What one epoch shows, on the device: the order of the images, and of each the rows and columns that are cut from it
-        with its 4 black pixels around, (N,), (N, 32), (N, 32). Every second image is mirrored."""
-        count = self.count
-        order = torch.randperm(count, generator=generator)
-        corners = torch.randint(9, (2, count, 1), generator=generator)
-        mirrored = torch.randint(2, (count, 1), generator=generator).bool()
-        rows, columns = corners + torch.arange(32)
-        columns = torch.where(mirrored, columns.flip(1), columns)
-        order, rows, columns = (t.to(self.device, non_blocking=True) for t in (order, rows, columns))
-        return order, rows, columns
+        """What one epoch shows, on the device: the order of the images, (N,), the corners of the windows that are cut from the
+        images with 4 black pixels around them, (N, 2), and which are mirrored, each with probability ½, (N,)."""
+        order = torch.randperm(self.count, generator=generator)
+        corners = torch.randint(9, (self.count, 2), generator=generator)
+        mirrored = torch.randint(2, (self.count,), generator=generator)
+        order, corners, mirrored = (t.to(self.device) for t in (order, corners, mirrored))
+        return order, corners, mirrored
 
     def cut(self, drawn: tuple[Tensor, Tensor, Tensor], part: Tensor) -> tuple[Tensor, Tensor]:
         """The batch at the places `part` of what `draw` drew."""
-        chosen, rows, columns = (t[part] for t in drawn)
+        chosen, corners, mirrored = (t[part] for t in drawn)
+        rows, columns = (corners[:, :, None] + self._window).unbind(1)
+        columns = torch.where(mirrored[:, None] == 1, columns.flip(1), columns)
         x = self._x[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
         return self._prepared(x.permute(0, 3, 1, 2)), self._y[chosen]
 
@@ -128,31 +135,30 @@ def load(dataset: str, folder: Path) -> Split:
     return (cifar10 if dataset == "cifar10" else cifar100)(folder)
 
 
-def prepare(config: Config, split: Split, device: torch.device) -> tuple[Trainer, Images]:
+def prepare(config: Config, images: Images) -> Trainer:
     """Everything a run needs, at its first step. Raises `RetractError` for options that do not go together."""
-    if config.images > len(split.train_x) - _HELD_OUT * config.held_out:
-        raise RetractError(f"{config.images} images: the training set has {len(split.train_x)}, held-out ones included")
+    device = images.device
     torch.manual_seed(config.seed)
     model = cifar_resnet(config.depth, 10 if config.dataset == "cifar10" else 100).to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images = Images(split, config, device)
     example, _ = next(images.train(torch.Generator().manual_seed(0)))
     optimizer = build(model, example[:8], config.method, config.lr, config.weight_decay, config.orthogonality)
-    milestones = [max(1, round(share * config.epochs)) for share in _DROPS]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, _DROP)
+    schedule = drops(optimizer, config.epochs, _DROPS)
     generator = torch.Generator().manual_seed(config.seed)
-    trainer = Trainer(model, optimizer, schedule, generator, images.train, images.test, config.bf16, config.compile)
-    return trainer, images
+    return Trainer(model, optimizer, schedule, generator, images.train, images.test, config.bf16, config.compile)
 
 
 def train(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> Record:
     """One run, in the folder ``out / config.name``; goes on where it was interrupted.
 
-    ``report(config, number, epoch)`` is called after every epoch. Raises as `prepare` does.
+    ``report(config, number, epoch)`` is called after every epoch. Raises as `Images` and `prepare` do.
     """
-    trainer, _ = prepare(config, split, device)
-    return trainer.run(out / config.name, asdict(config), partial(report, config))
+    folder, settings = out / config.name, asdict(config)
+    found = finished(folder, settings)
+    if found is not None:
+        return found
+    return prepare(config, Images(split, config, device)).run(folder, settings, partial(report, config))
 
 
 def sweep(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> list[Record]:

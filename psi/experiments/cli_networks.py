@@ -90,13 +90,6 @@ def cifar(
         picture = plot or out / "cifar.png"
         check_files(picture)
         split = tables_1_and_2.load(dataset.value, data_dir)
-        common = {
-            "dataset": dataset.value,
-            "depth": depth,
-            "orthogonality": orthogonality,
-            "weight_decay": weight_decay,
-        }
-        speed = {"batch": batch, "bf16": bf16, "channels_last": channels_last, "compile": compile_model}
         records = []
         with progress(console) as bar:
             task = bar.add_task("", total=len(method) * (4 * sweep_epochs * sweep + seeds * epochs))
@@ -108,7 +101,18 @@ def cifar(
                 bar.advance(task)
 
             for one in method:
-                base = tables_1_and_2.Config(method=one.value, lr=lr or METHODS[one.value].lr, **common, **speed)  # type: ignore[arg-type]
+                base = tables_1_and_2.Config(
+                    dataset.value,
+                    depth,
+                    one.value,
+                    METHODS[one.value].lr if lr is None else lr,
+                    weight_decay,
+                    orthogonality,
+                    batch=batch,
+                    bf16=bf16,
+                    channels_last=channels_last,
+                    compile=compile_model,
+                )
                 if sweep:
                     trial = replace(base, epochs=sweep_epochs, images=sweep_images)
                     trials = tables_1_and_2.sweep(trial, split, place, out, report)
@@ -146,25 +150,29 @@ def imagenet(
     console = Console()
     with readable(f"Interrupted. Finished epochs are in {out}; the same command goes on from there."):
         config = torchvision_runs.Config(
-            arch.value, method.value, lr or METHODS[method.value].lr, weight_decay, orthogonality, epochs, batch, seed,
+            arch.value, method.value, METHODS[method.value].lr if lr is None else lr, weight_decay, orthogonality, epochs, batch, seed,
             bf16=bf16, channels_last=channels_last, compile=compile_model,
         )  # fmt: skip
         if smoke:
             config, workers = replace(config, epochs=1, batch=8, size=32), 0
         place = torchvision_runs.join_torchrun(chosen(device))
+        first = not dist.is_initialized() or dist.get_rank() == 0
         try:
-            record = torchvision_runs.train(
-                config,
-                data_dir,
-                place,
-                workers,
-                out,
-                lambda number, epoch: console.print(f"{config.name}: {number} of {config.epochs}, {_told(epoch)}"),
-            )
+            with progress(console, disable=not first) as bar:
+                task = bar.add_task("epochs", total=config.epochs)
+
+                def report(number: int, epoch: Epoch) -> None:
+                    console.print(f"{config.name}: {number} of {config.epochs}, {_told(epoch)}", soft_wrap=True)
+                    bar.update(task, completed=number)
+
+                record = torchvision_runs.train(config, data_dir, place, workers, out, report)
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
-        console.print(f"{config.name}: {record.accuracy:.2f} % on {data_dir / 'val'}", soft_wrap=True)
+        if first:
+            console.print(f"{config.name}: {record.accuracy:.2f} % on {data_dir / 'val'}", soft_wrap=True)
+            training_curves([record], out / config.name / "curves.png")
+            console.print(f"Curves: {out / config.name / 'curves.png'}", soft_wrap=True)
 
 
 def epoch_time(
@@ -211,7 +219,7 @@ def epoch_time(
             f"{timing.epoch:.1f}",
             f"{100 * timing.spread:.0f} %",
             f"{timing.epoch / reference:.3f}",
-            f"{timing.share:.2f}",
+            f"{timing.of_optimizer:.2f}",
             "–" if math.isnan(published) else f"{published:.2f}",
         )
     show([summary], console, markdown)
@@ -263,13 +271,12 @@ def _table(lines: list[results.Row]) -> Table:
     for row in lines:
         s = row.settings
         images = f" of {s['images']:,} images" if s["images"] else ""
-        spread = "" if row.std is None else f" ± {row.std:.2f} ({len(row.accuracies)})"
         result.add_row(
             f"{row.network}, {s['epochs']} epochs{images}",
             row.title,
             f"{s['lr']:g}",
-            f"{row.mean:.2f}{spread}",
-            f"{sum(row.losses) / len(row.losses):.4f}",
+            row.told,
+            f"{sum(row.losses) / len(row.losses):.4f}" if row.losses else "–",
             "–" if s["held_out"] else row.published,
         )
     return result

@@ -57,10 +57,10 @@ def readable(on_interrupt: str = "Interrupted.") -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def progress(console: Console) -> Progress:
-    """A bar with the time that is left."""
+def progress(console: Console, disable: bool = False) -> Progress:
+    """A bar with the time that is left, unless `disable`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=disable)
 
 
 def show(tables: Sequence[Table], console: Console, markdown: Path | None) -> None:

@@ -41,7 +41,7 @@ class Timing:
         return (high - low) / 2 / middle
 
     @property
-    def share(self) -> float:
+    def of_optimizer(self) -> float:
         """Milliseconds of the optimizer in a step, the median."""
         return 1e3 * statistics.median(self.optimizer)
 

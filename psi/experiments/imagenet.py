@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ...manifolds.errors import RetractError
 from .methods import build
-from .training import Record, Trainer
+from .training import Record, Trainer, drops
 
 __all__ = ["Config", "train"]
 
-_DROPS, _DROP = (0.3, 0.6, 0.9), 0.2
-"""The paper's schedule: × 0.2 at 30, 60 and 90 of 100 epochs."""
+_DROPS = (0.3, 0.6, 0.9)
+"""30, 60 and 90 of 100 epochs."""
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels, as everybody normalizes."""
 
@@ -72,14 +72,12 @@ def train(
     model = getattr(vision.models, config.arch)(num_classes=loaders.classes).to(device)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    size = config.size
-    example = torch.randn(4, 3, size, size, device=device, generator=None)
+    example = torch.randn(4, 3, config.size, config.size, device=device)
     optimizer = build(model, example, config.method, config.lr, config.weight_decay, config.orthogonality)
-    milestones = [max(1, round(share * config.epochs)) for share in _DROPS]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, _DROP)
+    schedule = drops(optimizer, config.epochs, _DROPS)
     generator = torch.Generator().manual_seed(config.seed)
     trainer = Trainer(model, optimizer, schedule, generator, loaders.train, loaders.test, config.bf16, config.compile)
-    return trainer.run(out / config.name, asdict(config), report)
+    return trainer.run(out / config.name, {**asdict(config), "processes": world, "workers": workers}, report)
 
 
 class _Loaders:
@@ -120,6 +118,7 @@ class _Loaders:
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
             generator=generator,
+            drop_last=generator is not None,  # a norm cannot train on a last batch of one
         )
         for x, y in loader:
             moved = x.to(self._device, non_blocking=True, memory_format=self._layout)
@@ -129,6 +128,8 @@ class _Loaders:
         """One epoch in random order, each process an equal share; what cannot be shared is left out."""
         order = torch.randperm(len(self._train), generator=generator)
         own = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)) + self._rank)
+        if not self._workers:  # then images are read, and cropped, in this process
+            torch.manual_seed(own.initial_seed())
         share = len(order) // self._world
         return self._batches(self._train, order[self._rank * share : (self._rank + 1) * share], own)
 

@@ -68,9 +68,12 @@ def build(
         weight_decay: of all parameters; of those on no manifold, where the method has one.
         orthogonality: α of SGDG and Adam-G.
 
-    Raises `RetractError` if the method has no use for `orthogonality`.
+    Raises `RetractError` for a rate that is not positive, if the method has no use for `orthogonality`, and if a convolution
+    turns out not to be scale-invariant per row, which no network here allows for.
     """
     method = METHODS[name]
+    if not 0.0 < lr < float("inf"):
+        raise RetractError(f"lr {lr:g}: a learning rate lies in (0, ∞)")
     options = {**method.options, "lr": lr}
     if isinstance(method.manifold, manifolds.Grassmann):
         options["orthogonality"] = orthogonality
@@ -80,8 +83,10 @@ def build(
         )
     if method.manifold is None:
         return method.optimizer(model.parameters(), weight_decay=weight_decay, **options)
-    for finding in find(model, example).invariant:
-        if len(finding.shape) > 1:
+    for finding in find(model, example):
+        if len(finding.shape) == 4 and finding.granularity != "row":
+            raise RetractError(f"{finding.name} is not scale-invariant per row: {finding.reason}")
+        if len(finding.shape) > 1 and finding.granularity != "none":
             module, _, parameter = finding.name.rpartition(".")
             manifolds.declare(model.get_submodule(module), parameter, method.manifold, finding.rows, finding.joined)
     rest = {**method.rest, "weight_decay": weight_decay}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,11 @@ def accuracies(rows: Sequence[Row], path: Path) -> None:
     plt = _pyplot()
     figure, panel = plt.subplots(figsize=(7, 0.6 + 0.4 * len(rows)))
     for place, row in enumerate(rows):
-        panel.errorbar(row.mean, place, xerr=row.std, fmt="o", color="#2171b5", capsize=3)
-        panel.plot(row.accuracies, [place] * len(row.accuracies), ".", color="#2171b5", alpha=0.4)
+        if row.accuracies:
+            several = len(row.accuracies) > 1
+            mean, std = statistics.fmean(row.accuracies), statistics.stdev(row.accuracies) if several else None
+            panel.errorbar(mean, place, xerr=std, fmt="o", color="#2171b5", capsize=3)
+            panel.plot(row.accuracies, [place] * len(row.accuracies), ".", color="#2171b5", alpha=0.4)
         if row.published != "–":
             panel.plot(float(row.published.split()[0]), place, "x", color="#d94801")
     panel.set_yticks(range(len(rows)), [f"{row.network}, {row.title}" for row in rows], fontsize=8)

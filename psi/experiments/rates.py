@@ -81,7 +81,8 @@ class Descent:
 
     blocks: Blocks
     rounds: int
-    """How often the path was followed until its constants covered it; `_ROUNDS` if they never did."""
+    """How often the path was followed until its constants covered it; `_ROUNDS` at most."""
+    covered: bool
     losses: Tensor
     """(T + 1,)."""
     squares: Tensor
@@ -106,8 +107,8 @@ class Descent:
             if not left <= right
         ]
         low, high = float(self.ratios.min()), float(self.ratios.max())
-        if self.rounds == _ROUNDS:
-            lines.append(f"the constants do not cover the path after {_ROUNDS} rounds")
+        if not self.covered:
+            lines.append(f"the constants do not cover the path after {self.rounds} rounds")
         if not 1.0 <= low <= high <= 3.0:
             lines.append(f"descent between {low:g} and {high:g} times what the gradient promises, not between 1 and 3")
         return lines
@@ -119,6 +120,7 @@ class ExpectedDescent:
 
     steps: int
     rounds: int
+    covered: bool
     left: float
     """min over t of E‖∇_{V,g} L‖²."""
     right: float
@@ -129,7 +131,7 @@ class ExpectedDescent:
 
     def broken(self) -> list[str]:
         """What does not hold, a line each."""
-        lines = [f"the constants do not cover the paths after {_ROUNDS} rounds"] * (self.rounds == _ROUNDS)
+        lines = [f"the constants do not cover the paths after {self.rounds} rounds"] * (not self.covered)
         if not self.left <= self.right:
             lines.append(f"(16) after {self.steps} steps: {self.left:g} > {self.right:g}")
         if not self.deviation <= 1.0:
@@ -249,11 +251,12 @@ def _covered(path: _Replicas, follow: Callable[[Blocks], tuple[_Outcome, Tensor]
         rounds += 1
         path.put(start)
         outcome, visited = follow(blocks)
-        if rounds == _ROUNDS or not bool(visited.isfinite().all()):
-            return replace(outcome, rounds=_ROUNDS)
-        found = path.blocks(visited)
-        if bool((found.smoothness <= blocks.smoothness).all()):
+        if not bool(visited.isfinite().all()):
             return replace(outcome, rounds=rounds)
+        found = path.blocks(visited)
+        covered = bool((found.smoothness <= blocks.smoothness).all())
+        if covered or rounds == _ROUNDS:
+            return replace(outcome, rounds=rounds, covered=covered)
         blocks = blocks.with_those_of(found, _MARGIN)
 
 
@@ -271,7 +274,9 @@ def _descend(path: _Replicas, blocks: Blocks, config: Config) -> tuple[Descent, 
             visited.append(path.where())
     all_losses = torch.cat(losses)
     ratios = (all_losses[:-1] - all_losses[1:]) / torch.stack(promised)
-    return Descent(blocks, 0, all_losses, torch.stack(squares).sum(1), ratios[: config.ratios]), torch.cat(visited)
+    return Descent(blocks, 0, False, all_losses, torch.stack(squares).sum(1), ratios[: config.ratios]), torch.cat(
+        visited
+    )
 
 
 def _wander(path: _Replicas, blocks: Blocks, config: Config, steps: int) -> tuple[ExpectedDescent, Tensor]:
@@ -304,7 +309,7 @@ def _wander(path: _Replicas, blocks: Blocks, config: Config, steps: int) -> tupl
             visited.append(path.where()[: config.covered])
     noise = variance / 2 * (1.0 / smoothness).sum()
     right = smoothness.max() * (first[0] - smallest.min() + noise) / (steps**0.5 - 0.5)
-    outcome = ExpectedDescent(steps, 0, float(torch.stack(squares).min()), float(right), deviation)
+    outcome = ExpectedDescent(steps, 0, False, float(torch.stack(squares).min()), float(right), deviation)
     return outcome, torch.cat(visited)
 
 

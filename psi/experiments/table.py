@@ -51,9 +51,11 @@ class Row:
     settings: dict[str, Any]
     """Without the seed."""
     accuracies: tuple[float, ...]
-    """After the last epoch, in percent."""
+    """After the last epoch, in percent; of the runs that did not diverge."""
     losses: tuple[float, ...]
-    """Of training, in the last epoch."""
+    """Of training, in the last epoch; likewise."""
+    diverged: int
+    """How many did."""
 
     @property
     def title(self) -> str:
@@ -63,27 +65,36 @@ class Row:
     @property
     def network(self) -> str:
         """Data set and network."""
-        return f"{self.settings['dataset'].replace('cifar', 'CIFAR-')} ResNet-{self.settings['depth']}"
+        s = self.settings
+        options = [f"batch {s['batch']}" * (s["batch"] != 128), "bfloat16" * s["bf16"]]
+        return ", ".join([f"{s['dataset'].replace('cifar', 'CIFAR-')} ResNet-{s['depth']}", *filter(None, options)])
 
     @property
-    def mean(self) -> float:
-        """Of the accuracies."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def std(self) -> float | None:
-        """Of the accuracies, with n − 1; None for a single run."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+    def told(self) -> str:
+        """Mean ± standard deviation (number of seeds), and how many runs diverged."""
+        parts = []
+        if self.accuracies:
+            std = (
+                f" ± {statistics.stdev(self.accuracies):.2f} ({len(self.accuracies)})"
+                if len(self.accuracies) > 1
+                else ""
+            )
+            parts.append(f"{statistics.fmean(self.accuracies):.2f}{std}")
+        if self.diverged:
+            parts.append(f"{self.diverged} diverged")
+        return ", ".join(parts)
 
     @property
     def published(self) -> str:
-        """The paper's number for this network, method and kind of regularizer, or a dash. Its regularized PSI columns put an L2
-        term into the whole loss, which PSI groups refuse, so they have no counterpart here."""
+        """The paper's number for this network, method and regularizer, or a dash: Table 1 without any, Table 2 for SGD and Adam
+        with L2 5e-4 and SGDG with α = 0.1. Its PSI columns there put an L2 term into the whole loss, which PSI groups refuse,
+        so they have no counterpart here."""
         s = self.settings
-        regularized = s["weight_decay"] > 0 or s["orthogonality"] > 0
-        if regularized and s["method"].startswith("psi"):
+        regularizer = s["weight_decay"], s["orthogonality"]
+        second = {"sgd": (5e-4, 0.0), "adam": (5e-4, 0.0), "sgdg": (0.0, 0.1)}.get(s["method"])
+        if regularizer not in ((0.0, 0.0), second):
             return "–"
-        return PUBLISHED.get((s["dataset"], s["depth"], s["method"], regularized), "–")
+        return PUBLISHED.get((s["dataset"], s["depth"], s["method"], regularizer == second), "–")
 
 
 def title(settings: dict[str, Any]) -> str:
@@ -114,8 +125,9 @@ def rows(records: Sequence[Record], held_out: bool) -> list[Row]:
     result = []
     for group in groups.values():
         settings = {key: value for key, value in group[0].settings.items() if key != "seed"}
-        accuracies = tuple(record.accuracy for record in group)
-        result.append(Row(settings, accuracies, tuple(record.epochs[-1].loss for record in group)))
+        whole = [record for record in group if not record.diverged]
+        accuracies, losses = zip(*((r.accuracy, r.epochs[-1].loss) for r in whole), strict=True) if whole else ((), ())
+        result.append(Row(settings, accuracies, losses, len(group) - len(whole)))
     order = list(METHODS)
 
     def place(row: Row) -> tuple[Any, ...]:

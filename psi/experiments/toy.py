@@ -110,11 +110,12 @@ def sweep(method: str, scale: str, config: Config, after_run: Callable[[Run], No
                 after_run(runs[place])
 
     at(product(range(-6, 5, 2), range(-6, 1, 2)))
-    for criterion in CRITERIA:
-        before = None
-        while before != (best := min(runs, key=lambda place: CRITERIA[criterion](runs[place]))):
-            before = best
-            at(product(range(best[0] - 1, best[0] + 2), range(best[1] - 1, best[1] + 2)))
+    count = 0
+    while count < len(runs):
+        count = len(runs)
+        for key in CRITERIA.values():
+            lr, lr_g = min(runs, key=lambda place: key(runs[place]))
+            at(product(range(lr - 1, lr + 2), range(lr_g - 1, lr_g + 2)))
     return list(runs.values())
 
 

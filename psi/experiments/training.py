@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...manifolds.errors import RetractError
 from . import checkpoint
 
-__all__ = ["Epoch", "Record", "Trainer"]
+__all__ = ["Epoch", "Record", "Trainer", "drops", "finished"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -103,67 +103,73 @@ class Trainer:
         """Train to ``settings["epochs"]``, from the checkpoint in `folder` where there is one.
 
         Leaves ``run.json``, ``epochs.csv`` and, until the run is finished, ``checkpoint.pt`` in `folder` after every epoch, and
-        calls ``after_epoch(number, epoch)``. A run that was killed goes on to the same numbers, seconds apart; a run that is
-        finished is only read. Where processes have joined a group, all of them train (DistributedDataParallel), each on its own
-        batches, and process 0 writes and reports.
+        calls ``after_epoch(number, epoch)``. A run that was killed goes on to the same numbers, seconds apart, where the device
+        computes the same twice, as a CPU with as many threads does. Where processes have joined a group, all of them train
+        (DistributedDataParallel), each on its own batches, and process 0 writes and reports.
 
         Raises `RetractError` if `folder` holds a run with other settings.
         """
-        record = Record(settings, [])
-        path = folder / "checkpoint.pt"
-        if (folder / "run.json").is_file():
-            record = Record.read(folder / "run.json")
-            _same(record.settings, settings, folder)
-            if record.finished:
-                return record
+        found = finished(folder, settings)
+        if found is not None:
+            return found
+        record, path = Record(settings, []), folder / "checkpoint.pt"
         if path.is_file():
             state = checkpoint.load(path)
             _same(state["settings"], settings, folder)
-            for part, saved in zip(self._parts(), state["parts"], strict=True):
-                part.load_state_dict(saved)
-            self.generator.set_state(state["generator"])
+            self.load(state)
             record = Record(settings, [Epoch(**epoch) for epoch in state["epochs"]])
-        folder.mkdir(parents=True, exist_ok=True)
         alone = not dist.is_initialized()
+        first = alone or dist.get_rank() == 0
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            record.write(folder)
         forward = self.model if alone else nn.parallel.DistributedDataParallel(self.model)
         if self.compile:
             forward = torch.compile(forward)  # type: ignore[assignment]
         while not record.finished:
             record.epochs.append(self._epoch(forward))
             self.schedule.step()
-            if alone or dist.get_rank() == 0:
-                parts = [part.state_dict() for part in self._parts()]
+            if first:
                 epochs = [asdict(epoch) for epoch in record.epochs]
-                state = {
-                    "settings": settings,
-                    "parts": parts,
-                    "generator": self.generator.get_state(),
-                    "epochs": epochs,
-                }
-                checkpoint.save(state, path)
+                checkpoint.save({**self.state(), "settings": settings, "epochs": epochs}, path)
                 record.write(folder)
                 after_epoch(len(record.epochs), record.epochs[-1])
-        if alone or dist.get_rank() == 0:
+        if first:
             path.unlink(missing_ok=True)
         return record
 
+    def state(self) -> dict[str, Any]:
+        """All that changes, as plain values."""
+        return {"parts": [part.state_dict() for part in self._parts()], "generator": self.generator.get_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        for part, saved in zip(self._parts(), state["parts"], strict=True):
+            part.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+
     def _parts(self) -> tuple[Any, ...]:
         return self.model, self.optimizer, self.schedule
+
+    def step(self, x: Tensor, y: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        """One step on a batch; its loss, (), on the device."""
+        self.optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
+            loss = nn.functional.cross_entropy(forward(x), y)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
 
     def _epoch(self, forward: Callable[[Tensor], Tensor]) -> Epoch:
         lr = self.optimizer.param_groups[0]["lr"]
         start = time.perf_counter()
         self.model.train()
-        losses = []
-        for x, y in self.train(self.generator):
-            self.optimizer.zero_grad()
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = nn.functional.cross_entropy(forward(x), y)
-            loss.backward()
-            self.optimizer.step()
-            losses.append(loss.detach())
+        losses = [self.step(x, y, forward) for x, y in self.train(self.generator)]
         total, steps = _over_processes(torch.stack(losses).double().sum(), len(losses))  # the one wait for a GPU
         seconds = time.perf_counter() - start
+        if dist.is_initialized():  # a norm's statistics are each process's own, and process 0's are kept
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, 0)
         accuracy, test_loss = self.evaluate()
         return Epoch(lr, total / steps, accuracy, test_loss, seconds)
 
@@ -182,6 +188,23 @@ class Trainer:
         hits, images = _over_processes(right, count)
         total, _ = _over_processes(loss, count)
         return 100.0 * hits / images, total / images
+
+
+def finished(folder: Path, settings: dict[str, Any]) -> Record | None:
+    """The run in `folder`, if it has come to its end. Raises `RetractError` if it has other settings."""
+    if not (folder / "run.json").is_file():
+        return None
+    record = Record.read(folder / "run.json")
+    _same(record.settings, settings, folder)
+    return record if record.finished else None
+
+
+def drops(
+    optimizer: torch.optim.Optimizer, epochs: int, shares: Sequence[float]
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The paper's schedule: × 0.2 after those shares of the epochs."""
+    milestones = [max(1, round(share * epochs)) for share in shares]
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, 0.2)
 
 
 def _over_processes(value: Tensor, count: int) -> tuple[float, float]:

@@ -72,7 +72,7 @@ def test_against_the_algorithm(name, kind):
         torch.testing.assert_close(p.detach(), e, rtol=1e-7, atol=1e-8)  # they add 1e-8 to norms
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["SGDP, no momentum", "AdamP"])  # timm projects the buffer of SGDP
 def test_against_timm(name):
     try:
         theirs = getattr(importlib.import_module("timm.optim"), name.partition(",")[0])

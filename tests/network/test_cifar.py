@@ -1,6 +1,8 @@
 """`cifar`, as a user runs it: real training on little data, kills, other data sets, and what goes wrong."""
 
 import csv
+import importlib.util
+import itertools
 import json
 import os
 import re
@@ -8,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
 
 import pytest
 import torch
 from cifar_folders import write_cifar10, write_cifar100
-from retract.psi.experiments import cifar, cifar_files, methods, training
+from retract.psi.experiments import checkpoint, cifar, cifar_files, methods, training
 from retract.psi.experiments.cli import app
 from typer.testing import CliRunner
 
+ROOT = Path(__file__).parents[2]
 COUNTS = (400, 60)
 SMALL = ["--images", "640", "--epochs", "2", "--batch", "64", "--device", "cpu"]
 
@@ -38,7 +43,7 @@ def small(monkeypatch):
 def run(*arguments, code=0):
     result = CliRunner().invoke(app, list(map(str, arguments)))
     assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
+    return " ".join(result.output.replace("│ ", "").replace(" │", "").split())
 
 
 def records(out):
@@ -163,14 +168,30 @@ def test_crops_are_windows_of_the_padded_image(folder):
 
 
 @pytest.mark.parametrize("option", ["--bf16", "--channels-last", pytest.param("--compile", marks=pytest.mark.long)])
-def test_options_of_speed(folder, tmp_path, option):
-    """Each is part of the run's settings, and leads to nearly the same losses; bfloat16 not to the very same."""
+def test_options_of_speed(folder, tmp_path, option, monkeypatch):
+    """Each is part of the run's settings, reaches the network, and leads to nearly the same losses."""
+    step, seen, starts = training.Trainer.step, [], []
+
+    def look(self, x, y, forward):
+        if len(starts) > len(seen):
+            weight = self.model[0].weight
+            fast = {
+                "--bf16": self.autocast,
+                "--channels-last": weight.is_contiguous(memory_format=torch.channels_last) and x.stride(1) == 1,
+                "--compile": hasattr(forward, "_orig_mod"),
+            }
+            seen.append(fast[option])
+        return step(self, x, y, forward)
+
+    monkeypatch.setattr(training.Trainer, "step", look)
     tiny = ["--depth", "8", "--images", "32", "--batch", "16", "--epochs", "1", "--device", "cpu"]
     for more, out in (([], "plain"), ([option], "fast")):
+        starts.append(out)
         run("cifar", "--data-dir", folder, *tiny, *more, "--out", tmp_path / out)
     (plain,), (fast,) = (list(records(tmp_path / out).values()) for out in ("plain", "fast"))
     differing = [key for key, value in plain["settings"].items() if fast["settings"][key] != value]
     assert differing == [option[2:].replace("-", "_")]
+    assert seen == [False, True]
     (one,), (two,) = plain["epochs"], fast["epochs"]
     assert two["loss"] == pytest.approx(one["loss"], rel=0.02)
     if option == "--bf16":
@@ -221,22 +242,97 @@ def test_every_method_moves_every_parameter(name):
         (["--depth", "21"], r"depth 21: these networks have 6n \+ 2 layers"),
         (["--sweep", "--lr", "0.1"], "--sweep chooses the rate: leave out --lr"),
         (["--orthogonality", "0.1"], "orthogonality 0.1: PSI-SGDM has no such penalty"),
+        (["--lr", "0"], r"lr 0: a learning rate lies in \(0, ∞\)"),
         (["--images", "100000"], "100000 images: the training set has 2000"),
     ],
 )
 def test_bad_input(folder, tmp_path, arguments, message):
     text = run("cifar", "--data-dir", folder, "--device", "cpu", "--out", tmp_path, *arguments, code=2)
-    text = text.replace("│ ", "").replace(" │", "")
     assert re.search(message, text), text
 
 
 def test_interrupted(folder, tmp_path, monkeypatch):
-    """Ctrl-C says where the epochs are."""
+    """Ctrl-C in the second epoch says where the first is, and the same command goes on from there."""
+    epoch = training.Trainer._epoch
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def interrupt(self, forward):
+        if self.schedule.last_epoch == 1:
+            raise KeyboardInterrupt
+        return epoch(self, forward)
 
-    monkeypatch.setattr(training.Trainer, "_epoch", interrupt)
-    text = run("cifar", "--data-dir", folder, *SMALL, "--out", tmp_path, code=130)
+    arguments = ["cifar", "--data-dir", folder, *SMALL, "--images", "128", "--out", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "_epoch", interrupt)
+        text = run(*arguments, code=130)
     assert "Interrupted. Finished epochs are in" in text
     assert "the same command goes on from there" in text
+    text = run(*arguments)
+    assert "1 of 2" not in text
+    assert "2 of 2" in text
+
+
+def test_killed_between_checkpoint_and_record(folder, tmp_path, monkeypatch):
+    """After the last checkpoint and before its numbers: they are written by the next call, which trains nothing."""
+    write = training.Record.write
+
+    def broken(self, where):
+        if len(self.epochs) == 2:
+            raise OSError("no space left")
+        write(self, where)
+
+    arguments = ["cifar", "--data-dir", folder, *SMALL, "--images", "64", "--out", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Record, "write", broken)
+        assert isinstance(CliRunner().invoke(app, list(map(str, arguments))).exception, OSError)
+    monkeypatch.setattr(training.Trainer, "_epoch", None)
+    run(*arguments)
+    (record,) = records(tmp_path).values()
+    assert len(record["epochs"]) == 2
+
+
+def test_a_record_without_its_checkpoint_starts_afresh(folder, tmp_path, monkeypatch):
+    """Epochs whose weights are gone do not count."""
+    arguments = ["cifar", "--data-dir", folder, *SMALL, "--images", "64", "--out", tmp_path]
+    run(*arguments)
+    (path,) = tmp_path.rglob("run.json")
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "epochs": whole["epochs"][:1]}))
+    run(*arguments)
+    again = json.loads(path.read_text())
+    assert [e["loss"] for e in again["epochs"]] == [e["loss"] for e in whole["epochs"]]
+
+
+def test_the_script_for_a_gpu(folder, tmp_path, monkeypatch):
+    """On a CPU: a sweep chooses rates; full runs that are cut off and go on end with the numbers of runs that were not."""
+    spec = importlib.util.spec_from_file_location("cifar_gpu", ROOT / "docs" / "benchmarks" / "cifar_gpu.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    small = [cifar.Config(method=name, depth=8, batch=16) for name in ("sgd", "psi-sgdm")]
+    monkeypatch.setattr(script, "STUDY", small)
+
+    def call(out, *arguments):
+        monkeypatch.setattr(
+            sys, "argv", ["cifar_gpu.py", str(folder), str(tmp_path / out), "--images", "32", *arguments]
+        )
+        script.main()
+        return json.loads((tmp_path / out / "results.json").read_text())
+
+    trials = call("sweep", "--sweep", "--epochs", "1")
+    assert len(trials) == 8
+    assert all(one["settings"]["held_out"] and len(one["epochs"]) == 1 for one in trials)
+    rates = script.chosen(tmp_path / "sweep")
+    whole = call("whole", "--rates", str(tmp_path / "sweep"), "--epochs", "2")
+    assert [one["settings"]["lr"] for one in whole] == [rate for rate in rates for _ in range(3)]
+    clock = itertools.count(0, 20)  # seconds, of which a minute is over after one epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+        parts = call("parts", "--rates", str(tmp_path / "sweep"), "--epochs", "2", "--minutes", "1")
+    assert all(one["epochs"] == [] for one in parts)
+    numbers = {state["number"] for p in (tmp_path / "parts").glob("*.pt") for state in checkpoint.load(p).values()}
+    assert numbers == {1}
+    parts = call("parts", "--rates", str(tmp_path / "sweep"), "--epochs", "2")
+    for one, two in zip(whole, parts, strict=True):
+        (its,), (others,) = one["epochs"], two["epochs"]
+        assert (its["loss"], its["accuracy"]) == (others["loss"], others["accuracy"])
+    with pytest.raises(SystemExit, match="name another folder"):
+        call("parts", "--epochs", "3")

@@ -25,8 +25,11 @@ def runs(tmp_path):
         record([60.0, 80.0], method="sgd"),
         record([60.0, 80.0], method="sgdg", orthogonality=0.1, depth=56),
         record([60.0], method="sgd", lr=0.3, epochs=2),  # not finished
+        record([60.0, 70.0], method="sgdg", weight_decay=5e-4, batch=64, bf16=True),
         record([40.0, float("nan")], lr=3.0, held_out=True),
+        record([40.0, 44.0], lr=3.0, held_out=True, seed=4),
         record([40.0, 41.0], lr=1.0, held_out=True, seed=5),
+        record([40.0, float("nan")], lr=10.0, held_out=True),
     ]
     for number, one in enumerate(found):
         (tmp_path / str(number)).mkdir()
@@ -37,14 +40,15 @@ def runs(tmp_path):
 def test_rows(runs):
     """Seeds are gathered, networks and methods sorted, unfinished runs and those of sweeps left out."""
     found = table.rows(table.collect([runs]), held_out=False)
-    assert [(row.network, row.title, row.mean, row.published) for row in found] == [
-        ("CIFAR-10 ResNet-20", "SGD", 80.0, "91.14 ± 0.10"),
-        ("CIFAR-10 ResNet-20", "SGD, decay 0.0005", 91.5, "92.35"),
-        ("CIFAR-10 ResNet-20", "PSI-SGDM", 91.0, "92.41 ± 0.12"),
-        ("CIFAR-10 ResNet-56", "SGDG, α = 0.1", 80.0, "93.37"),
+    assert [(row.network, row.title, row.told, row.published) for row in found] == [
+        ("CIFAR-10 ResNet-20", "SGD", "80.00", "91.14 ± 0.10"),
+        ("CIFAR-10 ResNet-20", "SGD, decay 0.0005", "91.50", "92.35"),
+        ("CIFAR-10 ResNet-20, batch 64, bfloat16", "SGDG, decay of the rest 0.0005", "70.00", "–"),
+        ("CIFAR-10 ResNet-20", "PSI-SGDM", "91.00 ± 1.41 (2)", "92.41 ± 0.12"),
+        ("CIFAR-10 ResNet-56", "SGDG, α = 0.1", "80.00", "93.37"),
     ]
-    assert [row.std for row in found] == [None, None, pytest.approx(2**0.5), None]
-    assert [row.mean for row in table.rows(table.collect([runs]), held_out=True)] == [41.0, 0.0]
+    trials = table.rows(table.collect([runs]), held_out=True)
+    assert [row.told for row in trials] == ["41.00", "44.00, 1 diverged", "1 diverged"]
 
 
 def test_diverged_runs_count_as_nothing():
@@ -81,7 +85,7 @@ def test_command(runs, tmp_path):
     lines = [line for line in page.read_text().splitlines() if "PSI-SGDM" in line]
     assert "91.00 ± 1.41 (2)" in lines[0]
     assert "92.41 ± 0.12" in lines[0]
-    assert len(lines) == 3
+    assert len(lines) == 4
 
 
 @pytest.mark.parametrize(
@@ -104,7 +108,7 @@ def test_epoch_time(tmp_path):
     for timing in timings:
         assert len(timing.steps) == len(timing.optimizer) == 3
         assert timing.epoch == pytest.approx(sorted(timing.steps)[1] * 50_000 / 16)
-        assert 0 < timing.share / 1e3 < sorted(timing.steps)[1]
+        assert 0 < timing.of_optimizer / 1e3 < sorted(timing.steps)[1]
     page = tmp_path / "time.md"
     arguments = ["epoch-time", "--depth", "8", "--batch", "16", "--rounds", "3", "--method", "psi-sgdm"]
     result = CliRunner().invoke(app, [*arguments, "--markdown", str(page), "--device", "cpu"])
