@@ -24,13 +24,18 @@ def declare(
     probes: int = 2,
     **kwargs: Any,
 ) -> Report:
-    """`find` what is scale-invariant in `model`, declare all of it on `manifold`, and put it there.
+    """`find` what is scale-invariant in `model`, declare its weights on `manifold`, and put them there.
+
+    Parameters of one axis stay as they are. Such are the gains of norms, which a ReLU and the next norm make scale-invariant with
+    their biases, as a whole: Yi (2022) trains them by plain SGD, and at the rate of the weights they do harm (docs/invariance.md).
+    The report has them, and `retract.declare` takes them.
 
     Arguments are those of `find`, and `representative` as in `retract.declare`. Returns the report, which prints
     as a table. Raises as both do; then nothing has been declared.
     """
     report = find(model, *args, probes=probes, **kwargs)
-    commits = [preparing(model, f.name, manifold, f.rows, f.joined, representative) for f in report.invariant]
+    weights = [finding for finding in report.invariant if len(finding.shape) > 1]
+    commits = [preparing(model, f.name, manifold, f.rows, f.joined, representative) for f in weights]
     for commit in commits:
         commit()
     return report

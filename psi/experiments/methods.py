@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ... import manifolds, optim
 from ...manifolds.errors import RetractError
-from ..invariance import find
+from ..declare import declare
 from .baselines import SGDP, AdamP
 
 __all__ = ["METHODS", "Method", "build"]
@@ -57,8 +57,7 @@ def build(
 ) -> torch.optim.Optimizer:
     """The optimizer of the method `name` for `model`, whose weights are declared and put where the method needs them.
 
-    What is scale-invariant is measured with the batch `example`. As in the papers only weights are declared, not the gains
-    and biases of norms, some of which are scale-invariant too.
+    What is scale-invariant is measured with the batch `example`, by `psi.declare`.
 
     Args:
         model: in train mode.
@@ -83,11 +82,8 @@ def build(
         )
     if method.manifold is None:
         return method.optimizer(model.parameters(), weight_decay=weight_decay, **options)
-    for finding in find(model, example):
+    for finding in declare(model, example, manifold=method.manifold):
         if len(finding.shape) == 4 and finding.granularity != "row":
             raise RetractError(f"{finding.name} is not scale-invariant per row: {finding.reason}")
-        if len(finding.shape) > 1 and finding.granularity != "none":
-            module, _, parameter = finding.name.rpartition(".")
-            manifolds.declare(model.get_submodule(module), parameter, method.manifold, finding.rows, finding.joined)
     rest = {**method.rest, "weight_decay": weight_decay}
     return method.optimizer(optim.param_groups(model, euclidean=rest), **options)
