@@ -1,0 +1,200 @@
+"""What to look at while a network trains: how far points turn in a step, and what their norms do meanwhile."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..manifolds import GeodesicManifold, Manifold, Rows, ScalingQuotient, numerics
+from ..manifolds.declare import walk
+from ..manifolds.errors import OptionError
+from ..manifolds.rows import Layout, gather
+
+__all__ = ["Monitor", "Observation"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One step of the declared points of one manifold and cut."""
+
+    step: int
+    """From 1."""
+    group: str
+    """Manifold, and how parameters are cut into points where that is not by axis 0."""
+    points: int
+    norm_min: float
+    norm_median: float
+    norm_max: float
+    """Euclidean norms of the points after the step: what BatchNorm's running statistics remember, and nothing else does."""
+    turn_mean: float
+    turn_max: float
+    """How far the step moved a point: the geodesic distance, in radians on spheres and PSI; ‖y − x‖ where there is none."""
+    gradient: float
+    """Root mean square of the Riemannian gradients' norms at the points before the step: on PSI ‖w‖ ‖∇_w L‖, the gradient with
+    respect to the unit row (v coordinates)."""
+    leak: float
+    """Largest |⟨w, ∇_w L⟩| / (‖w‖ ‖∇_w L‖) on scaling quotients, where it would be 0 but for the norm's eps; elsewhere NaN."""
+    brought_back: int
+    """Points whose norm has fallen by more than a factor of 16 since the observation before: renormalised, under ``radius="free"``."""
+
+
+class _Group:
+    """The points of one manifold and cut."""
+
+    def __init__(self, manifold: Manifold, rows: Rows) -> None:
+        self.manifold = manifold
+        self.name = repr(manifold) if rows == Rows() else f"{manifold!r} {rows!r}"
+        self.members: list[tuple[list[Tensor], list[Layout]]] = []
+        self.before: list[Tensor] = []
+        self.norms: Tensor | None = None
+        """Of the observation before."""
+
+    def add(self, parts: list[Tensor], rows: Rows) -> None:
+        """Another parameter, with what is joined to it."""
+        self.members.append((parts, [rows.layout(part, self.manifold.event_ndim) for part in parts]))
+
+    def remember(self) -> None:
+        """Before a step."""
+        self.before = [gather(parts, layouts).clone() for parts, layouts in self.members]
+
+    def observe(self, step: int) -> Observation | None:
+        """After a step; None if no point has a gradient."""
+        turns, gradients, leaks, norms = [], [], [], []
+        axes = tuple(range(-max(1, self.manifold.event_ndim), 0))
+        for x, (parts, layouts) in zip(self.before, self.members, strict=True):
+            y = gather(parts, layouts)
+            norms.append(_length(y, axes))
+            if any(part.grad is None for part in parts):
+                continue
+            egrad = gather([part.grad for part in parts], layouts).to(x.dtype)  # type: ignore[misc]
+            if isinstance(self.manifold, GeodesicManifold):
+                turns.append(self.manifold.dist(x, y).flatten())
+            else:
+                turns.append(_length(y - x, axes))
+            gradients.append(self.manifold.norm(x, self.manifold.riemannian_gradient(x, egrad)).flatten())
+            if isinstance(self.manifold, ScalingQuotient):
+                size = _length(x, axes) * _length(egrad, axes)
+                leaks.append((x * egrad).sum(axes).flatten().abs() / torch.where(size > 0, size, 1.0))
+        self.before = []
+        if not turns:
+            return None
+        turn, gradient, norm = torch.cat(turns), torch.cat(gradients), torch.cat(norms)
+        fallen = 0 if self.norms is None else int((norm * 16 < self.norms).sum())
+        self.norms = norm
+        numbers = {
+            "norm_min": norm.min(),
+            "norm_median": norm.median(),
+            "norm_max": norm.max(),
+            "turn_mean": turn.mean(),
+            "turn_max": turn.max(),
+            "gradient": gradient.square().mean().sqrt(),
+            "leak": torch.cat(leaks).max() if leaks else norm.new_tensor(float("nan")),
+        }
+        read = dict(zip(numbers, torch.stack([*numbers.values()]).tolist(), strict=True))
+        return Observation(step=step, group=self.name, points=len(norm), brought_back=fallen, **read)
+
+
+class Monitor:
+    """Observes every `every`-th step of `optimizer` on the declared points of `model`.
+
+    The optimizer may be any: with `torch.optim.SGD` it shows how scale-invariant rows grow and turn less and less. A step that
+    is not observed costs nothing; one that is costs a copy of the declared weights and a few passes over them, and on a GPU
+    waits for it. Parameters and gradients are only read.
+
+    Args:
+        model: with declarations (`retract.declare`, `psi.declare`).
+        optimizer: whose steps are observed, by hooks around ``step()``.
+        every: how many steps apart; the first is observed.
+        writer: a ``SummaryWriter`` of torch.utils.tensorboard, or anything else with ``add_scalar(tag, value, step)``.
+
+    Raises `OptionError` if `model` has no declarations, or `every` is not positive.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int = 100, writer: Any = None
+    ) -> None:
+        if every < 1:
+            raise OptionError(f"every={every}: the number of steps from one observation to the next, at least 1")
+        groups: dict[tuple[Manifold, Rows], _Group] = {}
+        for _, parts, declaration in walk(model):
+            kind = declaration.manifold, declaration.rows
+            groups.setdefault(kind, _Group(*kind)).add(list(parts), declaration.rows)
+        if not groups:
+            raise OptionError("the model has no declared points to observe: declare weights first, as psi.declare does")
+        self.observations: list[Observation] = []
+        """In order; at a step in the order in which the groups were declared."""
+        self._groups, self._every, self._writer, self._step = [*groups.values()], every, writer, 0
+        self._hooks = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
+
+    @torch.no_grad()
+    def _before(self, *_: Any) -> None:
+        if self._step % self._every == 0:
+            with numerics.full_precision():
+                for group in self._groups:
+                    group.remember()
+
+    @torch.no_grad()
+    def _after(self, *_: Any) -> None:
+        self._step += 1
+        if (self._step - 1) % self._every:
+            return
+        with numerics.full_precision():
+            found = [group.observe(self._step) for group in self._groups]
+        for observation in filter(None, found):
+            self.observations.append(observation)
+            if self._writer is not None:
+                for name, value in _numbers(observation).items():
+                    self._writer.add_scalar(f"{observation.group}/{name}", value, self._step)
+
+    def close(self) -> None:
+        """Take the hooks off; what was observed stays."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """The observations as plain values, for JSON."""
+        return [asdict(observation) for observation in self.observations]
+
+    def to_csv(self, path: str | Path) -> None:
+        """The observations as a table, a line each."""
+        with Path(path).open("w", newline="") as file:
+            writer = csv.DictWriter(file, [field.name for field in fields(Observation)])
+            writer.writeheader()
+            writer.writerows(self.to_dict())
+
+    def plot(self) -> Any:
+        """A matplotlib figure: norms, turns and gradients of each group over the steps, a column each. Needs matplotlib."""
+        from matplotlib import pyplot as plt
+
+        panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
+            "norm: smallest, median, largest": lambda o: (o.norm_min, o.norm_median, o.norm_max),
+            "turn in a step: mean, largest": lambda o: (o.turn_mean, o.turn_mean, o.turn_max),
+            "gradient: root mean square": lambda o: (o.gradient,) * 3,
+        }
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
+        for axis, (title, of) in zip(axes, panels.items(), strict=True):
+            for group in self._groups:
+                seen = [o for o in self.observations if o.group == group.name]
+                steps = [o.step for o in seen]
+                low, middle, high = zip(*map(of, seen), strict=True) if seen else ((), (), ())
+                (line,) = axis.plot(steps, middle, label=group.name)
+                axis.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+            axis.set(title=title, xlabel="step", yscale="log")
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=8)
+        return figure
+
+
+def _numbers(observation: Observation) -> dict[str, float]:
+    return {key: value for key, value in asdict(observation).items() if key not in ("step", "group", "points")}
+
+
+def _length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Euclidean norm of each point, (points,)."""
+    return torch.linalg.vector_norm(x, dim=axes).flatten()
