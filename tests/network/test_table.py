@@ -26,6 +26,7 @@ def runs(tmp_path):
         record([60.0, 80.0], method="sgdg", orthogonality=0.1, depth=56),
         record([60.0], method="sgd", lr=0.3, epochs=2),  # not finished
         record([60.0, 70.0], method="sgdg", weight_decay=5e-4, batch=64, bf16=True),
+        record([10.0, 20.0], images=640),
         record([40.0, float("nan")], lr=3.0, held_out=True),
         record([40.0, 44.0], lr=3.0, held_out=True, seed=4),
         record([40.0, 41.0], lr=1.0, held_out=True, seed=5),
@@ -45,6 +46,7 @@ def test_rows(runs):
         ("CIFAR-10 ResNet-20", "SGD, decay 0.0005", "91.50", "92.35"),
         ("CIFAR-10 ResNet-20, batch 64, bfloat16", "SGDG, decay of the rest 0.0005", "70.00", "–"),
         ("CIFAR-10 ResNet-20", "PSI-SGDM", "91.00 ± 1.41 (2)", "92.41 ± 0.12"),
+        ("CIFAR-10 ResNet-20", "PSI-SGDM", "20.00", "–"),
         ("CIFAR-10 ResNet-56", "SGDG, α = 0.1", "80.00", "93.37"),
     ]
     trials = table.rows(table.collect([runs]), held_out=True)
@@ -85,7 +87,7 @@ def test_command(runs, tmp_path):
     lines = [line for line in page.read_text().splitlines() if "PSI-SGDM" in line]
     assert "91.00 ± 1.41 (2)" in lines[0]
     assert "92.41 ± 0.12" in lines[0]
-    assert len(lines) == 4
+    assert len(lines) == 5
 
 
 @pytest.mark.parametrize(
