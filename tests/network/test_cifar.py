@@ -65,7 +65,8 @@ def test_psi_sgdm_and_sgdg(folder, tmp_path):
         assert [int(row["epoch"]) for row in rows] == [1, 2]
         assert not (tmp_path / name / "checkpoint.pt").exists()
     assert (tmp_path / "cifar.png").read_bytes()[1:4] == b"PNG"
-    assert "CIFAR-10 ResNet-20, 2" in text
+    assert "Accuracy in % on the test set" in text
+    assert "published: 200 epochs" in text
 
 
 DRIVER = """
