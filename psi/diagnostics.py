@@ -48,16 +48,16 @@ class _Group:
     """The points of one manifold and cut."""
 
     def __init__(self, manifold: Manifold, rows: Rows) -> None:
-        self.manifold = manifold
+        self.manifold, self.rows = manifold, rows
         self.name = repr(manifold) if rows == Rows() else f"{manifold!r} {rows!r}"
         self.members: list[tuple[list[Tensor], list[Layout]]] = []
         self.before: list[Tensor] = []
         self.norms: Tensor | None = None
         """Of the observation before."""
 
-    def add(self, parts: list[Tensor], rows: Rows) -> None:
+    def add(self, parts: list[Tensor]) -> None:
         """Another parameter, with what is joined to it."""
-        self.members.append((parts, [rows.layout(part, self.manifold.event_ndim) for part in parts]))
+        self.members.append((parts, [self.rows.layout(part, self.manifold.event_ndim) for part in parts]))
 
     def remember(self) -> None:
         """Before a step."""
@@ -66,21 +66,21 @@ class _Group:
     def observe(self, step: int) -> Observation | None:
         """After a step; None if no point has a gradient."""
         turns, gradients, leaks, norms = [], [], [], []
-        axes = tuple(range(-max(1, self.manifold.event_ndim), 0))
+        ndim = self.manifold.event_ndim
         for x, (parts, layouts) in zip(self.before, self.members, strict=True):
             y = gather(parts, layouts)
-            norms.append(_length(y, axes))
+            norms.append(numerics.norm(y, ndim).flatten())
             if any(part.grad is None for part in parts):
                 continue
             egrad = gather([part.grad for part in parts], layouts).to(x.dtype)  # type: ignore[misc]
             if isinstance(self.manifold, GeodesicManifold):
                 turns.append(self.manifold.dist(x, y).flatten())
             else:
-                turns.append(_length(y - x, axes))
+                turns.append(numerics.norm(y - x, ndim).flatten())
             gradients.append(self.manifold.norm(x, self.manifold.riemannian_gradient(x, egrad)).flatten())
             if isinstance(self.manifold, ScalingQuotient):
-                size = _length(x, axes) * _length(egrad, axes)
-                leaks.append((x * egrad).sum(axes).flatten().abs() / torch.where(size > 0, size, 1.0))
+                size = numerics.norm(x, ndim) * numerics.norm(egrad, ndim)
+                leaks.append((numerics.dot(x, egrad, ndim).abs() / torch.where(size > 0, size, 1.0)).flatten())
         self.before = []
         if not turns:
             return None
@@ -124,7 +124,7 @@ class Monitor:
         groups: dict[tuple[Manifold, Rows], _Group] = {}
         for _, parts, declaration in walk(model):
             kind = declaration.manifold, declaration.rows
-            groups.setdefault(kind, _Group(*kind)).add(list(parts), declaration.rows)
+            groups.setdefault(kind, _Group(*kind)).add(list(parts))
         if not groups:
             raise OptionError("the model has no declared points to observe: declare weights first, as psi.declare does")
         self.observations: list[Observation] = []
@@ -193,8 +193,3 @@ class Monitor:
 
 def _numbers(observation: Observation) -> dict[str, float]:
     return {key: value for key, value in asdict(observation).items() if key not in ("step", "group", "points")}
-
-
-def _length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Euclidean norm of each point, (points,)."""
-    return torch.linalg.vector_norm(x, dim=axes).flatten()

@@ -60,6 +60,7 @@ class Job:
             old.copy_(new)
         self.cursor.zero_()
         self.loss.zero_()
+        self.rate = self.lr
         self.trainer.model.train()
 
     def step(self):
@@ -76,7 +77,7 @@ class Job:
     def evaluate(self, steps, seconds):
         """Write down where it stands, after an epoch."""
         accuracy, test_loss = self.trainer.evaluate()
-        self.record.epochs.append(Epoch(self.lr, float(self.loss) / steps, accuracy, test_loss, seconds))
+        self.record.epochs.append(Epoch(self.rate, float(self.loss) / steps, accuracy, test_loss, seconds))
 
 
 class Fleet:

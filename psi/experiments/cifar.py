@@ -13,7 +13,7 @@ from torch import Tensor
 from ...manifolds.errors import RetractError
 from .cifar_files import cifar10, cifar100
 from .data import Split
-from .methods import METHODS, build
+from .methods import METHODS, build, label
 from .resnet import cifar_resnet
 from .training import Epoch, Record, Trainer, drops, finished
 
@@ -57,10 +57,9 @@ class Config:
     @property
     def name(self) -> str:
         """For a folder: everything that tells runs of one study apart."""
-        regularizer = f"-a{self.orthogonality:g}" * (self.orthogonality > 0) + f"-wd{self.weight_decay:g}"
+        method = label(self.method, self.lr, self.weight_decay, self.orthogonality)
         share = f"-{self.images}" * (self.images > 0) + "-held-out" * self.held_out
-        network = f"{self.dataset}-resnet{self.depth}"
-        return f"{network}-{self.method}{regularizer}-lr{self.lr:g}-{self.epochs}-epochs{share}-seed{self.seed}"
+        return f"{self.dataset}-resnet{self.depth}-{method}-{self.epochs}-epochs{share}-seed{self.seed}"
 
 
 class Images:

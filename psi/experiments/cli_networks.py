@@ -92,13 +92,21 @@ def cifar(
         split = tables_1_and_2.load(dataset.value, data_dir)
         records = []
         with progress(console) as bar:
-            task = bar.add_task("", total=len(method) * (4 * sweep_epochs * sweep + seeds * epochs))
+            total = len(method) * (4 * sweep_epochs * sweep + seeds * epochs)
+            task, done = bar.add_task("epochs", total=total), dict[str, int]()
 
             def report(config: tables_1_and_2.Config, number: int, epoch: Epoch) -> None:
-                console.print(
-                    f"{config.name}: {number} of {config.epochs}, {_told(epoch)}", highlight=False, soft_wrap=True
-                )
-                bar.advance(task)
+                told = f"{config.name}: {number} of {config.epochs}, {_told(epoch)}"
+                console.print(told, highlight=False, soft_wrap=True)
+                done[config.name] = number
+                bar.update(task, completed=sum(done.values()))
+
+            def settle(
+                record: Record,
+            ) -> None:  # a run that was finished before, or has diverged, reports less than its epochs
+                config = tables_1_and_2.Config(**record.settings)
+                done[config.name] = config.epochs
+                bar.update(task, completed=sum(done.values()))
 
             for one in method:
                 base = tables_1_and_2.Config(
@@ -116,11 +124,16 @@ def cifar(
                 if sweep:
                     trial = replace(base, epochs=sweep_epochs, images=sweep_images)
                     trials = tables_1_and_2.sweep(trial, split, place, out, report)
+                    total += sweep_epochs * (len(trials) - 4)
+                    bar.update(task, total=total)
+                    for trial_run in trials:
+                        settle(trial_run)
                     console.print(_sweep_table(one.value, trials))
                     base = replace(base, lr=tables_1_and_2.best(trials))
                 for seed in range(seeds):
                     config = replace(base, epochs=epochs, images=images, seed=seed)
                     records.append(tables_1_and_2.train(config, split, place, out, report))
+                    settle(records[-1])
         show([_table(results.rows(records, held_out=False))], console, None)
         training_curves([record for record in records if record.settings["seed"] == 0], picture)
         console.print(f"Curves: {picture}", soft_wrap=True)

@@ -194,8 +194,8 @@ def rates(
     )
     third = Table(
         title="Theorem 3: PSI-SGD with η_i = 1 / (L̃_i √T)",
-        caption=f"over {config.seeds} seeds, constants from the paths of {config.covered} of them; deviation of the exact expected descent from Σ η_i ‖∇_i‖², in units of what the "
-        "constants allow: at most 1 by theory",
+        caption=f"over {config.seeds} seeds, constants from the paths of {config.covered} of them; deviation of the exact "
+        "expected descent from Σ η_i ‖∇_i‖², in units of what the constants allow: at most 1 by theory",
     )
     for table, names in (
         (second, ("T", "min ‖∇‖²", "bound (15)")),

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ...manifolds.errors import RetractError
-from .methods import build
+from .methods import build, label
 from .training import Record, Trainer, drops
 
-__all__ = ["Config", "train"]
+__all__ = ["Config", "join_torchrun", "train"]
 
 _DROPS = (0.3, 0.6, 0.9)
 """30, 60 and 90 of 100 epochs."""
@@ -48,8 +48,8 @@ class Config:
     @property
     def name(self) -> str:
         """For a folder."""
-        regularizer = f"-a{self.orthogonality:g}" * (self.orthogonality > 0) + f"-wd{self.weight_decay:g}"
-        return f"imagenet-{self.arch}-{self.method}{regularizer}-lr{self.lr:g}-{self.epochs}-epochs-seed{self.seed}"
+        method = label(self.method, self.lr, self.weight_decay, self.orthogonality)
+        return f"imagenet-{self.arch}-{method}-{self.epochs}-epochs-seed{self.seed}"
 
 
 def train(

@@ -14,7 +14,7 @@ from ...manifolds.errors import RetractError
 from ..declare import declare
 from .baselines import SGDP, AdamP
 
-__all__ = ["METHODS", "Method", "build"]
+__all__ = ["METHODS", "Method", "build", "label"]
 
 _Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -50,6 +50,11 @@ METHODS = {
     "sgdp": Method("SGDP", SGDP, 0.1, _SGD),
     "adamp": Method("AdamP", AdamP, 1e-3, {}),
 }
+
+
+def label(method: str, lr: float, weight_decay: float, orthogonality: float) -> str:
+    """For the name of a run's folder."""
+    return method + f"-a{orthogonality:g}" * (orthogonality > 0) + f"-wd{weight_decay:g}-lr{lr:g}"
 
 
 def build(

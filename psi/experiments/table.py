@@ -86,9 +86,9 @@ class Row:
 
     @property
     def published(self) -> str:
-        """The paper's number for this network, method and regularizer, or a dash: Table 1 without any, Table 2 for SGD and Adam
-        with L2 5e-4 and SGDG with α = 0.1, for runs on the whole training set. Its PSI columns there put an L2 term into the whole loss, which PSI groups refuse,
-        so they have no counterpart here."""
+        """The paper's number for this network, method and regularizer, for runs on the whole training set, or a dash: Table 1
+        without a regularizer, Table 2 for SGD and Adam with L2 5e-4 and SGDG with α = 0.1. Its PSI columns there put an L2 term
+        into the whole loss, which PSI groups refuse, so they have no counterpart here."""
         s = self.settings
         regularizer = s["weight_decay"], s["orthogonality"]
         second = {"sgd": (5e-4, 0.0), "adam": (5e-4, 0.0), "sgdg": (0.0, 0.1)}.get(s["method"])
