@@ -138,6 +138,19 @@ def test_a_sweep_is_widened_and_chosen_from(folder, tmp_path, monkeypatch):
     assert cifar.best(found) == 3.0
 
 
+def test_the_command_sweeps_and_its_bar_comes_to_its_end(folder, tmp_path):
+    """With the rates that were added and, the second time, with nothing left to train."""
+    tiny = ["--depth", "8", "--images", "32", "--batch", "16", "--epochs", "2", "--device", "cpu", "--out", tmp_path]
+    for _ in range(2):
+        text = run("cifar", "--data-dir", folder, *tiny, "--sweep", "--sweep-images", "32", "--sweep-epochs", "1")
+        trials = [r for r in records(tmp_path).values() if r["settings"]["held_out"]]
+        (final,) = (r for r in records(tmp_path).values() if not r["settings"]["held_out"])
+        scores = {r["settings"]["lr"]: r["epochs"][-1]["accuracy"] for r in trials}
+        assert scores[final["settings"]["lr"]] == max(scores.values())
+        assert len(trials) >= 4
+        assert f"{len(trials) + 2}/{len(trials) + 2} " in text
+
+
 def test_held_out_images_are_training_images(folder):
     split = cifar.load("cifar10", folder)
     images = cifar.Images(split, cifar.Config(held_out=True), torch.device("cpu"))
