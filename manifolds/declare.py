@@ -46,12 +46,14 @@ _REPRESENTATIVES = ("keep", "unit")
 
 @dataclass(frozen=True)
 class Declaration:
-    """What `declare` writes: the manifold, how the parameter is cut into points, and the names of the
-    parameters of the same module whose rows belong to the same points."""
+    """What `declare` writes."""
 
     manifold: Manifold
+    """Where the points live."""
     rows: Rows = Rows()
+    """How the parameter is cut into points."""
     joined: tuple[str, ...] = ()
+    """Names of the parameters of the same module whose rows belong to the same points."""
 
 
 class Declared(NamedTuple):

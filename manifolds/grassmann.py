@@ -36,6 +36,7 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
     """
 
     k: int = 1
+    """Dimension of the subspaces."""
     event_ndim = 2
 
     def __new__(cls, k: int = 1) -> Grassmann:

@@ -42,8 +42,11 @@ class Rows:
     """
 
     axis: int | tuple[int, ...] = 0
+    """The axes whose indices enumerate points."""
     blocks: int | None = None
+    """How many points, each of consecutive indices of axis 0; with ``axis=0`` only."""
     groups: int = 1
+    """Of a transposed convolution, which enumerate points together with axis 1; with ``axis=1`` only."""
 
     def __post_init__(self) -> None:
         axes = self.axes

@@ -28,7 +28,7 @@ class Spherical(GeodesicManifold):
         """As in `Manifold.event_error`; a vector of one coordinate has nowhere to go."""
         error = super().event_error(event)
         if error is None and event[0] < 2:
-            return f"a point of {self!r} needs at least 2 coordinates: with 1 no direction is left to move in"
+            return "a point needs at least 2 coordinates: with 1 no direction is left to move in"
         return error
 
     @abstractmethod
@@ -41,8 +41,8 @@ class Spherical(GeodesicManifold):
         return torch.addcmul(theta.cos() * x, u, numerics.sinc(theta))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide, and on the
-        cut locus, where no direction is the shortest."""
+        """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide. On the cut
+        locus every direction is as short, and rounding decides which comes out, or none, 0."""
         chord = self.project(x, self.alignment(x, y) * y - x)
         length = self.norm(x, chord)
         return chord * (self.dist(x, y) / torch.where(length > 0, length, 1.0))

@@ -25,7 +25,7 @@ def tall_error(manifold: object, event: Sequence[int]) -> str | None:
 class Stiefel(EmbeddedManifold, ExponentialManifold):
     """Matrices with orthonormal columns, (*batch, n, p), n ≥ p, with the metric of R^{n×p}.
 
-    Geodesics are known in closed form (Edelman, Arias & Smith 1998, eq. 2.42); logarithm and parallel
+    Geodesics are known in closed form (Edelman, Arias & Smith 1998, §2.2.2); logarithm and parallel
     transport are not, so the manifold offers none.
     """
 

@@ -13,7 +13,7 @@ from ..manifolds.declare import walk
 from ..manifolds.errors import OptionError
 from ..manifolds.numerics import full_precision
 from ..manifolds.rows import gather, scatter_
-from .optimizer import own_geometry
+from .groups import own_geometry
 from .options import number
 from .points import PointSet
 

@@ -12,17 +12,17 @@ from torch import Tensor
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import FLATTENED, check_parts, check_rows, check_types
 from ..manifolds.errors import OptionError, StateError, StepError
-from ..manifolds.geoopt import from_geoopt
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
+from .groups import own_geometry
 from .options import check_group, check_names, check_point, read_numbers
 from .points import PointSet, point_sets
 from .rules import Adam, Momentum, Rule
 from .sharded import ShardedGroup, check_sharding
 
-__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD", "own_geometry"]
+__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
 
 _FLAT = "Euclidean(event_ndim=0)"
 GROSS = tolerance(torch.float16)
@@ -46,6 +46,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     """
 
     rule: Rule
+    """What a step is made of the gradient; the same for all groups."""
     names_manifold = False
     """Whether any group or parameter says where it lives, be it in flat space."""
 
@@ -285,16 +286,6 @@ def _joint_points(joined: Any) -> dict[Tensor, tuple[Tensor, ...]]:
     raise OptionError(f"joined={joined!r} is not a list of tuples of parameters, each of them in one joint point")
 
 
-def own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
-    """What the tensor itself says: a geoopt.ManifoldParameter its manifold, any other flat space."""
-    theirs = getattr(p, "manifold", None)
-    if theirs is None or not any(cls.__module__.startswith("geoopt") for cls in type(p).__mro__):
-        return Euclidean(0), Rows()
-    manifold = from_geoopt(theirs)
-    # geoopt takes the last dimensions as the point.
-    return manifold, Rows(axis=tuple(range(p.ndim - 1))) if manifold.event_ndim == 1 else Rows()
-
-
 class RiemannianSGD(RiemannianOptimizer):
     """Stochastic gradient descent with momentum on any manifold; on Euclidean groups `torch.optim.SGD`.
 
@@ -354,11 +345,11 @@ class RiemannianAdam(RiemannianOptimizer):
     """Adam on any manifold, with one second moment per point; on ``Euclidean(0)`` `torch.optim.Adam`.
 
     Args:
-        params, lr, weight_decay, motion, transport, max_grad_norm, orthogonality, radius, maximize, foreach, fused,
-            compile, capturable, differentiable: as in `RiemannianSGD`.
         betas: decay of the first and the second moment, each in [0, 1).
         eps: ε ≥ 0.
         eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
+
+    All other options are those of `RiemannianSGD`.
 
     Raises `OptionError` and `GeometryError` as `add_param_group` does.
     """

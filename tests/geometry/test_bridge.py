@@ -9,6 +9,7 @@ import sys
 import geoopt
 import laws
 import pytest
+import retract
 import torch
 from geometries import Case
 from laws import Setting
@@ -117,6 +118,22 @@ def test_manifold_parameters_take_the_last_dimensions():
     optimizer.step()
     assert torch.allclose(w.norm(dim=-1), torch.ones(2, 3))
     assert optimizer.param_groups[0]["manifold"] == "from_geoopt(Sphere manifold)"
+
+
+def test_manifold_parameters_have_groups_of_their_own():
+    """So that options for either side reach them, or do not; a declaration goes before what the tensor says."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3))
+    for layer in model:
+        layer.weight = geoopt.ManifoldParameter(
+            nn.functional.normalize(layer.weight.detach()), manifold=geoopt.Sphere()
+        )
+    retract.declare(model[1], "weight", Sphere())
+    groups = retract.param_groups(model, manifold={"lr": 0.5}, euclidean={"weight_decay": 0.1})
+    assert [group["names"] for group in groups] == [["1.weight"], ["0.weight"], ["0.bias", "1.bias"]]
+    declared, theirs, rest = RiemannianSGD(groups, lr=0.1).param_groups
+    assert (declared["manifold"], theirs["manifold"]) == ("Sphere()", "from_geoopt(Sphere manifold)")
+    assert (declared["lr"], theirs["lr"], rest["lr"]) == (0.5, 0.5, 0.1)
+    assert (theirs["weight_decay"], rest["weight_decay"]) == (0.0, 0.1)
 
 
 @pytest.mark.parametrize(("manifold", "event"), OURS, ids=IDS)
