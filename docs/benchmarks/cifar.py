@@ -2,18 +2,22 @@
 
     .venv/bin/python docs/benchmarks/cifar.py DATA [SEEDS]
 
-Goes on where it was interrupted; finished runs in docs/benchmarks/cifar are read, not repeated.
+One run per core, each on one thread. Goes on where it was interrupted; finished runs in docs/benchmarks/cifar are read, not
+repeated, so that more seeds can be added later.
 """
 
+import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from retract.psi.experiments import cifar
 
-HERE = Path(__file__).parent
+OUT = Path(__file__).parent / "cifar"
 STUDY = [
     cifar.Config(method="sgd"),
     cifar.Config(method="sgd", weight_decay=5e-4),
@@ -35,17 +39,29 @@ def tell(config, number, epoch):
     )
 
 
+def rate(config, data):
+    """The best rate of the sweep for `config`."""
+    trial = replace(config, images=10_000, epochs=5)
+    return cifar.best(cifar.sweep(trial, cifar.load("cifar10", data), torch.device("cpu"), OUT, tell))
+
+
+def run(config, data):
+    """One run."""
+    cifar.train(config, cifar.load("cifar10", data), torch.device("cpu"), OUT, tell)
+
+
 def main(data, seeds):
-    """Sweeps first, then the runs, seed by seed."""
-    split, device = cifar.load("cifar10", data), torch.device("cpu")
-    rates = {}
-    for config in STUDY:
-        trial = replace(config, images=10_000, epochs=5, channels_last=True)
-        rates[config] = cifar.best(cifar.sweep(trial, split, device, HERE / "cifar", tell))
-    for seed in range(seeds):
-        for config in STUDY:
-            run = replace(config, lr=rates[config], epochs=10, seed=seed, channels_last=True)
-            cifar.train(run, split, device, HERE / "cifar", tell)
+    """The sweeps, and the runs of each method once its rate is known."""
+    cores, fresh = os.cpu_count(), get_context("spawn")
+    with ProcessPoolExecutor(cores, fresh, torch.set_num_threads, (1,), max_tasks_per_child=1) as pool:
+        study = [replace(config, channels_last=True, compile=True) for config in STUDY]
+        sweeps = {pool.submit(rate, config, data): config for config in study}
+        runs = []
+        for done in as_completed(sweeps):
+            chosen = replace(sweeps[done], lr=done.result(), epochs=10)
+            runs += [pool.submit(run, replace(chosen, seed=seed), data) for seed in range(seeds)]
+        for done in as_completed(runs):
+            done.result()
 
 
 if __name__ == "__main__":
