@@ -20,6 +20,7 @@ __all__ = [
     "norm",
     "polar",
     "positive_qr",
+    "root_tiny",
     "safe_sqrt",
     "settle",
     "sinc",
@@ -33,6 +34,11 @@ __all__ = [
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """In which parameters on a manifold are kept."""
+
+
+def root_tiny(dtype: torch.dtype) -> float:
+    """√ of the smallest normal number, 1e-19 in float32: shorter vectors have squares that vanish, and count as zero."""
+    return float(torch.finfo(dtype).tiny ** 0.5)
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -78,8 +84,8 @@ def norm(a: Tensor, ndim: int) -> Tensor:
 
 
 def safe_sqrt(square: Tensor) -> Tensor:
-    """√max(square, 0), with gradient 0 instead of infinity where the square is 0."""
-    positive = square > 0
+    """√max(square, 0), with gradient 0 instead of infinity where the square is 0; NaN stays NaN."""
+    positive = ~(square <= 0)
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 

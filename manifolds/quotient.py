@@ -71,9 +71,9 @@ class ScalingQuotient(ConformalManifold, QuotientManifold):
     def radius(self, x: Tensor) -> Tensor:
         """Norm of the representative, (*batch, 1…). Law: radius(act(g, x)) = g radius(x).
 
-        A zero row, which is no point, gets a tiny number instead: then it stays put and does not become NaN.
+        A zero row, which is no point, gets √tiny instead: then it does not become NaN.
         """
-        return numerics.norm(x, self.event_ndim).clamp(min=torch.finfo(x.dtype).tiny ** 0.5)
+        return numerics.norm(x, self.event_ndim).clamp(min=numerics.root_tiny(x.dtype))
 
     def act(self, g: Tensor, x: Tensor) -> Tensor:
         """g x for positive `g` of shape (*batch, 1…)."""

@@ -3,16 +3,22 @@
 from .averaging import averaging
 from .clip import clip_grad_norm_
 from .groups import param_groups
+from .memory import Memory
 from .optimizer import RiemannianAdam, RiemannianOptimizer, RiemannianSGD
 from .presets import PSISGD, SGDG, AdamG
+from .rules import Rule
+from .scaled import Scaled
 
 __all__ = [
     "PSISGD",
     "SGDG",
     "AdamG",
+    "Memory",
     "RiemannianAdam",
     "RiemannianOptimizer",
     "RiemannianSGD",
+    "Rule",
+    "Scaled",
     "averaging",
     "clip_grad_norm_",
     "param_groups",

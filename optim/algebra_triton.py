@@ -114,9 +114,9 @@ def vectors(buffer, xx, xg, hh, held, square, C: tl.constexpr):
     s = tl.full(r.shape, 1.0, r.dtype)
     if C.hold:
         ratio = held / r
-        s = tl.where((held >= 0) & (ratio < float("inf")), ratio, 1.0)
+        s = tl.where((held >= 0) & (ratio < float("inf")) & (r > tiny), ratio, 1.0)
     if C.free:
-        inside = (r >= low) & (r <= high)
+        inside = (r >= low) & (r <= high) | (r <= tiny)
         s = tl.where(inside | (r != r) | (r == float("inf")), 1.0, _power(r))
     f = tl.full(r.shape, 1.0, r.dtype)
     if not C.unit:

@@ -4,7 +4,7 @@
 path           runs
 =============  ====================================================================================================
 *reference*    one point set at a time through `step.update`: everything, and always when `capturable` or
-               `differentiable`
+               `differentiable`, and for rules of a user's own
 *foreach*      many parameters in one `step.update`: vectors, on any device
 *compiled*     many parameters in one graph of `torch.compile`, on a GPU: everything, when `compile` asks for it
 *fused*        row kernels: PSI, Sphere, Grassmann(1)
@@ -39,7 +39,7 @@ from .options import Options
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .reference import Reference
-from .rules import Rule
+from .rules import Adam, Momentum, Rule
 from .tables import Kernel
 
 __all__ = ["Group", "check_path"]
@@ -86,9 +86,15 @@ def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> 
     return _kernel(package, module)
 
 
-def check_path(points: PointSet, options: Options) -> None:
+def check_path(points: PointSet, rule: Rule, options: Options) -> None:
     """Raise `OptionError` if `points` cannot take the path that the options ask for, with the reason and a way out."""
     part, manifold = points.parts[0], points.manifold
+    asked = [name for name in ("foreach", "fused", "compile") if options[name]]
+    if asked and not _is_own(rule):
+        raise OptionError(
+            f"{asked[0]}=True: {type(rule).__name__} runs on the reference path, which takes any rule; leave {asked[0]} at its "
+            "default"
+        )
     if part.is_meta:
         return
     if options["compile"] and part.device.type not in _COMPILED:
@@ -105,6 +111,11 @@ def check_path(points: PointSet, options: Options) -> None:
         )
 
 
+def _is_own(rule: Rule) -> bool:
+    """Whether the fast paths know `rule`; a subclass computes something else."""
+    return type(rule) in (Momentum, Adam)
+
+
 def _choose(seat: Seat, rule: Rule, options: Options) -> str:
     """The path of one point set."""
     manifold, part = seat.points.manifold, seat.points.parts[0]
@@ -113,6 +124,7 @@ def _choose(seat: Seat, rule: Rule, options: Options) -> str:
     if (
         options["capturable"]
         or options["differentiable"]
+        or not _is_own(rule)
         or part.is_meta
         or not all(p.numel() for p in seat.points.parts)
     ):
@@ -149,7 +161,7 @@ def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: O
         return Compiled(seats, state, rule)
     if path == "foreach":
         return Foreach(seats, state, rule)
-    return Reference(seats, state, rule, graph=options["capturable"] or options["differentiable"])
+    return Reference(seats, state, rule, loose=options["capturable"] or options["differentiable"] or not _is_own(rule))
 
 
 class Group:
@@ -191,7 +203,7 @@ class Group:
             if not grads:
                 self._idle += points.parts
                 continue
-            check_path(points, options)
+            check_path(points, rule, options)
             check_state(points, state, rule)
             its = seat(points, grads, state, rule, options)
             path = _choose(its, rule, options)

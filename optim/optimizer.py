@@ -17,7 +17,7 @@ from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
 from .groups import own_geometry
-from .options import check_group, check_names, check_point, read_numbers
+from .options import COMMON, FOREIGN, check_group, check_names, check_point, read_numbers
 from .points import PointSet, point_sets
 from .rules import Adam, Momentum, Rule
 from .sharded import ShardedGroup, check_sharding
@@ -31,9 +31,6 @@ _DEALT_OUT = (
     "ZeroRedundancyOptimizer, which deals parameters out one by one, tears groups apart like that: shard the model with "
     "fully_shard (FSDP2) instead"
 )
-
-# Options of torch.optim.Adam that have no counterpart here.
-_FOREIGN = ("amsgrad", "decoupled_weight_decay")
 
 
 class RiemannianOptimizer(torch.optim.Optimizer):
@@ -54,7 +51,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._table: dict[Tensor, PointSet] = {}
         self._groups: list[Group | ShardedGroup] = []
         self._known: list[dict[str, Any]] = []
-        super().__init__(params, defaults)
+        super().__init__(params, {**defaults, **COMMON, **defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the dict that is passed in stays as it is.
@@ -128,7 +125,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             if getattr(p, "_fsdp_flattened", False) and not isinstance(its, Euclidean):
                 raise OptionError(f"{label[p]} {FLATTENED}")
             check_sharding(points, group)
-            check_path(points, group)
+            check_path(points, self.rule, group)
             if not p.is_meta and not isinstance(its, Euclidean):
                 with torch.no_grad():
                     x = gather(points.parts, points.layouts())
@@ -258,7 +255,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     f"the state_dict is of another rule: {type(self).__name__} needs {', '.join(sorted(self.rule.options))}"
                 )
             kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-            both = {**kept, **{key: value for key, value in its.items() if key in kept or key not in _FOREIGN}}
+            both = {**kept, **{key: value for key, value in its.items() if key in kept or key not in FOREIGN}}
             check_group(both)
             merged.append(both)
         return merged

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifold, Spherical
 from ..manifolds.errors import OptionError
 
-__all__ = ["Options", "check_group", "check_names", "check_point", "number", "read_numbers"]
+__all__ = ["COMMON", "FOREIGN", "Options", "check_group", "check_names", "check_point", "number", "read_numbers"]
 
 Options = Mapping[str, Any]
 """A parameter group, read by name. Options that a rule does not have are absent."""
@@ -40,8 +40,25 @@ _OPEN = ("foreach", "fused")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 
 
+FOREIGN = ("amsgrad", "decoupled_weight_decay")
+"""Options of torch.optim.Adam that have no counterpart here."""
+COMMON: dict[str, Any] = {
+    "weight_decay": 0.0,
+    "motion": "retract",
+    "transport": "manifold",
+    "max_grad_norm": None,
+    "orthogonality": 0.0,
+    "radius": "hold",
+    "maximize": False,
+    "foreach": None,
+    "fused": None,
+    "compile": False,
+    "capturable": False,
+    "differentiable": False,
+}
+"""Options that every group has, whatever its rule, and their defaults."""
 # Every option that some rule has; a group may carry other keys (schedulers and users put theirs there).
-_ALL = frozenset({*_CHOICES, *_INTERVALS, *_FAST_PATHS, "betas", "dampening", "nesterov", "max_grad_norm", "maximize"})
+_ALL = frozenset({*_CHOICES, *_INTERVALS, *COMMON, *FOREIGN, "betas", "dampening", "nesterov"})
 
 
 def check_names(group: Options, defaults: Options) -> None:

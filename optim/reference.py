@@ -28,14 +28,15 @@ CHUNK = 2**18
 class Reference(Plan):
     """Point sets one after the other, each by `step.update`."""
 
-    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule, *, graph: bool) -> None:
-        self._graph = graph
-        """Whether autograd, or a CUDA graph, records the step: then nothing is kept from one to the next."""
+    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule, *, loose: bool) -> None:
+        self._all_loose = loose
+        """Whether nothing is kept from one step to the next: because autograd or a CUDA graph records it, or for a rule that
+        may keep any number of vectors and scalars."""
         super().__init__(seats, state, rule)
 
     def lies(self, seat: Seat) -> bool:
         """As in `Plan`."""
-        return super().lies(seat) and not self._graph
+        return super().lies(seat) and not self._all_loose
 
     def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """As in `Plan`."""

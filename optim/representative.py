@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..manifolds.numerics import root_tiny
 from .memory import Memory
 from .options import Options
 
@@ -31,16 +32,17 @@ def rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | None
 
     ``"hold"``: back to the norm that the row had at its first step, kept in ``memory.scalars["radius"]``.
     ``"free"``: a power of two, which changes no bit of the direction, once the norm has left the band.
-    Zero rows, and steps with lr = 0, are left alone.
+    Zero rows, which have the radius √tiny, and steps with lr = 0, are left alone.
     """
     if options["radius"] == "hold":
         if "radius" not in memory.scalars:
             memory.scalars["radius"] = radius
             return None
         factor = torch.nan_to_num(memory.scalars["radius"] / radius, nan=1.0, posinf=1.0)
+        factor = torch.where(radius > root_tiny(radius.dtype), factor, 1.0)
     else:
         low, high = band(memory.dtype)
-        outside = ((radius < low) & (radius > 0)) | ((radius > high) & torch.isfinite(radius))
+        outside = ((radius < low) & (radius > root_tiny(radius.dtype))) | ((radius > high) & torch.isfinite(radius))
         exponent = torch.frexp(torch.where(outside, radius, 0.5)).exponent
         factor = torch.ldexp(torch.ones_like(radius), -exponent)
     lr = options["lr"]

@@ -146,15 +146,15 @@ def _combine_alone(x, g, to_x, n):
 
 
 @_part
-def _rescaling(r, radius, row, rescale, low, high):
+def _rescaling(r, radius, row, rescale, low, high, tiny):
     """The factor s of step 1; sets a held norm that is not set yet."""
     if rescale in (_HOLD, _RECORD):
         if radius[row] < 0:
             radius[row] = r
         elif rescale == _HOLD:
             s = radius[row] / r
-            return s if math.isfinite(s) else 1.0
-    elif rescale == _FREE and ((0 < r < low) or (high < r < math.inf)):
+            return s if math.isfinite(s) and r > tiny else 1.0
+    elif rescale == _FREE and ((tiny < r < low) or (high < r < math.inf)):
         return math.ldexp(1.0, -math.frexp(r)[1])
     return 1.0
 
@@ -217,7 +217,7 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
     r = max(math.sqrt(xx), tiny)
     s, f = 1.0, 1.0
     if not unit:
-        s, f = _rescaling(r, radius, row, rescale, low, high), r * r
+        s, f = _rescaling(r, radius, row, rescale, low, high, tiny), r * r
 
     if adam or limit < math.inf:
         hh = 0.0

@@ -25,8 +25,8 @@ stands for one that this step has to set.
 or better:
 
 1. σ = sign, r = max(‖x‖, √tiny), s = 1. On PSI, with λ = r²: `Rescale.HOLD` takes s = radius/r (1 where that is NaN
-   or infinite); `Rescale.FREE` takes s = 2^−e with r = m 2^e, ½ ≤ m < 1, where r lies outside [low, high] and is
-   neither 0 nor infinite. `HOLD` and `RECORD` store r where the radius is −1, and keep s = 1 there.
+   or infinite, or r = √tiny); `Rescale.FREE` takes s = 2^−e with r = m 2^e, ½ ≤ m < 1, where r lies outside [low, high]
+   and is neither √tiny nor infinite. `HOLD` and `RECORD` store r where the radius is −1, and keep s = 1 there.
 2. h = σ g on PSI, with the factor f = λ;  h = σ (g − ⟨x, g⟩ x) and f = 1 on unit vectors.
 3. Length of the gradient in the metric: ‖h‖ r on PSI, ‖h‖ on unit vectors. f ← f · min(1, limit/length), NaN
    kept, for a finite limit.

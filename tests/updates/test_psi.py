@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from networks import batches, declare_all, invariant_names, normed_cnn, normed_mlp, train
+from paths import PATHS
 from retract import param_groups
-from retract.manifolds import PSI, Grassmann, Rows, Sphere
+from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
+from retract.manifolds.errors import GradientError
 from retract.optim import PSISGD, RiemannianAdam, RiemannianSGD, clip_grad_norm_
 from torch import nn
 
@@ -241,6 +243,36 @@ def test_joint_points_are_one_longer_row(manifold, device):
         joint.step()
         assert torch.allclose(torch.cat([weight, bias.unsqueeze(1)], 1), whole, rtol=1e-12, atol=1e-14)
     assert joint.state[bias]["momentum_buffer"].shape == bias.shape
+
+
+@pytest.mark.parametrize("radius", ["hold", "free"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_row_that_becomes_zero_goes_on_along_its_momentum(path, radius, device):
+    """As when weights are pruned under a running optimizer: no factor back to a norm that is out of reach."""
+    torch.manual_seed(0)
+    w = nn.Parameter(torch.randn(4, 8, device=device))
+    optimizer = PSISGD([{"params": [w], "manifold": PSI()}], lr=0.1, momentum=0.9, radius=radius, **PATHS[path])
+    for step in range(4):
+        w.grad = torch.randn_like(w)
+        if step == 3:
+            with torch.no_grad():
+                w[1] = 0.0
+            momentum = optimizer.state[w]["momentum_buffer"][1].clone()
+        optimizer.step()
+    assert torch.allclose(w[1], 0.9 * momentum)
+    assert w.detach()[[0, 2, 3]].norm(dim=1).min() > 0.5
+
+
+def test_lengths_of_gradients_that_are_nan(device):
+    """In flat space and on manifolds, where a projection makes NaN of infinite ones."""
+    for manifold in (Euclidean(0), PSI(), Sphere(), Stiefel()):
+        w = nn.Parameter(manifold.random_point(5, 3, device=device))
+        optimizer = RiemannianSGD([{"params": [w], "manifold": manifold}], lr=0.1)
+        for value in (torch.nan, torch.inf):
+            w.grad = torch.ones_like(w)
+            w.grad[1, 2] = value
+            with pytest.raises(GradientError, match="the length of the gradient is (nan|inf)"):
+                clip_grad_norm_(optimizer, 1.0, error_if_nonfinite=True)
 
 
 def test_clip_grad_norm_is_blind_to_the_representative(device):

@@ -231,6 +231,7 @@ def test_what_is_not_finite_stays_in_its_row(device, small):
     """
     for name, changes in (
         ("psi", {"motion": "retract", "transport": "none"}),
+        ("psi", {"motion": "retract", "transport": "none", "radius": "free"}),
         ("psi", {"motion": "exp", "transport": "parallel", "max_grad_norm": 0.1}),
         ("sphere", {"motion": "retract", "transport": "manifold"}),
         ("lines", {"motion": "exp", "transport": "parallel", "max_grad_norm": 0.1}),
