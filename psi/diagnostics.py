@@ -169,7 +169,7 @@ class Monitor:
             writer.writerows(self.to_dict())
 
     def plot(self) -> Any:
-        """A matplotlib figure: norms, turns and gradients of each group over the steps, a column each. Needs matplotlib."""
+        """A matplotlib figure: norms, turns and gradients of each group over the steps, one above the other. Needs matplotlib."""
         from matplotlib import pyplot as plt
 
         panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
@@ -177,7 +177,7 @@ class Monitor:
             "turn in a step: mean, largest": lambda o: (o.turn_mean, o.turn_mean, o.turn_max),
             "gradient: root mean square": lambda o: (o.gradient,) * 3,
         }
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained")
+        figure, axes = plt.subplots(len(panels), 1, figsize=(6.4, 2.3 * len(panels)), layout="constrained", sharex=True)
         for axis, (title, of) in zip(axes, panels.items(), strict=True):
             for group in self._groups:
                 seen = [o for o in self.observations if o.group == group.name]
@@ -185,8 +185,9 @@ class Monitor:
                 low, middle, high = zip(*map(of, seen), strict=True) if seen else ((), (), ())
                 (line,) = axis.plot(steps, middle, label=group.name)
                 axis.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-            axis.set(title=title, xlabel="step", yscale="log")
+            axis.set(title=title, yscale="log")
             axis.grid(alpha=0.3)
+        axes[-1].set_xlabel("step")
         axes[0].legend(fontsize=8)
         return figure
 

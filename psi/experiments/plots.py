@@ -18,9 +18,15 @@ __all__ = ["accuracies", "loss_curves", "toy_curves", "training_curves"]
 
 
 def loss_curves(outcomes: list[Outcome], config: Config, path: Path) -> None:
-    """One panel per method: the loss from both starts over epochs, written to `path` as PNG."""
+    """One panel per method, two in a row: the loss from both starts over epochs, written to `path` as PNG."""
     plt = _pyplot()
-    figure, panels = plt.subplots(1, len(outcomes), figsize=(3.2 * len(outcomes), 3.4), sharex=True, sharey=True)
+    rows, columns = -(-len(outcomes) // 2), min(2, len(outcomes))
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.4 * columns, 2.7 * rows), sharex=True, sharey=True, squeeze=False
+    )
+    panels = grid.flatten()
+    for unused in panels[len(outcomes) :]:
+        unused.set_visible(False)
     looks = {
         STARTS[0]: {"color": "#9ecae1", "linewidth": 5.0, "label": "balanced start"},
         STARTS[1]: {
@@ -30,17 +36,17 @@ def loss_curves(outcomes: list[Outcome], config: Config, path: Path) -> None:
             "label": f"rows × {config.scale:g}, ÷ {config.scale:g}",
         },
     }
-    for panel, outcome in zip(panels, outcomes, strict=True):
+    for panel, outcome in zip(panels, outcomes, strict=False):
         for start in STARTS:
             means = outcome.epoch_means[start]
             panel.plot(range(1, len(means) + 1), means, **looks[start])
         verdict = "bitwise equal" if outcome.bitwise_equal else f"apart by {outcome.largest_difference:.2g}"
         panel.set_title(f"{outcome.method}\n{verdict}", fontsize=11)
         panel.set_yscale("log")
-        panel.set_xlabel("epoch")
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("training loss")
-    panels[0].legend(fontsize=8, loc="best")
+    figure.supxlabel("epoch", fontsize=11)
+    figure.supylabel("training loss", fontsize=11)
+    panels[0].legend(fontsize=9, loc="best")
     _save(figure, path)
 
 
