@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt py.typed $(wildcard *.py) $(shell find manifolds optim psi -name '*.py')
 
-.PHONY: demo test test-long check clean
+.PHONY: demo test test-long check docs clean
 
 demo: .venv/demo
 	$(BIN)/python -m retract unbalanced --plot out/unbalanced.png
@@ -24,8 +24,12 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	cd tests && ../$(BIN)/mypy -p retract --config-file ../pyproject.toml
 
+# The site, in out/site: every page and every example of the gallery is executed, and a warning fails the build.
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs out/site
+
 clean:
-	rm -rf .venv build out *.egg-info
+	rm -rf .venv build out docs/auto_gallery docs/sg_execution_times.rst *.egg-info
 
 # The package is installed, not linked: what is tested is what is packed. setuptools leaves a build folder behind,
 # whose stale files would be packed the next time.
@@ -45,6 +49,9 @@ endef
 	$(call install,experiments)
 
 .venv/dev: .venv/created $(SOURCES)
-	$(call install,experiments$(comma)dev)
+	$(call install,experiments$(comma)dev$(comma)docs)
+
+.venv/docs: .venv/created $(SOURCES)
+	$(call install,experiments$(comma)docs)
 
 comma := ,

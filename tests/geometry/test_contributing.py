@@ -1,4 +1,4 @@
-"""The example manifold of CONTRIBUTING.md: every law holds for it, and every optimizer takes it up."""
+"""The example manifold of docs/extend.md: every law holds for it, and every optimizer takes it up."""
 
 import re
 import sys
@@ -13,13 +13,13 @@ from retract import declare, param_groups
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from torch import nn
 
-PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
+PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 
 
 def contributed():
-    """The class in the page's code block, in a module of its own so that it can be pickled."""
+    """The class in the page's first code block, in a module of its own so that it can be pickled."""
     module = sys.modules.setdefault("contributed", types.ModuleType("contributed"))
-    (block,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    block, *_ = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
     if not hasattr(module, "PositiveOrthant"):
         exec(compile(block, str(PAGE), "exec"), module.__dict__)
     return module.PositiveOrthant
