@@ -41,7 +41,7 @@ html_theme_options = {"navigation_with_keys": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-python_maximum_signature_line_length = 88
+python_maximum_signature_line_length = 110
 add_module_names = False
 # Docstrings are written for people in front of an editor: a name stands between single backticks, as in Markdown.
 default_role = "py:obj"

@@ -67,7 +67,7 @@ def bibliography():
     entries = parse_file(HERE / "references.bib")
     for entry in sorted(Style().format_bibliography(entries), key=lambda entry: entry.key):
         *names, year = entry.key.split("-")
-        text = re.sub(r"\\([.()-])", r"\1", entry.text.render(Backend()))  # escaped where Markdown needs no escape
+        text = re.sub(r"\\([.()+-])", r"\1", entry.text.render(Backend()))  # escaped where Markdown needs no escape
         parts += [f"## {', '.join(map(str.capitalize, names))} {year}", text]
     parts.append("As BibTeX: [references.bib](references.bib).")
     return "\n\n".join(parts) + "\n"

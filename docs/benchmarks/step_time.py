@@ -166,23 +166,23 @@ def share_of_training():
 
 
 def plot(results, path):
-    """Bars: milliseconds relative to torch's fused SGD."""
+    """Bars: milliseconds relative to torch's fused SGD, one list of weights above the other."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(6 * len(results), 6), squeeze=False)
-    for axis, (name, rows) in zip(axes[0], results.items(), strict=True):
+    figure, axes = plt.subplots(len(results), 1, figsize=(6.5, 6 * len(results)), squeeze=False)
+    for axis, (name, rows) in zip(axes[:, 0], results.items(), strict=True):
         names = [row[0] for row in rows][::-1]
         colours = ["C0" if "fused" in n else "C1" if "foreach" in n else "C7" for n in names]
         bars = axis.barh(names, [row[3] for row in rows][::-1], color=colours)
-        axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=7)
+        axis.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
         axis.axvline(1.0, color="black", linewidth=0.8)
         axis.set_xscale("log")
         axis.set_title(name)
         axis.set_xlabel("time of a step / torch SGD fused")
-        axis.tick_params(axis="y", labelsize=7)
+        axis.tick_params(axis="y", labelsize=9)
         axis.margins(x=0.15)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
