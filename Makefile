@@ -24,7 +24,7 @@ check: .venv/dev
 	$(BIN)/ruff format --check .
 	cd tests && ../$(BIN)/mypy -p retract --config-file ../pyproject.toml
 
-# The site, in out/site: every page and every example of the gallery is executed, and a warning fails the build.
+# The site, in out/site. The gallery is executed (the code of the other pages by `make test`), and a warning fails the build.
 docs: .venv/docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs out/site
 

@@ -26,7 +26,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx-mathjax-offline",
 ]
-exclude_patterns = ["gallery", "examples", "README.md"]
+exclude_patterns = ["gallery", "examples"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -53,6 +53,7 @@ sphinx_gallery_conf = {
     "image_srcset": ["2x"],
     "download_all_examples": False,
     "write_computation_times": False,
+    "run_stale_examples": True,
     "show_memory": False,
     "show_signature": False,
 }
@@ -65,8 +66,17 @@ PUBLIC = [
     "retract.manifolds.numerics",
     "retract.optim",
     "retract.psi",
+    "retract.psi.experiments.baselines",
+    "retract.psi.experiments.checkpoint",
+    "retract.psi.experiments.data",
+    "retract.psi.experiments.unbalanced",
 ]
 """The modules whose names the reference must explain."""
+
+
+def _members(cls):
+    """Names of methods and of fields, with a default or without."""
+    return {*vars(cls), *vars(cls).get("__annotations__", ())}
 
 
 def tell_undocumented(app, env):
@@ -81,8 +91,9 @@ def tell_undocumented(app, env):
         if inspect.ismodule(thing) or isinstance(thing, str):
             continue
         documented = [path for path in paths if path in known]
-        own = vars(thing) if inspect.isclass(thing) else {}
-        inherited = {key for base in inspect.getmro(thing)[1:] for key in vars(base)} if own else set()
+        own, inherited = (
+            (_members(thing), set().union(*map(_members, thing.__mro__[1:]))) if inspect.isclass(thing) else ((), ())
+        )
         members = [f"{path}.{key}" for path in documented for key in own if key[0] != "_" and key not in inherited]
         for path in [*members, *([] if documented else paths)]:
             if path not in known:

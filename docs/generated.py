@@ -81,12 +81,12 @@ def badges():
     )
     facts = {
         "version": package["Version"],
-        "python": package["Requires-Python"].replace(">=", "≥ "),
-        "torch": torch_from.replace(">=", "≥ "),
+        "requires_python": package["Requires-Python"].replace(">=", "≥ "),
+        "requires_torch": torch_from.replace(">=", "≥ "),
         "license": package["License-Expression"],
     }
     for name, value in facts.items():
-        picture = Badge(name, value, default_color="#3b6ea5", num_padding_chars=1).badge_svg_text
+        picture = Badge(name.replace("_", " "), value, default_color="#3b6ea5", num_padding_chars=1).badge_svg_text
         yield HERE / "pictures" / f"badge_{name}.svg", re.sub(r"anybadge_\d+", name, picture)
 
 

@@ -225,6 +225,8 @@ def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
                 f"{name} is computed by a parametrization, from {sources}: parametrize before you declare, and declare "
                 "those, or take it off with torch.nn.utils.parametrize.remove_parametrizations"
             )
+        if leaf in owner._modules:
+            raise DeclarationError(f"{name} is a module; name a parameter of it, such as {name}.weight")
         has = ", ".join(key for key, value in owner._parameters.items() if value is not None) or "none"
         raise DeclarationError(
             f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if it was there once, a "
@@ -318,7 +320,8 @@ def _refuse_stale_statistics(module: nn.Module, name: str, points: Tensor, place
     ]
     if stale:
         raise DeclarationError(
-            f"moving the rows of {name} would falsify running statistics that have been trained ({stale[0]}): eval mode "
-            "remembers the old scale. Keep the rows (PSI with representative='keep'), or call reset_running_stats() on "
-            "the normalization layers, declare, and then retract.psi.recalibrate(model, batches)"
+            f"moving the rows of {name} may falsify running statistics that have been trained ({stale[0]}): eval mode "
+            "remembers the old scale. Call reset_running_stats() on the normalization layers, declare, and then "
+            "retract.psi.recalibrate(model, batches); PSI() with representative='keep' leaves rows where they are; a parameter "
+            "that no normalization layer follows can be declared on its own module, where no statistics are looked for"
         )

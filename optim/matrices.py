@@ -81,8 +81,8 @@ def seat(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, op
     """The seat of `points` in a step with `options`; reads `state` only."""
     layouts, first = points.layouts(), points.parts[0]
     own: Sequence[Mapping[str, Any]] = [state.get(part, {}) for part in points.parts]
-    name = next(iter(rule.vectors), None)
-    needed, there = bool(rule.needs(options)), name is not None and all(name in its for its in own)
+    name = next(iter(rule.vectors), "")
+    needed, there = bool(rule.needs(options)), bool(name) and all(name in its for its in own)
     vectors = None
     if needed or there:
         vectors = [

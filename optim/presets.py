@@ -80,5 +80,6 @@ def _need_manifold(optimizer: RiemannianOptimizer) -> None:
     if not optimizer.names_manifold:
         raise OptionError(
             f"{type(optimizer).__name__} got no parameter on a manifold and would silently be its Euclidean namesake: "
-            "declare weights with retract.declare and pass retract.param_groups(model), or name a manifold in a group"
+            "declare weights with retract.declare and pass retract.param_groups(model), or name a manifold in a group. If "
+            "psi.declare found none, its report says why"
         )

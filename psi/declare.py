@@ -9,6 +9,7 @@ from torch import nn
 
 from ..manifolds import PSI, Manifold
 from ..manifolds.declare import preparing
+from ..manifolds.errors import OptionError
 from .invariance import find
 from .report import Report
 
@@ -31,11 +32,17 @@ def declare(
     The report has them, and `retract.declare` takes them.
 
     Arguments are those of `find`, and `representative` as in `retract.declare`. Returns the report, which prints
-    as a table. Raises as both do; then nothing has been declared.
+    as a table and says what was declared. Raises as both do, and `OptionError` for a manifold of matrices; then nothing has
+    been declared.
     """
+    if manifold.event_ndim != 1:
+        raise OptionError(
+            f"{manifold!r} is no manifold of vectors, which is what scale-invariant rows are: PSI(), Grassmann(1) or Sphere(); "
+            "retract.declare puts single parameters on any other"
+        )
     report = find(model, *args, probes=probes, **kwargs)
     weights = [finding for finding in report.invariant if len(finding.shape) > 1]
     commits = [preparing(model, f.name, manifold, f.rows, f.joined, representative) for f in weights]
     for commit in commits:
         commit()
-    return report
+    return Report(report, [name for f in weights for name in f.names], manifold)

@@ -28,13 +28,18 @@ class Observation:
     group: str
     """Manifold, and how parameters are cut into points where that is not by axis 0."""
     points: int
+    """How many there are."""
     norm_min: float
+    """Smallest Euclidean norm of a point after the step: what BatchNorm's running statistics remember, and nothing else does."""
     norm_median: float
+    """Their median."""
     norm_max: float
-    """Euclidean norms of the points after the step: what BatchNorm's running statistics remember, and nothing else does."""
+    """The largest."""
     turn_mean: float
+    """How far the step moved a point, on average: the geodesic distance, in radians on spheres and PSI; ‖y − x‖ where there is
+    none."""
     turn_max: float
-    """How far the step moved a point: the geodesic distance, in radians on spheres and PSI; ‖y − x‖ where there is none."""
+    """The farthest."""
     gradient: float
     """Root mean square of the Riemannian gradients' norms at the points before the step: on PSI ‖w‖ ‖∇_w L‖, the gradient with
     respect to the unit row (v coordinates)."""
@@ -169,13 +174,15 @@ class Monitor:
             writer.writerows(self.to_dict())
 
     def plot(self) -> Any:
-        """A matplotlib figure: norms, turns and gradients of each group over the steps, one above the other. Needs matplotlib."""
+        """A matplotlib figure: norms, turns, gradients and leaks of each group over the steps, one above the other, with a cross on
+        the norms where points were brought back. Needs matplotlib."""
         from matplotlib import pyplot as plt
 
         panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
             "norm: smallest, median, largest": lambda o: (o.norm_min, o.norm_median, o.norm_max),
-            "turn in a step: mean, largest": lambda o: (o.turn_mean, o.turn_mean, o.turn_max),
+            "turn in a step (rad on spheres and PSI): mean, largest": lambda o: (o.turn_mean, o.turn_mean, o.turn_max),
             "gradient: root mean square": lambda o: (o.gradient,) * 3,
+            "leak: largest": lambda o: (o.leak,) * 3,
         }
         figure, axes = plt.subplots(len(panels), 1, figsize=(6.4, 2.3 * len(panels)), layout="constrained", sharex=True)
         for axis, (title, of) in zip(axes, panels.items(), strict=True):
@@ -185,6 +192,9 @@ class Monitor:
                 low, middle, high = zip(*map(of, seen), strict=True) if seen else ((), (), ())
                 (line,) = axis.plot(steps, middle, label=group.name)
                 axis.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
+                if axis is axes[0]:
+                    back = [(o.step, o.norm_median) for o in seen if o.brought_back]
+                    axis.plot(*zip(*back, strict=True) if back else ([], []), "x", color=line.get_color())
             axis.set(title=title, yscale="log")
             axis.grid(alpha=0.3)
         axes[-1].set_xlabel("step")

@@ -133,7 +133,14 @@ class Probe:
             except ProbeError:
                 raise
             except Exception as error:
-                raise ProbeError(f"the model failed in {_name(number)}: {type(error).__name__}: {error}") from error
+                hint = (
+                    "; arguments that are not psi.find's or psi.declare's own go to the model"
+                    if isinstance(error, TypeError)
+                    else ""
+                )
+                raise ProbeError(
+                    f"the model failed in {_name(number)}: {type(error).__name__}: {error}{hint}"
+                ) from error
 
     def _gradients(self, outputs: list[Tensor]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(SEED)

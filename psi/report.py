@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
-from ..manifolds import Rows
+from ..manifolds import PSI, Manifold, Rows
 from ..manifolds.errors import MissingExtraError
 
 __all__ = ["Finding", "Report"]
@@ -35,12 +35,21 @@ class Finding:
     shape: tuple[int, ...]
     """Of the parameter."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Qualified names of the parameter and of those that scale along."""
+        path = self.name.rpartition(".")[0]
+        return (self.name, *(f"{path}.{part}" if path else part for part in self.joined))
+
 
 class Report(Sequence[Finding]):
     """The findings on all parameters of a model, in the model's order."""
 
-    def __init__(self, findings: Sequence[Finding]) -> None:
+    def __init__(self, findings: Sequence[Finding], declared: Sequence[str] = (), manifold: Manifold = PSI()) -> None:
         self._findings = tuple(findings)
+        self.declared = tuple(declared)
+        """Names of the parameters that `psi.declare` put on the manifold, joined ones included; none after `find`."""
+        self._manifold = manifold
 
     @overload
     def __getitem__(self, index: int) -> Finding: ...
@@ -86,14 +95,17 @@ class Report(Sequence[Finding]):
         return "\n".join([table[0], "─" * max(map(len, table)), *table[1:], "", self.summary()])
 
     def summary(self) -> str:
-        """How many tensors and numbers are invariant, and what share of the model that is."""
+        """How many tensors and numbers are invariant, what share of the model that is, and the same of what was declared."""
+        invariant = {name for f in self.invariant for name in f.names}
+        told = f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
+        if self.declared:
+            told += f"\nDeclared on {self._manifold!r}: {len(self.declared)} of {len(self)} tensors, {self._share(self.declared)}."
+        return told
+
+    def _share(self, names: Collection[str]) -> str:
         sizes = {f.name: math.prod(f.shape) for f in self}
-        path = {f.name: f.name.rpartition(".")[0] for f in self}
-        covered = {f.name for f in self.invariant}
-        covered |= {f"{path[f.name]}.{part}".lstrip(".") for f in self.invariant for part in f.joined}
-        count, total = sum(sizes[name] for name in covered), sum(sizes.values())
-        share = 100 * count / total if total else 0.0
-        return f"{len(covered)} of {len(self)} tensors are scale-invariant: {count:,} of {total:,} parameters, {share:.1f} %."
+        count, total = sum(sizes[name] for name in names), sum(sizes.values())
+        return f"{count:,} of {total:,} parameters, {100 * count / total if total else 0.0:.1f} %"
 
     def plot(self, ax: Any = None) -> Any:
         """Bars of the radial ratio per tensor on a log scale, on matplotlib axes `ax` (default: new ones), which

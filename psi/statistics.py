@@ -76,6 +76,9 @@ def _call(model: nn.Module, batch: Any) -> None:
     if isinstance(batch, dict):
         model(**batch)
     elif isinstance(batch, tuple | list):
-        model(*batch)
+        try:
+            model(*batch)
+        except TypeError as error:
+            raise TypeError(f"{error}; a loader of (inputs, targets) is passed as (x for x, _ in loader)") from error
     else:
         model(batch)

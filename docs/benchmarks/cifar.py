@@ -3,7 +3,8 @@
     .venv/bin/python docs/benchmarks/cifar.py DATA [SEEDS]
 
 One run per core, each on one thread. Goes on where it was interrupted; finished runs in docs/benchmarks/cifar are read, not
-repeated, so that more seeds can be added later.
+repeated, so that more seeds can be added later. At the end it draws the curves of the first seed, cifar.png; the tables are
+those of `.venv/bin/python -m retract table docs/benchmarks/cifar`.
 """
 
 import os
@@ -15,9 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from retract.psi.experiments import cifar
+from retract.psi.experiments import cifar, plots
 
-OUT = Path(__file__).parent / "cifar"
+HERE = Path(__file__).parent
+OUT = HERE / "cifar"
 STUDY = [
     cifar.Config(method="sgd"),
     cifar.Config(method="sgd", weight_decay=5e-4),
@@ -46,8 +48,8 @@ def rate(config, data):
 
 
 def run(config, data):
-    """One run."""
-    cifar.train(config, cifar.load("cifar10", data), torch.device("cpu"), OUT, tell)
+    """One run, as a record."""
+    return cifar.train(config, cifar.load("cifar10", data), torch.device("cpu"), OUT, tell)
 
 
 def main(data, seeds):
@@ -60,8 +62,9 @@ def main(data, seeds):
         for done in as_completed(sweeps):
             chosen = replace(sweeps[done], lr=done.result(), epochs=10)
             runs += [pool.submit(run, replace(chosen, seed=seed), data) for seed in range(seeds)]
-        for done in as_completed(runs):
-            done.result()
+        records = [done.result() for done in as_completed(runs)]
+    first = {(r.settings["method"], r.settings["weight_decay"]): r for r in records if r.settings["seed"] == 0}
+    plots.training_curves([first[config.method, config.weight_decay] for config in STUDY], HERE / "cifar.png")
 
 
 if __name__ == "__main__":

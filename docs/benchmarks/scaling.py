@@ -9,6 +9,7 @@ goes: a step holds three arrays, and both optimizers of a pair share weights and
 
 import argparse
 import os
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ def main():
     page = [
         "# How a step grows",
         "Momentum 0.9, float32, medians of interleaved steps ± half the distance between the quartiles. Written by "
-        f"`.venv/bin/python docs/benchmarks/scaling.py`.{policy}",
+        f"`.venv/bin/python docs/benchmarks/scaling.py` on {date.today()}.{policy}",
         f"![milliseconds per step](scaling{suffix}.png)",
         table("tensors of 64 elements", by_tensors),
         table("elements, in rows of 1,024", by_elements),

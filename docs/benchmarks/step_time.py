@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -206,7 +207,7 @@ def main():
         "# Time of a step",
         f"{name}, torch {torch.__version__}, Python {platform.python_version()}, float32. Medians of interleaved steps, ± half "
         "the distance between the quartiles; ratios and the copy are of the same run. Written by "
-        f"`.venv/bin/python docs/benchmarks/step_time.py`.{policy}",
+        f"`.venv/bin/python docs/benchmarks/step_time.py` on {date.today()}.{policy}",
     ]
     results = {}
     for item in lists:

@@ -153,8 +153,8 @@ print(f"PSI-SGDM with the default eps from unit rows: {unit[0][-1]:.4f}")
 print(f"SGD, rows above 10: angle ~ r^{slope:.2f}; below 0.1: {angle[short].min():.2f} to {angle[short].max():.2f} rad")
 print(f"PSI-SGDM, default eps, smallest row (norm {norms.min():.0e}): {psi_angle[norms.argmin()]:.3f} rad")
 
-assert apart["PSI-SGDM"] < 1e-10
-assert apart["SGDG"] < 1e-10
+assert apart["PSI-SGDM"] < 1e-13
+assert apart["SGDG"] < 1e-13
 assert final["SGD", small] > 1.5 * balanced["SGD"][0][-1]
 assert final["PSI-SGDM", default] > 1.5 * final["PSI-SGDM", small]
 assert abs(unit[0][-1] / final["PSI-SGDM", small] - 1) < 0.01

@@ -146,7 +146,7 @@ assert rates["SGD"][0] < 0.2
 assert rates["SGD"][1] < 0.02
 assert abs(rates["PSI-SGD"][0] - 1) < 0.1
 assert abs(rates["PSI-SGD"][1] - 0.1) < 0.01
-assert all(angle < 1e-10 for angle, _ in laws.values())
+assert all(angle < 1e-11 for angle, _ in laws.values())
 assert all(growth < 1e-6 for name, (_, growth) in laws.items() if name != "PSI-SGD")
 assert seen["PSI-SGD, free"][-1].norm_median > seen["SGD"][-1].norm_median > 2 * first["SGD"].norm_median
 assert all(o.norm_median < 1.05 for o in seen["PSI-SGD"])

@@ -87,6 +87,6 @@ print(f"difference of their bases: {apart:.2f}, aligned {turned:.1e}")
 rounding = 1e-14
 assert ((low <= missing + rounding) & (missing <= high + rounding)).all()
 assert abs(captured[-1] - best) < 1e-12
-assert distance < 1e-6
-assert manifold.dist(first, second).item() < 1e-6
-assert apart > 1 > 1e6 * turned
+assert distance < 1e-12
+assert manifold.dist(first, second).item() < 1e-12
+assert apart > 1 > 1e12 * turned

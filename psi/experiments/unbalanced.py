@@ -22,6 +22,7 @@ from .data import Split
 __all__ = ["METHODS", "Config", "Outcome", "compare", "eps_leak", "invariance"]
 
 METHODS = ("SGD", "SGDG", "PSI-SGD", "PSI-SGDM")
+"""What can be compared."""
 STARTS = ("balanced", "rescaled")
 WEIGHTS = ("0.weight", "3.weight")
 _DROP = 0.4  # the paper's figure drops the rate near epoch 80 of 200
@@ -32,15 +33,21 @@ class Config:
     """What a comparison depends on, besides the data."""
 
     epochs: int = 40
+    """The rate falls × 0.1 after two fifths of them."""
     scale: float = 2.0**13
     """a: rows are multiplied by a and 1/a in turn. At a power of two no rounding tells the two runs apart."""
     eps: float = 1e-30
     """Of the BatchNorm layers. At the default 1e-5 a row at 1e-4 is not scale-invariant."""
     lr: float = 0.1
+    """Of all parameters."""
     momentum: float = 0.9
+    """Of SGD, SGDG and PSI-SGDM."""
     batch: int = 128
+    """Images of a step."""
     hidden: int = 100
+    """Units of the hidden layer."""
     seed: int = 0
+    """Of initialization and order."""
 
 
 @dataclass
@@ -48,9 +55,11 @@ class Outcome:
     """One method from both starts."""
 
     method: str
+    """One of `METHODS`."""
     losses: dict[str, list[float]] = field(default_factory=dict)
     """Training loss of every step, per start."""
     epoch_means: dict[str, list[float]] = field(default_factory=dict)
+    """Their means over each epoch, per start."""
     accuracy: dict[str, float] = field(default_factory=dict)
     """Test accuracy in percent after the last epoch, in eval mode."""
 

@@ -167,6 +167,8 @@ def test_wrong_names_shapes_and_dtypes():
     model = mlp()
     with pytest.raises(DeclarationError, match=r"0.wight: Linear has no parameter 'wight' \(it has: weight, bias\)"):
         declare(model, "0.wight", PSI())
+    with pytest.raises(DeclarationError, match="0 is a module; name a parameter of it, such as 0.weight"):
+        declare(model, "0", PSI())
     with pytest.raises(DeclarationError, match="'bias'"):
         declare(nn.Linear(3, 2, bias=False), "weight", PSI(), joined=("bias",))
     with pytest.raises(GeometryError, match=r"0.weight of shape \(3, 4\): .*does not divide axis 0"):

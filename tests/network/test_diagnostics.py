@@ -148,7 +148,7 @@ def test_where_it_goes(tmp_path):
     assert [float(row["gradient"]) for row in rows] == [o.gradient for o in monitor.observations]
     matplotlib.use("agg")
     figure = monitor.plot()
-    assert [len(axis.lines) for axis in figure.axes] == [1, 1, 1]
+    assert [len(axis.lines) for axis in figure.axes] == [2, 1, 1, 1]  # crosses where rows came back
     assert list(figure.axes[1].lines[0].get_xdata()) == [1, 3]
     matplotlib.pyplot.close(figure)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from networks import batches
 from retract import declared, param_groups, psi
-from retract.manifolds import PSI, Rows, Sphere
-from retract.manifolds.errors import DeclarationError
+from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
+from retract.manifolds.errors import DeclarationError, OptionError
 from retract.optim import PSISGD
 from snapshots import same, snapshot
 from torch import nn
@@ -165,6 +165,20 @@ def weights(model, labels):
     return {name: label for name, label in labels.items() if model.get_parameter(name).ndim > 1}
 
 
+def test_the_report_says_what_was_declared():
+    """A weight and the bias that scales along, and not the gains in front of the next norm."""
+    net = nn.Sequential(
+        nn.Linear(4, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+    )
+    x = torch.randn(16, 4)
+    assert "Declared" not in str(psi.find(net, x))
+    report = psi.declare(net, x, manifold=Grassmann(1))
+    assert report.declared == ("0.weight", "0.bias", "3.weight")
+    assert str(report).endswith("Declared on Grassmann(1): 3 of 10 tensors, 104 of 162 parameters, 64.2 %.")
+    with pytest.raises(OptionError, match=r"Stiefel\(\) is no manifold of vectors"):
+        psi.declare(net, x, manifold=Stiefel())
+
+
 def test_declare_declares_what_is_found_and_trains():
     torch.manual_seed(0)
     model, inputs, labels = resnet20()
@@ -288,8 +302,10 @@ def test_bad_input():
         psi.find(nn.Sequential(net, nn.Flatten(0), Argmax()), x)
     with pytest.raises(psi.ProbeError, match=r"the model failed in probe 0 .*device"):
         psi.find(net, x.to("meta"))
-    with pytest.raises(psi.ProbeError, match="the model failed in probe 0 .*TypeError"):
-        psi.find(net)
+    with pytest.raises(
+        psi.ProbeError, match="the model failed in probe 0 .*TypeError.* not psi.find's .* go to the model"
+    ):
+        psi.declare(net, x, manifolds=Grassmann(1))
     with pytest.raises(psi.ProbeError, match="an integer, and at least 1 for the given inputs"):
         psi.find(net, x, probes=0)
     with warnings.catch_warnings():

@@ -144,6 +144,9 @@ def test_recalibrate_leaves_statistics_alone_when_it_fails():
     with pytest.raises(ValueError, match="expected 2D or 3D input"):
         psi.recalibrate(norm, [torch.randn(8, 3), torch.randn(3)])
     assert unchanged()
+    with pytest.raises(TypeError, match=r"is passed as \(x for x, _ in loader\)"):
+        psi.recalibrate(norm, [(torch.randn(8, 3), torch.ones(8))])
+    assert unchanged()
     assert norm.training
     with pytest.raises(RetractError, match="no layer of this model keeps running statistics"):
         psi.recalibrate(nn.Linear(3, 3), [torch.randn(8, 3)])
