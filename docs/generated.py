@@ -50,7 +50,7 @@ def optimizers():
         motion = "" if flat else f"{group['motion']}, {group['transport']}"
         cells = [
             f"`{optimizer.__name__}`",
-            f"`{manifold}`" if manifold else "any",
+            f"`{manifold}`".replace("event_ndim=", "") if manifold else "any",
             group["lr"],
             ambient,
             tangent,
