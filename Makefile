@@ -29,7 +29,7 @@ docs: .venv/docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs out/site
 
 clean:
-	rm -rf .venv build out docs/auto_gallery docs/sg_execution_times.rst *.egg-info
+	rm -rf .venv build out docs/auto_gallery *.egg-info
 
 # The package is installed, not linked: what is tested is what is packed. setuptools leaves a build folder behind,
 # whose stale files would be packed the next time.

@@ -91,10 +91,8 @@ def tell_undocumented(app, env):
         if inspect.ismodule(thing) or isinstance(thing, str):
             continue
         documented = [path for path in paths if path in known]
-        own, inherited = (
-            (_members(thing), set().union(*map(_members, thing.__mro__[1:]))) if inspect.isclass(thing) else ((), ())
-        )
-        members = [f"{path}.{key}" for path in documented for key in own if key[0] != "_" and key not in inherited]
+        own = _members(thing).difference(*map(_members, thing.__mro__[1:])) if inspect.isclass(thing) else set()
+        members = [f"{path}.{key}" for path in documented for key in sorted(own) if key[0] != "_"]
         for path in [*members, *([] if documented else paths)]:
             if path not in known:
                 logging.getLogger(__name__).warning("%s is public and not documented", path)

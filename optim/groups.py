@@ -29,7 +29,7 @@ def param_groups(
         euclidean: options for the group of the rest, such as ``{"weight_decay": 5e-4}``.
 
     Raises `DeclarationError` as `retract.manifolds.declare.walk` does, and for `manifold` options on a model
-    that declares nothing.
+    that declares nothing; `GeometryError` for a `geoopt.ManifoldParameter` whose manifold `from_geoopt` refuses.
     """
     groups: dict[tuple[Manifold, Rows], list[tuple[Sequence[str], Sequence[nn.Parameter]]]] = {}
     for names, parts, declaration in walk(model):

@@ -193,8 +193,8 @@ class Monitor:
                 (line,) = axis.plot(steps, middle, label=group.name)
                 axis.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
                 if axis is axes[0]:
-                    back = [(o.step, o.norm_median) for o in seen if o.brought_back]
-                    axis.plot(*zip(*back, strict=True) if back else ([], []), "x", color=line.get_color())
+                    back = [o for o in seen if o.brought_back]
+                    axis.plot([o.step for o in back], [o.norm_median for o in back], "x", color=line.get_color())
             axis.set(title=title, yscale="log")
             axis.grid(alpha=0.3)
         axes[-1].set_xlabel("step")

@@ -101,9 +101,8 @@ def cifar(
                 done[config.name] = number
                 bar.update(task, completed=sum(done.values()))
 
-            def settle(
-                record: Record,
-            ) -> None:  # a run that was finished before, or has diverged, reports less than its epochs
+            def settle(record: Record) -> None:
+                """A run that was finished before, or has diverged, reports less than its epochs."""
                 config = tables_1_and_2.Config(**record.settings)
                 done[config.name] = config.epochs
                 bar.update(task, completed=sum(done.values()))

@@ -1,12 +1,14 @@
 """Rules of a user's own: every path calls them or refuses them, whatever they keep."""
 
+import inspect
 from dataclasses import dataclass
 
 import pytest
 import torch
 from retract.manifolds import PSI, Euclidean, Sphere, Stiefel
 from retract.manifolds.errors import OptionError
-from retract.optim import RiemannianOptimizer, RiemannianSGD, Rule, Scaled
+from retract.optim import RiemannianAdam, RiemannianOptimizer, RiemannianSGD, Rule, Scaled
+from retract.optim.options import COMMON
 from retract.optim.rules import Momentum
 from torch import nn
 
@@ -107,6 +109,12 @@ def test_rules_keep_what_they_like(rule, manifold, device):
     losses = run(None)
     assert losses[-1] < 0.9 * losses[0]
     assert torch.equal(losses, run(17))
+
+
+@pytest.mark.parametrize("optimizer", [RiemannianSGD, RiemannianAdam])
+def test_options_of_every_group_have_the_defaults_of_the_librarys_own(optimizer):
+    signature = inspect.signature(optimizer).parameters
+    assert {name: signature[name].default for name in COMMON} == COMMON
 
 
 @pytest.mark.parametrize("path", ["foreach", "fused"])
