@@ -48,7 +48,7 @@ class Euclidean(ConformalManifold, GeodesicManifold):
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Standard normal arrays."""
-        return torch.randn(*shape, generator=generator, dtype=dtype, device=device)
+        return numerics.random_normal(shape, generator, dtype, device)
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """x + u."""

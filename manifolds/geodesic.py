@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from torch import Tensor
 
 from .base import Manifold
@@ -20,8 +21,8 @@ class ExponentialManifold(Manifold):
         ``exp(x, 0)`` is `x`; the geodesic has no acceleration."""
 
     def geodesic(self, x: Tensor, u: Tensor, t: Tensor | float) -> Tensor:
-        """Point at time `t`, (*batch, *event); `t` is a number or broadcasts against `u`."""
-        return self.exp(x, u * t)
+        """Point at time `t`, (*batch, *event); `t` is a number or broadcasts against `u`, as in shape (times, 1…)."""
+        return self.exp(*torch.broadcast_tensors(x, u * t))
 
 
 class GeodesicManifold(ExponentialManifold):

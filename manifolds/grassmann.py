@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from . import numerics
@@ -19,6 +20,9 @@ from .spherical import UnitVectors
 from .stiefel import Stiefel
 
 __all__ = ["Grassmann", "Lines"]
+
+# Nodes and weights of Gauss's rule on [0, 1].
+_NODES, _WEIGHTS = ((0.5 * (a + b)).tolist() for a, b in zip(leggauss(13), (1.0, 0.0), strict=True))
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,12 +123,19 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
         return x @ cosine + u @ sine
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """q θ rᵀ with the principal angles θ, (*batch, n, k): q sin θ rᵀ is the part of the aligned `y`
-        off `x`. Both sine and cosine enter, so angles near 0 and near π/2 are accurate."""
+        """d g(c) with the aligned `y` = x c + d and g(cos θ) = θ / sin θ, (*batch, n, k).
+
+        c is symmetric with the cosines of the principal angles θ as its eigenvalues, and d has the sines as its singular
+        values. g is analytic where cosines are not negative, so no angle is singled out, coinciding or vanishing ones
+        neither: g(c) = ∫₀¹ 2 (1 + t² + 2 t c)⁻¹ dt, and Gauss's rule with 13 nodes is exact to rounding, for its error
+        shrinks with the 26th power of √5 + 2 or more.
+        """
         facing = self.align(x, y)
-        left, sine, right = numerics.svd(self.project(x, facing))
-        cosine = numerics.svd(x.mT @ facing)[1].flip(-1)
-        return (left * torch.atan2(sine, cosine).unsqueeze(-2)) @ right
+        cosine = numerics.symmetric(x.mT @ facing)
+        nodes, weights = (x.new_tensor(a).view(-1, 1, 1) for a in (_NODES, _WEIGHTS))
+        identity = torch.eye(self.k, dtype=x.dtype, device=x.device)
+        kernel = torch.linalg.inv((1.0 + nodes.square()) * identity + 2.0 * nodes * cosine.unsqueeze(-3))
+        return self.project(x, facing) @ (2.0 * weights * kernel).sum(-3)
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − (u (1 − cos √A)/A + x sin √A/√A) uᵀv with A = uᵀu, (*batch, n, k)."""
@@ -132,8 +143,12 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
         return v - (u @ versed + x @ sine) @ (u.mT @ v)
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """Parallel transport along log(x, y), turned to the basis `y` at hand, (*batch, n, k)."""
-        return self.parallel_transport(x, self.log(x, y), v) @ numerics.polar(y.mT @ x).mT
+        """(v − (x + z)(1 + xᵀz)⁻¹ zᵀv) qᵀ with the aligned z = y q, (*batch, n, k): parallel transport along log(x, y),
+        turned to the basis `y` at hand. As on the sphere; the cosines of xᵀz are not negative."""
+        turn = numerics.polar(y.mT @ x)
+        facing = y @ turn
+        beside = numerics.symmetric(x.mT @ facing) + torch.eye(self.k, dtype=x.dtype, device=x.device)
+        return (v - (x + facing) @ torch.linalg.solve(beside, facing.mT @ v)) @ turn.mT
 
 
 @dataclass(frozen=True, repr=False)

@@ -5,30 +5,36 @@ Reductions run over the last `ndim` (event) dimensions and keep them as size 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from math import factorial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from .errors import GeometryError
 
 __all__ = [
     "DTYPES",
+    "circular",
+    "derivatives_wanted",
     "dot",
     "full_precision",
     "hold_still",
     "norm",
     "polar",
+    "polynomial",
     "positive_qr",
+    "random_normal",
     "root_tiny",
     "safe_sqrt",
     "settle",
-    "sinc",
     "svd",
     "symmetric",
     "tolerance",
     "trigonometric",
-    "versine",
+    "with_value",
 ]
 
 
@@ -69,11 +75,13 @@ def dot(u: Tensor, v: Tensor, ndim: int) -> Tensor:
     """Ambient dot product, (*batch, *event) × (*batch, *event) → (*batch, 1…).
 
     An array with itself goes through the norm, in one pass and without an array of products: two and a half times
-    as fast on a CPU.
+    as fast on a CPU. Where derivatives are wanted it does not: a norm has none at 0, its square has.
     """
     if ndim == 0:
         return u * v
-    return norm(u, ndim).square() if u is v else (u * v).sum(_event(ndim), keepdim=True)
+    if u is v and not derivatives_wanted():
+        return norm(u, ndim).square()
+    return (u * v).sum(_event(ndim), keepdim=True)
 
 
 def norm(a: Tensor, ndim: int) -> Tensor:
@@ -89,33 +97,99 @@ def safe_sqrt(square: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
-def sinc(theta: Tensor) -> Tensor:
-    """sin θ / θ, 1 at θ = 0. (`torch.sinc` is the one of π θ, less accurate for large angles.)"""
+def derivatives_wanted() -> bool:
+    """Whether a derivative may be taken of what is computed now, in reverse or in forward mode.
+
+    Optimizers compute without, and are spared the terms that only derivatives need.
+    """
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def with_value(value: Tensor, smooth: Tensor) -> Tensor:
+    """`value`, bitwise, with the derivatives of `smooth`, of all orders and in both modes.
+
+    For a formula that is equal to `value` but for its rounding, or that has the derivatives which `value` hides.
+    """
+    return value.detach() + (smooth - smooth.detach()) if derivatives_wanted() else value
+
+
+def hold_still(u: Tensor, moved: Tensor, still: Tensor, ndim: int) -> Tensor:
+    """`moved` where the tangent `u` is nonzero, `still` where it is zero, everywhere with the derivatives of `moved`.
+
+    With ``still = x + u``, which is then `x` bitwise, maps that re-orthonormalise get ``retract(x, 0) = x`` as an
+    array. The derivatives of x + u would lack the curvature: its second one is 0.
+    """
+    return torch.where(norm(u, ndim) > 0, moved, with_value(still, moved))
+
+
+def settle(a: Tensor, defect: Tensor, placed: Tensor, terms: int) -> Tensor:
+    """`placed` where `defect` exceeds the rounding of a sum of `terms` products, `a` itself, bitwise, where not;
+    everywhere with the derivatives of `placed`.
+
+    Such a sum carries about √terms roundings, so a defect below (8 + √terms) ε is none.
+    """
+    return torch.where(defect <= torch.finfo(a.dtype).eps * (8.0 + terms**0.5), with_value(a, placed), placed)
+
+
+def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
+    """Σ cⱼ xʲ by Horner's rule, in the shape of `x`; the constant term comes first."""
+    total = torch.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        total = total * x + coefficient
+    return total
+
+
+# Terms that the series of `circular` needs for second derivatives at θ² = 1: the next, 11·10/22!, is below 1e-19.
+_TERMS = 11
+
+
+def circular(square: Tensor, *orders: int) -> tuple[Tensor, ...]:
+    """cos θ, sin θ / θ and (1 − cos θ) / θ², the functions of the given `orders` 0, 1 and 2, of the squared angle θ².
+
+    They are Stumpff's functions Σ (−θ²)ʲ/(2j + k)!, smooth in θ² also at 0, where θ = √θ² has no derivative. So the
+    series stands in below θ = 1 where derivatives are wanted: those of the closed forms divide by powers of θ. The
+    closed forms neither cancel nor divide by 0: (1 − cos θ)/θ² is ½ (sin(θ/2)/(θ/2))².
+    """
+    if not derivatives_wanted():
+        return tuple(_closed_circular(safe_sqrt(square), order) for order in orders)
+    small = square < 1.0
+    near, theta = torch.where(small, square, 0.0), torch.where(small, 1.0, square).sqrt()
+    return tuple(
+        torch.where(
+            small,
+            polynomial(near, [(-1.0) ** j / factorial(2 * j + order) for j in range(_TERMS)]),
+            _closed_circular(theta, order),
+        )
+        for order in orders
+    )
+
+
+def _closed_circular(theta: Tensor, order: int) -> Tensor:
+    if order == 0:
+        return theta.cos()
+    if order == 2:
+        return 0.5 * _closed_circular(0.5 * theta, 1).square()
     nonzero = theta != 0
     safe = torch.where(nonzero, theta, 1.0)
     return torch.where(nonzero, safe.sin() / safe, 1.0)
 
 
-def versine(theta: Tensor) -> Tensor:
-    """(1 − cos θ) / θ² = ½ sinc²(θ/2), ½ at θ = 0, without cancellation."""
-    return 0.5 * sinc(0.5 * theta).square()
+def random_normal(
+    shape: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    place: Callable[[Tensor], Tensor] = lambda a: a,
+) -> Tensor:
+    """`place` of a standard normal array; half precisions are drawn and placed in float32, and rounded once.
 
-
-def hold_still(u: Tensor, moved: Tensor, still: Tensor, ndim: int) -> Tensor:
-    """`moved` where the tangent `u` is nonzero, `still` where it is zero.
-
-    With ``still = x + u``, which is then `x` bitwise, maps that re-orthonormalise get ``retract(x, 0) = x`` as an
-    array, and keep the right derivative with respect to `u` there.
+    Raises `GeometryError` for a `dtype` that is complex or an integer.
     """
-    return torch.where(norm(u, ndim) > 0, moved, still)
-
-
-def settle(a: Tensor, defect: Tensor, placed: Tensor, terms: int) -> Tensor:
-    """`placed` where `defect` exceeds the rounding of a sum of `terms` products, `a` itself, bitwise, where not.
-
-    Such a sum carries about √terms roundings, so a defect below (8 + √terms) ε is none.
-    """
-    return torch.where(defect <= torch.finfo(a.dtype).eps * (8.0 + terms**0.5), a, placed)
+    dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise GeometryError(f"random points have real coordinates, not {dtype}; draw them in one of {DTYPES}")
+    wide = torch.promote_types(dtype, torch.float32)
+    return place(torch.randn(tuple(shape), generator=generator, dtype=wide, device=device)).to(dtype)
 
 
 def symmetric(a: Tensor) -> Tensor:
@@ -141,43 +215,42 @@ def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(finite, left, torch.nan), torch.where(finite[..., 0], singular, torch.nan), right
 
 
-class _Polar(torch.autograd.Function):
-    """Orthonormal polar factor, differentiable also where singular values coincide.
-
-    With a = U Σ Vᵀ and Q = U Vᵀ the derivative solves a Sylvester equation whose denominators are
-    σᵢ + σⱼ, never the differences σᵢ − σⱼ of the SVD's own derivative, which are 0 at every point of
-    the manifold itself.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        left, singular, right = svd(a)
-        return left @ right, left, singular, right
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, left, singular, right = output
-        ctx.mark_non_differentiable(left, singular, right)
-        ctx.save_for_backward(left, singular, right)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
-        left, singular, right = ctx.saved_tensors
-        cotangent = grad @ right.mT
-        inner = left.mT @ cotangent
-        skew = (inner - inner.mT) / (singular.unsqueeze(-1) + singular.unsqueeze(-2))
-        outside = (cotangent - left @ inner) / singular.unsqueeze(-2)
-        return (left @ skew + outside) @ right
+# To which order derivatives of `polar` are right: as many as it takes Newton steps.
+_POLAR_ORDERS = 3
 
 
 def polar(a: Tensor) -> Tensor:
     """Orthonormal matrix closest to `a`, (*batch, n, p) → (*batch, n, p), n ≥ p.
 
-    Equivariant from the right: polar(a q) = polar(a) q for orthogonal q.
+    Equivariant from the right: polar(a q) = polar(a) q for orthogonal q. Derivatives up to the third are right, in both
+    modes, also at equal singular values; there are none where a singular value vanishes.
+
+    With a = L Σ Vᵀ the value is L Vᵀ. The derivative of the decomposition divides by differences of singular values, so
+    the factors are taken as constants, and Newton's method is started for the polar factor q of a V from q = L, where it
+    has converged. With the derivative of the equations at the start, kept fixed, each step
+
+        q ← q + L (s + ω) + (1 − L Lᵀ)(a V − q m) Σ⁻¹,    m = qᵀ a V,    s = (1 − qᵀq)/2,
+        (σᵢ + σⱼ) ωᵢⱼ = (m − mᵀ)ᵢⱼ + sᵢⱼ (σⱼ − σᵢ)
+
+    changes no value and makes one more order of derivatives right; only sums of singular values are divided by.
     """
-    return _Polar.apply(a)[0]
+    left, singular, right = svd(a.detach())
+    value = left @ right
+    if not derivatives_wanted():
+        return value
+    turned, q = a @ right.mT, left
+    column, row = singular.unsqueeze(-1), singular.unsqueeze(-2)
+    sums = torch.where(column + row > 0, column + row, torch.inf)
+    identity = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    for _ in range(_POLAR_ORDERS):
+        m = q.mT @ turned
+        s = 0.5 * (identity - q.mT @ q)
+        step = left @ (s + (m - m.mT + s * (row - column)) / sums)
+        if a.shape[-2] > a.shape[-1]:
+            outside = turned - q @ m
+            step = step + (outside - left @ (left.mT @ outside)) / row
+        q = q + step
+    return with_value(value, q @ right)
 
 
 def trigonometric(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:

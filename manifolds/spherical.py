@@ -37,34 +37,62 @@ class Spherical(GeodesicManifold):
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """cos θ · x + (sin θ / θ) u with θ = ‖u‖ₓ, (*batch, n)."""
-        theta = self.norm(x, u)
-        return torch.addcmul(theta.cos() * x, u, numerics.sinc(theta))
+        cosine, sinc = numerics.circular(self.inner(x, u, u), 0, 1)
+        return torch.addcmul(cosine * x, u, sinc)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide. On the cut
-        locus every direction is as short, and rounding decides which comes out, or none, 0."""
-        chord = self.project(x, self.alignment(x, y) * y - x)
-        length = self.norm(x, chord)
-        return chord * (self.dist(x, y) / torch.where(length > 0, length, 1.0))
+        locus every direction is as short, and rounding decides which comes out, or none, 0.
+
+        The part of f y off `x` has length sin θ. Near `x` it is multiplied by θ / sin θ = (1 + t²) arctan t / t, a series
+        in t² = tan²(θ/2) = ‖x − f y‖² / ‖x + f y‖², whose derivatives need no direction.
+        """
+        facing = self.alignment(x, y) * y
+        part = self.project(x, facing - x)
+        apart, together = (numerics.dot(a, a, 1) for a in (x - facing, x + facing))
+        near = apart < _NEAR * together
+        tangent = torch.where(near, apart, 0.0) / torch.where(near, together, 1.0)
+        short = (1.0 + tangent) * numerics.polynomial(tangent, _ARCTANGENT)
+        far = (torch.where(near, 1.0, square) for square in (apart, together, self.inner(x, part, part)))
+        half_sine, half_cosine, length = (numerics.safe_sqrt(square) for square in far)
+        long = 2.0 * torch.atan2(half_sine, half_cosine) / torch.where(length > 0, length, 1.0)
+        return part * torch.where(near, short, long)
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        """Angle 2 atan2(‖x − f y‖, ‖x + f y‖), (*batch, 1): accurate also for tiny angles and near π."""
+        """Angle 2 atan2(‖x − f y‖, ‖x + f y‖), (*batch, 1): accurate also for tiny angles and near π.
+
+        Where the points coincide it has no derivative: the first comes out as 0, the shortest subgradient, and no second
+        one is finite. ``dist(x, y)**2 / 2`` has the gradient ``-log(y, x)``, which is smooth.
+        """
         facing = self.alignment(x, y) * y
         return 2.0 * torch.atan2(numerics.norm(x - facing, 1), numerics.norm(x + facing, 1))
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − ⟨u, v⟩ₓ (((1 − cos θ)/θ²) u + (sin θ/θ) x), (*batch, n)."""
-        theta = self.norm(x, u)
+        sinc, versine = numerics.circular(self.inner(x, u, u), 1, 2)
         share = -self.inner(x, u, v)
-        along = torch.addcmul(v, u, share * numerics.versine(theta))
-        return torch.addcmul(along, x, share * numerics.sinc(theta))
+        along = torch.addcmul(v, u, share * versine)
+        return torch.addcmul(along, x, share * sinc)
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """(v − ⟨z, v⟩ₓ (x + z)/(1 + ⟨x, z⟩ₓ)) / f with z = f y, (*batch, n)."""
+        """(v − ⟨z, v⟩ₓ (x + z)/(1 + ⟨x, z⟩ₓ)) / f with z = f y, (*batch, n).
+
+        At the antipode, z = −x up to rounding, every great circle is as short. What is orthogonal to all of them is
+        carried unchanged by each; so is all of `v` then, but for its part along z: (v − ⟨z, v⟩ₓ z) / f, which is linear
+        and no longer than `v`.
+        """
         factor = self.alignment(x, y)
         facing = factor * y
-        share = self.inner(x, facing, v) / (1.0 + self.inner(x, x, facing))
-        return (v - share * (x + facing)) / factor
+        middle = x + facing
+        beside, share = 0.5 * self.inner(x, middle, middle), -self.inner(x, facing, v)
+        antipodal = beside <= torch.finfo(x.dtype).eps
+        part = share / torch.where(antipodal, 1.0, beside)
+        return torch.addcmul(v, torch.where(antipodal, facing, middle), part) / factor
+
+
+# log: below this tan²(θ/2), θ = 0.2, ten terms of arctan t / t are exact, above it sin θ may be divided by.
+_NEAR = 0.01
+_ARCTANGENT = [(-1.0) ** j / (2 * j + 1) for j in range(12)]
 
 
 class UnitVectors(Spherical, EmbeddedManifold):
@@ -96,4 +124,4 @@ class UnitVectors(Spherical, EmbeddedManifold):
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Uniform on the unit sphere."""
-        return self.nearest(torch.randn(*shape, generator=generator, dtype=dtype, device=device))
+        return numerics.random_normal(shape, generator, dtype, device, self.nearest)

@@ -70,4 +70,4 @@ class Stiefel(EmbeddedManifold, ExponentialManifold):
         device: torch.device | str | None = None,
     ) -> Tensor:
         """Uniform (Haar) on the manifold."""
-        return numerics.positive_qr(torch.randn(*shape, generator=generator, dtype=dtype, device=device))
+        return numerics.random_normal(shape, generator, dtype, device, numerics.positive_qr)
