@@ -8,7 +8,9 @@ ambient array, `egrad` a Euclidean gradient. Scalars per point keep the event di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,27 @@ from . import numerics
 from .errors import GeometryError
 
 __all__ = ["Manifold"]
+
+
+# The maps of arrays, of this class and of those below.
+_MAPS = frozenset(
+    "inner norm project riemannian_gradient nearest retract transport retract_and_transport point_defect exp log dist "
+    "parallel_transport transport_to horizontal align alignment canonical act".split()
+)
+
+
+def _refusing_complex(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def refusing(manifold: Manifold, *arrays: Any, **named: Any) -> Any:
+        for array in (*arrays, *named.values()) if named else arrays:
+            if array.is_complex():
+                raise GeometryError(
+                    f"{function.__name__} of {manifold!r} was given an array of {array.dtype}, but points and tangents "
+                    "are real; give torch.view_as_real(a), or the real and the imaginary part"
+                )
+        return function(manifold, *arrays, **named)
+
+    return refusing
 
 
 class Manifold(ABC):
@@ -28,6 +51,12 @@ class Manifold(ABC):
 
     event_ndim: int
     """Number of trailing dimensions that make one point."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Make the maps that a subclass defines refuse complex arrays, whose products would lack a conjugate."""
+        super().__init_subclass__(**options)
+        for name in _MAPS & vars(cls).keys():
+            setattr(cls, name, _refusing_complex(vars(cls)[name]))
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import factorial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,15 +106,17 @@ def derivatives_wanted() -> bool:
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
-def with_value(value: Tensor, smooth: Tensor) -> Tensor:
+def with_value(value: Tensor | float, smooth: Tensor) -> Any:
     """`value`, bitwise, with the derivatives of `smooth`, of all orders and in both modes.
 
     For a formula that is equal to `value` but for its rounding, or that has the derivatives which `value` hides.
     """
-    return value.detach() + (smooth - smooth.detach()) if derivatives_wanted() else value
+    if not derivatives_wanted():
+        return value
+    return (smooth - smooth.detach()) + (value.detach() if isinstance(value, Tensor) else value)
 
 
-def hold_still(u: Tensor, moved: Tensor, still: Tensor, ndim: int) -> Tensor:
+def hold_still(u: Tensor, moved: Tensor, still: Tensor | float, ndim: int) -> Tensor:
     """`moved` where the tangent `u` is nonzero, `still` where it is zero, everywhere with the derivatives of `moved`.
 
     With ``still = x + u``, which is then `x` bitwise, maps that re-orthonormalise get ``retract(x, 0) = x`` as an
@@ -122,13 +125,13 @@ def hold_still(u: Tensor, moved: Tensor, still: Tensor, ndim: int) -> Tensor:
     return torch.where(norm(u, ndim) > 0, moved, with_value(still, moved))
 
 
-def settle(a: Tensor, defect: Tensor, placed: Tensor, terms: int) -> Tensor:
+def settle(a: Tensor | float, defect: Tensor, placed: Tensor, terms: int) -> Tensor:
     """`placed` where `defect` exceeds the rounding of a sum of `terms` products, `a` itself, bitwise, where not;
     everywhere with the derivatives of `placed`.
 
     Such a sum carries about √terms roundings, so a defect below (8 + √terms) ε is none.
     """
-    return torch.where(defect <= torch.finfo(a.dtype).eps * (8.0 + terms**0.5), with_value(a, placed), placed)
+    return torch.where(defect <= torch.finfo(placed.dtype).eps * (8.0 + terms**0.5), with_value(a, placed), placed)
 
 
 def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
@@ -151,7 +154,8 @@ def circular(square: Tensor, *orders: int) -> tuple[Tensor, ...]:
     closed forms neither cancel nor divide by 0: (1 − cos θ)/θ² is ½ (sin(θ/2)/(θ/2))².
     """
     if not derivatives_wanted():
-        return tuple(_closed_circular(safe_sqrt(square), order) for order in orders)
+        theta = square.sqrt()
+        return tuple(_closed_circular(theta, order) for order in orders)
     small = square < 1.0
     near, theta = torch.where(small, square, 0.0), torch.where(small, 1.0, square).sqrt()
     return tuple(
@@ -203,8 +207,8 @@ def positive_qr(a: Tensor) -> Tensor:
     Without the sign convention the factor jumps with the LAPACK build, and the map is no retraction.
     """
     q, r = torch.linalg.qr(a)
-    sign = r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    return q * torch.where(sign == 0, 1.0, sign)
+    diagonal = r.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    return q * torch.ones_like(diagonal).copysign(diagonal)
 
 
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

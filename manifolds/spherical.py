@@ -84,10 +84,10 @@ class Spherical(GeodesicManifold):
         factor = self.alignment(x, y)
         facing = factor * y
         middle = x + facing
-        beside, share = 0.5 * self.inner(x, middle, middle), -self.inner(x, facing, v)
-        antipodal = beside <= torch.finfo(x.dtype).eps
-        part = share / torch.where(antipodal, 1.0, beside)
-        return torch.addcmul(v, torch.where(antipodal, facing, middle), part) / factor
+        square = self.inner(x, middle, middle)  # 2 (1 + ⟨x, z⟩ₓ), without cancellation
+        antipodal = square <= 2.0 * torch.finfo(x.dtype).eps
+        share = self.inner(x, facing, v) / torch.where(antipodal, 2.0, square)
+        return torch.addcmul(v, torch.where(antipodal, facing, middle), share, value=-2.0) / factor
 
 
 # log: below this tan²(θ/2), θ = 0.2, ten terms of arctan t / t are exact, above it sin θ may be divided by.
@@ -105,12 +105,12 @@ class UnitVectors(Spherical, EmbeddedManifold):
     def nearest(self, a: Tensor) -> Tensor:
         """a/‖a‖, (*batch, n); a vector whose norm is 1 up to rounding stays as it is, bitwise."""
         size = numerics.norm(a, 1)
-        return a / numerics.settle(torch.ones_like(size), (size - 1.0).abs(), size, a.shape[-1])
+        return a / numerics.settle(1.0, (size - 1.0).abs(), size, a.shape[-1])
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """(x + u)/‖x + u‖, (*batch, n)."""
         moved = x + u
-        return moved / numerics.hold_still(u, numerics.norm(moved, 1), moved.new_ones(()), 1)
+        return moved / numerics.hold_still(u, numerics.norm(moved, 1), 1.0, 1)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """|‖x‖ − 1|, (*batch, 1)."""
