@@ -23,8 +23,9 @@ __all__ = ["Manifold"]
 
 # The maps of arrays, of this class and of those below.
 _MAPS = frozenset(
-    "inner norm project riemannian_gradient nearest retract transport retract_and_transport point_defect exp log dist "
-    "parallel_transport transport_to horizontal align alignment canonical act".split()
+    ("inner", "norm", "project", "riemannian_gradient", "nearest", "retract", "transport", "retract_and_transport")
+    + ("point_defect", "exp", "log", "dist", "parallel_transport", "transport_to")
+    + ("horizontal", "align", "alignment", "canonical", "act")
 )
 
 
@@ -32,7 +33,7 @@ def _refusing_complex(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def refusing(manifold: Manifold, *arrays: Any, **named: Any) -> Any:
         for array in (*arrays, *named.values()) if named else arrays:
-            if array.is_complex():
+            if array.dtype.is_complex:
                 raise GeometryError(
                     f"{function.__name__} of {manifold!r} was given an array of {array.dtype}, but points and tangents "
                     "are real; give torch.view_as_real(a), or the real and the imaginary part"
