@@ -144,11 +144,11 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """(v − (x + z)(1 + xᵀz)⁻¹ zᵀv) qᵀ with the aligned z = y q, (*batch, n, k): parallel transport along log(x, y),
-        turned to the basis `y` at hand. As on the sphere; the cosines of xᵀz are not negative."""
+        turned to the basis `y` at hand. As on the sphere; the cosines of xᵀz are not negative, so the inverse is mild."""
         turn = numerics.polar(y.mT @ x)
         facing = y @ turn
         beside = numerics.symmetric(x.mT @ facing) + torch.eye(self.k, dtype=x.dtype, device=x.device)
-        return (v - (x + facing) @ torch.linalg.solve(beside, facing.mT @ v)) @ turn.mT
+        return (v - (x + facing) @ (torch.linalg.inv(beside) @ (facing.mT @ v))) @ turn.mT
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,9 +1,12 @@
 """The laws reject wrong manifolds: each mutant must fall to the law named beside it."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+import derivatives
+import geodesics
 import laws
 import pytest
+import quotients
 import torch
 from geometries import CASES
 from laws import Setting
@@ -18,6 +21,41 @@ def mutant(base, **methods):
     return dataclass(frozen=True, repr=False)(type(f"Wrong{base.__name__}", (base,), methods))
 
 
+def hidden(function):
+    """The value without its derivatives: those of the argument instead."""
+    return lambda m, a: a + (function(a) - a).detach()
+
+
+def straight_at_zero(m, x, u):
+    """Right in value and slope; at u = 0 the branch x + u, which has no curvature, is differentiated."""
+    moved = x + u
+    return moved / torch.where(u.norm(dim=-1, keepdim=True) > 0, moved.norm(dim=-1, keepdim=True), 1.0)
+
+
+def through_theta(m, x, u):
+    """Functions of θ = ‖u‖, whose slope is set to 0 at 0."""
+    theta = u.norm(dim=-1, keepdim=True)
+    safe = torch.where(theta > 0, theta, 1.0)
+    return theta.cos() * x + torch.where(theta > 0, safe.sin() / safe, 1.0) * u
+
+
+def over_length(m, x, y):
+    """The chord over its length, where they coincide over 1."""
+    chord = m.project(x, y - x)
+    length = chord.norm(dim=-1, keepdim=True)
+    return chord * (m.dist(x, y) / torch.where(length > 0, length, 1.0))
+
+
+def over_cosine(m, x, y, v):
+    return v - (y * v).sum(-1, True) * (x + y) / (1 + (x * y).sum(-1, True))
+
+
+def through_decomposition(m, x, y):
+    """Through singular vectors, which have no derivative where singular values coincide."""
+    left, sine, right = torch.linalg.svd(m.project(x, m.align(x, y)), full_matrices=False)
+    return (left * sine.clamp(max=1).asin().unsqueeze(-2)) @ right
+
+
 MUTANTS = [
     ("psi", PSI, "riemannian_gradient", lambda m, x, g: g, laws.gradient_is_dual_to_the_metric),
     ("psi", PSI, "riemannian_gradient", lambda m, x, g: g, laws.gradient_is_of_second_order),
@@ -27,11 +65,11 @@ MUTANTS = [
     ("psi", PSI, "transport", lambda m, x, u, v: torch.zeros_like(v), laws.transport_is_a_vector_transport),
     ("psi", PSI, "transport", lambda m, x, u, v: -m.project(x + u, v), laws.transport_is_a_vector_transport),
     ("psi", PSI, "inner", lambda m, x, u, v: PSI().inner(x, u, u), laws.metric_is_an_inner_product),
-    ("psi", PSI, "conformal_factor", lambda m, x: m.radius(x), laws.metric_and_maps_respect_the_group),
-    ("psi", PSI, "canonical", lambda m, x: x, laws.canonical_is_constant_on_classes),
-    ("psi", PSI, "align", lambda m, x, y: y, laws.canonical_is_constant_on_classes),
-    ("psi", PSI, "act", lambda m, g, x: x * g.square(), laws.radius_scales_with_the_representative),
-    ("psi", PSI, "project", lambda m, x, a: a, laws.radius_scales_with_the_representative),
+    ("psi", PSI, "conformal_factor", lambda m, x: m.radius(x), quotients.metric_and_maps_respect_the_group),
+    ("psi", PSI, "canonical", lambda m, x: x, quotients.canonical_is_constant_on_classes),
+    ("psi", PSI, "align", lambda m, x, y: y, quotients.canonical_is_constant_on_classes),
+    ("psi", PSI, "act", lambda m, g, x: x * g.square(), quotients.radius_scales_with_the_representative),
+    ("psi", PSI, "project", lambda m, x, a: a, quotients.radius_scales_with_the_representative),
     ("sphere", Sphere, "riemannian_gradient", lambda m, x, g: 1.01 * m.project(x, g), laws.gradient_is_of_second_order),
     ("sphere", Sphere, "riemannian_gradient", lambda m, x, g: 1.01 * m.project(x, g), laws.gradient_is_dual_to_the_metric),
     ("sphere", Sphere, "project", lambda m, x, a: a - 0.9 * x * (x * a).sum(-1, True), laws.projection_is_linear_and_idempotent),
@@ -39,13 +77,22 @@ MUTANTS = [
     ("sphere", Sphere, "retract", lambda m, x, u: 0.9 * Sphere().retract(x, u), laws.retraction_stays_on_the_manifold),
     ("sphere", Sphere, "transport", lambda m, x, u, v: v, laws.transport_is_a_vector_transport),
     ("sphere", Sphere, "nearest", lambda m, a: a / a.norm(dim=-1, keepdim=True).square(), laws.nearest_is_a_point_and_leaves_points),
-    ("sphere", Sphere, "exp", Sphere.retract, laws.geodesics_continue_themselves),
-    ("sphere", Sphere, "log", lambda m, x, y: m.project(x, y - x), laws.logarithm_inverts_the_exponential),
-    ("sphere", Sphere, "dist", lambda m, x, y: torch.acos((x * y).sum(-1, True) - 1e-4), laws.distance_to_itself_is_zero),
-    ("sphere", Sphere, "parallel_transport", lambda m, x, u, v: m.project(m.exp(x, u), v), laws.parallel_transport_is_isometric),
+    ("sphere", Sphere, "exp", Sphere.retract, geodesics.geodesics_continue_themselves),
+    ("sphere", Sphere, "log", lambda m, x, y: m.project(x, y - x), geodesics.logarithm_inverts_the_exponential),
+    ("sphere", Sphere, "dist", lambda m, x, y: torch.acos((x * y).sum(-1, True) - 1e-4), geodesics.distance_to_itself_is_zero),
+    ("sphere", Sphere, "parallel_transport", lambda m, x, u, v: m.project(m.exp(x, u), v), geodesics.parallel_transport_is_isometric),
     ("sphere", Sphere, "tangent_defect", lambda m, x, u: (u * x).sum(-1).abs(), laws.scalars_keep_event_dimensions),
     ("grassmann1", Lines, "retract", lambda m, x, u: -Grassmann(1).retract(x, u), laws.retraction_at_zero_is_the_point_itself),
-    ("grassmann1", Lines, "canonical", lambda m, x: x, laws.canonical_is_constant_on_classes),
+    ("grassmann1", Lines, "canonical", lambda m, x: x, quotients.canonical_is_constant_on_classes),
+    ("sphere", Sphere, "nearest", hidden(Sphere().nearest), derivatives.first_derivatives_equal_differences),
+    ("sphere", Sphere, "retract", straight_at_zero, derivatives.second_derivatives_equal_differences),
+    ("sphere", Sphere, "exp", through_theta, derivatives.second_derivatives_equal_differences),
+    ("sphere", Sphere, "log", over_length, derivatives.first_derivatives_equal_differences),
+    ("sphere", Sphere, "dist", lambda m, x, y: (x * y).sum(-1, True).clamp(-1, 1).acos(), derivatives.kinks_have_subgradients),
+    ("sphere", Sphere, "transport_to", over_cosine, derivatives.maps_are_finite_at_the_cut_locus),
+    ("grassmann2", Grassmann, "log", through_decomposition, derivatives.first_derivatives_equal_differences),
+    ("grassmann2", Grassmann, "log", through_decomposition, derivatives.half_the_squared_distance_has_minus_the_logarithm_as_gradient),
+    ("sphere", Sphere, "geodesic", lambda m, x, u, t: m.exp(x, u) if isinstance(t, torch.Tensor) else m.exp(x, t * u), geodesics.geodesics_take_many_times),
 ]  # fmt: skip
 
 
@@ -56,6 +103,6 @@ MUTANTS = [
 def test_mutant_falls(case_id, base, method, wrong, law, generator, device):
     case = BY_ID[case_id]
     law(Setting(case, generator, device))  # the law holds for the right manifold
-    wrong_manifold = mutant(base, **{method: wrong})()
-    with pytest.raises(AssertionError):
+    wrong_manifold = mutant(base, **{method: wrong})(*astuple(case.manifold))
+    with pytest.raises(AssertionError, match=f"{law.__name__} does not hold for "):
         law(Setting(case, generator, device, manifold=wrong_manifold))

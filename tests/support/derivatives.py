@@ -1,0 +1,207 @@
+"""The laws of derivatives: of both orders and in both modes they equal differences, at special points too.
+
+Every map is differentiated as a function of ambient arrays, which `nearest` and `project` make points and tangents of:
+so differences stay on the manifold, and the derivative of `nearest` at a point counts as well. What is not
+differentiable, a length at 0 and a distance at 0, has a law of its own.
+"""
+
+import torch
+from retract.manifolds import ExponentialManifold, GeodesicManifold, Manifold, QuotientManifold
+from setting import law
+from torch.func import grad, jvp, vmap
+
+STEP = 1e-5
+"""Of central differences: both the cubic term and rounding stay below 1e-8."""
+LIMIT = 1e-6
+
+
+def points(s):
+    """(name, tangent u, second point y): generic ones, and those where formulas divide by 0."""
+    go = s.m.exp if isinstance(s.m, ExponentialManifold) else s.m.retract
+    left, _, right = torch.linalg.svd(s.u, full_matrices=False) if s.m.event_ndim == 2 else (None, None, None)
+    yield "u = 0, y = x", torch.zeros_like(s.u), s.x
+    if left is not None:
+        equal = 0.4 * s.m.project(s.x, left @ right)
+        yield "equal singular values and angles", equal, go(s.x, equal)
+    if left is None or s.thorough:
+        yield "a generic point", s.u, go(s.x, s.u)
+    if s.thorough:
+        tiny = 1e-9 * s.u
+        yield "u and y − x of length 1e-9", tiny, go(s.x, tiny)
+    if s.thorough and left is not None:
+        one = 0.4 * s.m.project(s.x, left[..., :1] @ right[..., :1, :])
+        yield "one singular value and angle, the others 0", one, go(s.x, one)
+
+
+def smooth_maps(m):
+    """(name, function of x, u, v, y and a time)."""
+    yield "nearest", lambda x, u, v, y, t: x
+    yield "inner(u, v)", lambda x, u, v, y, t: m.inner(x, u, v)
+    yield "inner(u, u)", lambda x, u, v, y, t: m.inner(x, u, u)
+    yield "project", lambda x, u, v, y, t: m.project(x, v)
+    yield "riemannian_gradient", lambda x, u, v, y, t: m.riemannian_gradient(x, v)
+    yield "retract", lambda x, u, v, y, t: m.retract(x, u)
+    yield "transport", lambda x, u, v, y, t: m.transport(x, u, v)
+    if isinstance(m, ExponentialManifold):
+        yield "exp", lambda x, u, v, y, t: m.exp(x, u)
+        yield "geodesic", lambda x, u, v, y, t: m.geodesic(x, v, t)
+    if isinstance(m, GeodesicManifold):
+        yield "log", lambda x, u, v, y, t: m.log(x, y)
+        yield "parallel_transport", lambda x, u, v, y, t: m.parallel_transport(x, u, v)
+        yield "transport_to", lambda x, u, v, y, t: m.transport_to(x, y, v)
+    if isinstance(m, QuotientManifold):
+        yield "horizontal", lambda x, u, v, y, t: m.horizontal(x, v)
+        yield "vertical", lambda x, u, v, y, t: m.vertical(x, v)
+        yield "align", lambda x, u, v, y, t: m.align(x, y)
+        yield "canonical", lambda x, u, v, y, t: m.canonical(x)
+
+
+def kinked_maps(m):
+    """Those that have no derivative where they are 0."""
+    yield "norm", lambda x, u, v, y, t: m.norm(x, u)
+    if isinstance(m, GeodesicManifold):
+        yield "dist", lambda x, u, v, y, t: m.dist(x, y)
+
+
+def probes(s):
+    """(name, map of five ambient arrays, the arrays, a direction for them)."""
+    m = s.m
+
+    def ambient(function):
+        def composed(x, u, v, y, t):
+            x = m.nearest(x)
+            return function(x, m.project(x, u), m.project(x, v), m.nearest(y), t)
+
+        return composed
+
+    for place, u, y in points(s):
+        arrays = (s.x, u, s.v, y, torch.zeros(s.batch + (1,) * m.event_ndim, dtype=s.dtype, device=s.device))
+        for name, function in smooth_maps(m):
+            yield f"{name} at {place}", ambient(function), arrays, tuple(s.noise(*a.shape) for a in arrays)
+        off = (1.3 * s.x + 0.1 * s.v, *arrays[1:])
+        yield f"nearest off the manifold, {place}", ambient(lambda x, *_: x), off, tuple(s.noise(*a.shape) for a in off)
+        for name, function in kinked_maps(m):
+            if "0," not in place and "1e-9" not in place:
+                yield f"{name} at {place}", ambient(function), arrays, tuple(s.noise(*a.shape) for a in arrays)
+
+
+def difference(function, arrays, direction):
+    """Central difference of a function whose result is a tensor or a tuple of them."""
+    ahead, behind = (
+        function(*(a + side * d for a, d in zip(arrays, direction, strict=True))) for side in (STEP, -STEP)
+    )
+    if isinstance(ahead, tuple):
+        return tuple((a - b) / (2 * STEP) for a, b in zip(ahead, behind, strict=True))
+    return (ahead - behind) / (2 * STEP)
+
+
+def paired(a, b):
+    return sum((x * y).sum() for x, y in zip(a, b, strict=True))
+
+
+def functional(s, function, arrays):
+    """A random linear functional of the map's value."""
+    weights = s.noise(*function(*arrays).shape)
+    return lambda *given: (weights * function(*given)).sum()
+
+
+def gradient(f, arrays, keep=False):
+    """By reverse mode; a tuple like `arrays`."""
+    leaves = tuple(a.detach().requires_grad_() for a in arrays)
+    found = torch.autograd.grad(f(*leaves), leaves, create_graph=keep, materialize_grads=True)
+    return leaves, found
+
+
+@law(Manifold)
+def first_derivatives_equal_differences(s):
+    if s.dtype != torch.float64:
+        return
+    for name, function, arrays, direction in probes(s):
+        f = functional(s, function, arrays)
+        slope = difference(function, arrays, direction)
+        s.same(jvp(function, arrays, direction)[1], slope, f"forward mode through {name}", tol=LIMIT)
+        along = difference(f, arrays, direction)
+        s.same(paired(gradient(f, arrays)[1], direction), along, f"reverse mode through {name}", tol=LIMIT)
+
+
+@law(Manifold)
+def second_derivatives_equal_differences(s):
+    if s.dtype != torch.float64:
+        return
+    every = (0, 1, 2, 3, 4)
+    for name, function, arrays, direction in probes(s):
+        if not (s.thorough or "y = x" in name):
+            continue
+        f = functional(s, function, arrays)
+
+        def slope(*given, f=f, direction=direction):
+            return jvp(f, given, direction)[1]
+
+        bend = difference(lambda *given, f=f: gradient(f, given)[1], arrays, direction)
+        leaves, first = gradient(f, arrays, keep=True)
+        if any(a.requires_grad for a in first):
+            double = torch.autograd.grad(paired(first, direction), leaves, materialize_grads=True)
+        else:
+            double = tuple(torch.zeros_like(a) for a in arrays)
+        modes = [("reverse over reverse", double)]
+        if s.thorough:
+            modes.append(("forward over reverse", jvp(grad(f, argnums=every), arrays, direction)[1]))
+            modes.append(("reverse over forward", grad(slope, argnums=every)(*arrays)))
+            twice = jvp(slope, arrays, direction)[1]
+            s.same(twice, paired(bend, direction), f"forward over forward through {name}", tol=LIMIT)
+        for mode, found in modes:
+            for one, other in zip(found, bend, strict=True):
+                s.same(one, other, f"{mode} through {name}", tol=LIMIT)
+
+
+@law(Manifold)
+def derivatives_batch(s):
+    """`vmap` of derivatives of single points equals the derivatives of the batch."""
+    if s.dtype != torch.float64 or not s.thorough:
+        return
+    for name, function, arrays, direction in probes(s):
+        alone = vmap(lambda given, towards, function=function: jvp(function, given, towards)[1])(arrays, direction)
+        s.same(alone, jvp(function, arrays, direction)[1], f"forward mode under vmap through {name}")
+        each = vmap(grad(lambda given, function=function: function(*given).sum()))(arrays)
+        batch = gradient(lambda *given, function=function: function(*given).sum(), arrays)[1]
+        for one, other in zip(each, batch, strict=True):
+            s.same(one, other, f"reverse mode under vmap through {name}")
+
+
+@law(GeodesicManifold)
+def half_the_squared_distance_has_minus_the_logarithm_as_gradient(s):
+    for place, _, y in points(s):
+        at = y.detach().requires_grad_()
+        (egrad,) = torch.autograd.grad(0.5 * s.m.dist(s.x, at).square().sum(), at)
+        descent = s.m.riemannian_gradient(y, egrad)
+        s.same(descent, -s.m.log(y, s.x), f"the gradient of dist(x, y)²/2 at {place} against −log(y, x)")
+
+
+@law(Manifold)
+def kinks_have_subgradients(s):
+    """A length at u = 0 and a distance at y = x have slopes between −1 and 1; one of them comes out."""
+    zero = torch.zeros_like(s.u).requires_grad_()
+    (egrad,) = torch.autograd.grad(s.m.norm(s.x, zero).sum() + 0 * zero.sum(), zero)
+    slopes = [("norm(u) at u = 0", egrad)]
+    if isinstance(s.m, GeodesicManifold):
+        at = s.x.clone().requires_grad_()
+        slopes.append(("dist(x, y) at y = x", torch.autograd.grad(s.m.dist(s.x, at).sum(), at)[0]))
+    for name, egrad in slopes:
+        length = s.m.norm(s.x, s.m.riemannian_gradient(s.x, egrad)).max()
+        s.within(length, 1 + s.tol, f"the length of the slope of {name}, which is a subgradient and at most 1 long,")
+
+
+@law(GeodesicManifold)
+def maps_are_finite_at_the_cut_locus(s):
+    """Where the minimizing geodesic is not unique one value comes out, with finite slopes; no vector gets longer."""
+    if s.case.injectivity == torch.inf:
+        return
+    y = s.m.exp(s.x, s.u * (s.case.injectivity / s.m.norm(s.x, s.u)))
+    for place, other in (("at the injectivity radius", y), ("at −x", -s.x)):
+        at = other.clone().requires_grad_()
+        carried = s.m.transport_to(s.x, at, s.v)
+        for name, value in (("log", s.m.log(s.x, at)), ("dist", s.m.dist(s.x, at)), ("transport_to", carried)):
+            s.finite(value.detach(), f"{name} {place}")
+            s.finite(torch.autograd.grad(value.sum(), at)[0], f"the gradient of {name} {place}")
+        growth = (s.m.norm(other, carried) / s.m.norm(s.x, s.v)).detach().max()
+        s.within(growth, 1 + s.tol, f"the growth of a vector under transport_to {place}, at most 1,")
