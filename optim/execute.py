@@ -208,7 +208,7 @@ class Group:
             its = seat(points, grads, state, rule, options)
             path = _choose(its, rule, options)
             part = points.parts[0]
-            kinds.setdefault((path, points.manifold, part.dtype, part.device), []).append(its)
+            kinds.setdefault((path, points.manifold, part.dtype, part.device, its.kept), []).append(its)
         self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work
