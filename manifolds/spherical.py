@@ -60,11 +60,19 @@ class Spherical(GeodesicManifold):
         return torch.addcmul(along, x, share * numerics.sinc(theta))
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        """(v − ⟨z, v⟩ₓ (x + z)/(1 + ⟨x, z⟩ₓ)) / f with z = f y, (*batch, n)."""
+        """(v − ⟨z, v⟩ₓ (x + z)/(1 + ⟨x, z⟩ₓ)) / f with z = f y, (*batch, n).
+
+        At the antipode, z = −x up to rounding, every great circle is as short. What is orthogonal to all of them is
+        carried unchanged by each; so is all of `v` then, but for its part along z: (v − ⟨z, v⟩ₓ z) / f, which is linear
+        and no longer than `v`.
+        """
         factor = self.alignment(x, y)
         facing = factor * y
-        share = self.inner(x, facing, v) / (1.0 + self.inner(x, x, facing))
-        return (v - share * (x + facing)) / factor
+        beside, share = 1.0 + self.inner(x, x, facing), -self.inner(x, facing, v)
+        antipodal = beside <= torch.finfo(x.dtype).eps
+        part = share / torch.where(antipodal, 1.0, beside)
+        along = torch.addcmul(v, x, torch.where(antipodal, 0.0, part))
+        return torch.addcmul(along, facing, part) / factor
 
 
 class UnitVectors(Spherical, EmbeddedManifold):

@@ -58,5 +58,4 @@ def clip(manifold: Manifold, x: Tensor, gradient: Scaled, options: Options) -> S
     limit = options["max_grad_norm"]
     if limit is None or isinstance(manifold, Euclidean):
         return gradient
-    length = manifold.norm(x, gradient.array) * gradient.factor
-    return gradient.times(torch.clamp(limit / length, max=1.0))
+    return gradient.times(torch.clamp(limit / gradient.length(manifold, x), max=1.0))
