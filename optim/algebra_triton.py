@@ -187,9 +187,12 @@ def move(xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, tiny, roundin
                 if not C.unit:
                     size = tl.sqrt(norm2)
                     phi = r * s / tl.where(size < tiny, tiny, size)
-                part = phi * (k_x * xv + k_u * uv) / (metric + phi * (k_x * xx + k_u * xu))
+                yv, beside = k_x * xv + k_u * uv, metric + phi * (k_x * xx + k_u * xu)
+                antipodal = beside <= rounding * metric
                 t_v = 1.0 / phi
-                t_x, t_u = -part * (t_v + k_x), -part * k_u
+                part = phi * yv / tl.where(antipodal, metric, beside)
+                # Of an antipode, z = −x: (v' − ⟨z, v'⟩ₓ z)/φ
+                t_x, t_u = -part * (tl.where(antipodal, 0.0, t_v) + k_x), -part * k_u
     k_x *= s
     t_x *= s
     if C.moving:

@@ -133,8 +133,10 @@ def _choose(seat: Seat, rule: Rule, options: Options) -> str:
         return "compiled"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
-        # Half precision is computed in float32 and rounded once, which torch does on its fused path only.
-        if seat.lies and torch_has(manifold, rule, options) and (fused or not half):
+        # Half precision is computed in float32 and rounded once, which torch does on its fused path only. On a CPU that path
+        # is none for SGD: the kernel of 2.13 leaves most of a parameter in half precision where it is.
+        whole = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
+        if seat.lies and torch_has(manifold, rule, options) and whole:
             if automatic:
                 fused = part.device.type == "cpu" and part.numel() > TINY
                 foreach = not fused

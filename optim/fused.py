@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .matrices import Loose, New, Reading, Seat
+from .matrices import Loose, New, Reading, Seat, raise_versions
 from .options import Options
 from .plan import Batch, Plan
 from .points import State
@@ -52,7 +52,7 @@ class Fused(Plan):
             return [(split(p), split(g)) for split, p, g in zip(splits, params, found.grads, strict=True)]
 
         self._step(table, arrays, params, new, params[0].dtype, options)
-        _raise_versions(params, self.matrices.vectors, self.matrices.squares, self.matrices.radii if new else ())
+        raise_versions(params, self.matrices.vectors, self.matrices.squares, self.matrices.radii if new else ())
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
         """As in `Plan`."""
@@ -70,7 +70,7 @@ class Fused(Plan):
         )
         for each in arrays:
             each.write_back()
-        _raise_versions(*(written for seat in seats for written in seat.written()))
+        raise_versions(*(written for seat in seats for written in seat.written()))
 
     def _step(
         self,
@@ -100,9 +100,3 @@ class Fused(Plan):
         if key != self._last[0] or isinstance(options["lr"], Tensor):
             self._last = key, update_of(self.manifold, self.rule, options, batch.new.vectors, batch.step, dtype)
         return self._last[1]
-
-
-def _raise_versions(*written: Iterable[Tensor]) -> None:
-    """Tell autograd of what a kernel has written to behind its back: graphs that have saved it must not run any more."""
-    for tensors in written:
-        torch.autograd.graph.increment_version(tensors)

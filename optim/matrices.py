@@ -7,7 +7,7 @@ paths. `Loose` is a seat that has to be copied together, and back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from .options import Options
 from .points import PointSet, State, new_number
 from .rules import Rule
 
-__all__ = ["Kept", "Loose", "Matrices", "New", "Reading", "Seat", "column", "real", "seat"]
+__all__ = ["Kept", "Loose", "Matrices", "New", "Reading", "Seat", "column", "raise_versions", "real", "seat"]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
@@ -127,6 +127,12 @@ def column(entries: Sequence[Tensor | None]) -> list[Tensor]:
     if there and len(there) < len(entries):
         raise ValueError(f"{len(there)} of {len(entries)} point sets have this state; plan those without it apart")
     return there
+
+
+def raise_versions(*written: Iterable[Tensor]) -> None:
+    """Tell autograd of what a kernel has written to behind its back: graphs that have saved it must not run any more."""
+    for tensors in written:
+        torch.autograd.graph.increment_version(tensors)
 
 
 class Matrices:

@@ -71,7 +71,10 @@ def schedule(table: np.ndarray) -> _Schedule:
 def step(table: np.ndarray, schedule: _Schedule, update: Update, dtype: torch.dtype, device: torch.device) -> None:
     """As `Kernel.step`; queued on the current stream of `device`."""
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    info, its = torch.finfo(real), choices(update, moving=bool(table[0, VECTOR]))
+    moving = table[:, VECTOR] != 0
+    if moving.any() != moving.all():
+        raise ValueError("some matrices have a vector and others do not; step them apart")
+    info, its = torch.finfo(real), choices(update, moving=bool(moving.all()))
     cells = np.concatenate([np.array(head(update, info.tiny, info.eps)).view(np.int64), table.ravel()])
     common: dict[str, Any] = {"C": its, "num_warps": WARPS, "enable_fp_fusion": True}
     if real == torch.float32 and torch.version.cuda:
@@ -203,6 +206,10 @@ def _tile(entry, buffer, first, stop, D: tl.constexpr, REAL: tl.constexpr, C: tl
         u = ug[:, None] * g + ux[:, None] * x
         if C.moving:
             w = kept[:, None] * v + vg[:, None] * g + vx[:, None] * x
+            if C.unit and C.adam:
+                # Of an almost normal gradient v' is little more than rounding, brought to the length of a step. Formed
+                # twice, in another order, it would be two vectors, and the row miss the manifold.
+                v, kept, vg, vx = w, kept * 0.0 + 1.0, vg * 0.0, vx * 0.0
             u += along[:, None] * w
             uv, xv = _total(u * w, same), _total(x * w, same)
         uu, xu = _total(u * u, same), _total(x * u, same)
@@ -248,21 +255,25 @@ def _gram(entry, row, begin, end, D: tl.constexpr, C: tl.constexpr, TILE: tl.con
 
 @triton.jit
 def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v over the coordinates from `begin` to `end` of a row."""
+    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v over the coordinates from `begin` to `end` of a row.
+
+    In double precision where x and g may all but cancel, and Adam magnifies what is left.
+    """
+    ACC: tl.constexpr = tl.float64 if C.unit and C.adam else REAL
     px, pg, pv, n = _arrays(entry, D, ALIGNED)
     for start in range(begin, end, TILE):
         column = start + tl.arange(0, TILE)
-        x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(REAL)
-        g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(REAL)
-        y = y_x.to(REAL) * x + y_g.to(REAL) * g
+        x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(ACC)
+        g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(ACC)
+        y = y_x.to(ACC) * x + y_g.to(ACC) * g
         if C.moving:
-            v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(REAL)
-            w = w_g.to(REAL) * g + w_v.to(REAL) * v
+            v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(ACC)
+            w = w_g.to(ACC) * g + w_v.to(ACC) * v
             if not C.level:
-                w += w_x.to(REAL) * x
-            tl.store(pv + row * n + column, w.to(D), mask=column < n)
-            y += y_v.to(REAL) * v
-        tl.store(px + row * n + column, y.to(D), mask=column < n)
+                w += w_x.to(ACC) * x
+            tl.store(pv + row * n + column, w.to(REAL).to(D), mask=column < n)
+            y += y_v.to(ACC) * v
+        tl.store(px + row * n + column, y.to(REAL).to(D), mask=column < n)
 
 
 @triton.jit
