@@ -161,8 +161,13 @@ class Life:
         if self.dtype in HALF and manifold.event_ndim == 2:
             manifold = Sphere()
         joint = manifold.event_ndim == 1 and not isinstance(manifold, Euclidean) and self.often(0.25)
-        rows = self.random.choice([Rows(), Rows(), Rows(blocks=1)]) if manifold.event_ndim == 1 and not joint else Rows()
-        shapes = [self.random.choice(MATRICES if manifold.event_ndim == 2 else VECTORS) for _ in range(self.random.randint(1, 3))]
+        rows = (
+            self.random.choice([Rows(), Rows(), Rows(blocks=1)]) if manifold.event_ndim == 1 and not joint else Rows()
+        )
+        shapes = [
+            self.random.choice(MATRICES if manifold.event_ndim == 2 else VECTORS)
+            for _ in range(self.random.randint(1, 3))
+        ]
         if joint:
             shapes = [shapes[0], (shapes[0][0],)]
         values = [self.normal(shape) for shape in shapes]
@@ -184,7 +189,10 @@ class Life:
 
     def options(self, manifold):
         """Admissible ones for `manifold`, of all that the rule has."""
-        chosen = {name: self.draw(name, manifold) for name in ("lr", "motion", "transport", "radius", "maximize", "max_grad_norm")}
+        chosen = {
+            name: self.draw(name, manifold)
+            for name in ("lr", "motion", "transport", "radius", "maximize", "max_grad_norm")
+        }
         chosen["orthogonality"] = self.draw("orthogonality", manifold)
         chosen["weight_decay"] = self.draw("weight_decay", manifold)
         if self.adam:
