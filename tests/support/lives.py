@@ -41,10 +41,6 @@ class _Adam(Adam):
     """The same for Adam."""
 
 
-def number(value):
-    return float(value) if isinstance(value, torch.Tensor) else value
-
-
 class Run:
     """The parameters and the optimizer of one path."""
 
@@ -146,7 +142,8 @@ class Life:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
 
     def make(self, groups):
-        return self.kind(groups, **({} if self.often(0.0) else {"orthogonality": 0.0}))
+        """An optimizer of `groups`, which say all that the presets differ in."""
+        return self.kind(groups)
 
     def order(self, ndim):
         """Of axes in memory: usually as they stand."""
