@@ -104,10 +104,10 @@ class Manifold(ABC):
         """``retract(x, u)`` and ``transport(x, u, v)``, for manifolds that can share the work between them."""
         return self.retract(x, u), self.transport(x, u, v)
 
-    # What follows. None of these is overridden.
+    # What follows. None of these is overridden, but `norm`, where no square has to be formed.
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
-        """Length of `u` in the metric, (*batch, 1…)."""
+        """Length √⟨u, u⟩ₓ of `u` in the metric, (*batch, 1…)."""
         return numerics.safe_sqrt(self.inner(x, u, u))
 
     def tangent_defect(self, x: Tensor, u: Tensor) -> Tensor:

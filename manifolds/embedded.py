@@ -23,6 +23,10 @@ class EmbeddedManifold(Manifold):
         """Ambient dot product, (*batch, 1…)."""
         return numerics.dot(u, v, self.event_ndim)
 
+    def norm(self, x: Tensor, u: Tensor) -> Tensor:
+        """‖u‖, (*batch, 1…): as in `Manifold.norm`, without a square of `u`, which may overflow or vanish."""
+        return numerics.norm(u, self.event_ndim)
+
     def riemannian_gradient(self, x: Tensor, egrad: Tensor) -> Tensor:
         """Orthogonal projection of `egrad`, (*batch, *event)."""
         return self.project(x, egrad)

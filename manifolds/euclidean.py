@@ -28,6 +28,10 @@ class Euclidean(ConformalManifold, GeodesicManifold):
         """1."""
         return 1.0
 
+    def norm(self, x: Tensor, u: Tensor) -> Tensor:
+        """‖u‖, (*batch, 1…)."""
+        return numerics.norm(u, self.event_ndim)
+
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         """`a` itself."""
         return a

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from .errors import GeometryError
 
@@ -28,9 +29,11 @@ __all__ = [
     "polynomial",
     "positive_qr",
     "random_normal",
+    "root_of_squares",
     "root_tiny",
     "safe_sqrt",
     "settle",
+    "squares_fit",
     "svd",
     "symmetric",
     "tolerance",
@@ -81,15 +84,54 @@ def dot(u: Tensor, v: Tensor, ndim: int) -> Tensor:
     if ndim == 0:
         return u * v
     if u is v and not derivatives_wanted():
-        return norm(u, ndim).square()
+        return root_of_squares(u, ndim).square()
     return (u * v).sum(_event(ndim), keepdim=True)
 
 
 def norm(a: Tensor, ndim: int) -> Tensor:
-    """Ambient Euclidean norm, (*batch, *event) → (*batch, 1…); its gradient at 0 is 0."""
+    """Ambient Euclidean norm, (*batch, *event) → (*batch, 1…); its gradient at 0 is 0.
+
+    Norms of float32 arrays are right over the whole range of float32, although squares overflow above 1e19 and vanish
+    below 1e-19: such rows are summed again in float64. Where values cannot be read (on a device that would have to be
+    waited for, under autograd, `vmap` and the compiler) all rows are summed in float64.
+    """
+    if has_torch_function_unary(a):
+        size: Tensor = handle_torch_function(norm, (a,), a, ndim)
+        return size
     if ndim == 0:
         return a.abs()
-    return torch.linalg.vector_norm(a, dim=_event(ndim), keepdim=True)
+    if a.dtype != torch.float32:
+        return root_of_squares(a, ndim)
+    if (
+        a.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or (a.requires_grad and torch.is_grad_enabled())
+        or torch._C._functorch.is_functorch_wrapped_tensor(a)
+    ):
+        return root_of_squares(a, ndim, torch.float64).to(a.dtype)
+    size = root_of_squares(a, ndim)
+    if not squares_fit(size):
+        again = ~((size > SHORT) & (size < torch.inf)).squeeze(_event(ndim))
+        size[again] = root_of_squares(a[again], ndim, torch.float64).to(a.dtype)
+    return size
+
+
+SHORT = 1e-16
+"""Norm below which squares of float32 numbers lose digits."""
+
+
+def squares_fit(size: Tensor) -> bool:
+    """Whether norms that were computed in float32 are right, none of them too short or too long for its square."""
+    if not size.numel():
+        return True
+    low, high = torch.aminmax(size)
+    return float(low) > SHORT and float(high) < torch.inf
+
+
+def root_of_squares(a: Tensor, ndim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """The norm as √Σa², summed in `dtype`: the fastest, for arrays whose squares are known to fit, or where it does not
+    matter."""
+    return torch.linalg.vector_norm(a, dim=_event(ndim), keepdim=True, dtype=dtype)
 
 
 def safe_sqrt(square: Tensor) -> Tensor:
@@ -122,7 +164,7 @@ def hold_still(u: Tensor, moved: Tensor, still: Tensor | float, ndim: int) -> Te
     With ``still = x + u``, which is then `x` bitwise, maps that re-orthonormalise get ``retract(x, 0) = x`` as an
     array. The derivatives of x + u would lack the curvature: its second one is 0.
     """
-    return torch.where(norm(u, ndim) > 0, moved, with_value(still, moved))
+    return torch.where(root_of_squares(u, ndim) > 0, moved, with_value(still, moved))
 
 
 def settle(a: Tensor | float, defect: Tensor, placed: Tensor, terms: int) -> Tensor:

@@ -71,9 +71,10 @@ class ScalingQuotient(ConformalManifold, QuotientManifold):
     def radius(self, x: Tensor) -> Tensor:
         """Norm of the representative, (*batch, 1…). Law: radius(act(g, x)) = g radius(x).
 
-        A zero row, which is no point, gets √tiny instead: then it does not become NaN.
+        A zero row, which is no point, gets √tiny instead: then it does not become NaN. Rows whose squares do not fit
+        the dtype (norms above 1e19 in float32) have no conformal factor in it either.
         """
-        return numerics.norm(x, self.event_ndim).clamp(min=numerics.root_tiny(x.dtype))
+        return numerics.root_of_squares(x, self.event_ndim).clamp(min=numerics.root_tiny(x.dtype))
 
     def act(self, g: Tensor, x: Tensor) -> Tensor:
         """g x for positive `g` of shape (*batch, 1…)."""

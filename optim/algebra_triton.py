@@ -187,9 +187,12 @@ def move(xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, tiny, roundin
                 if not C.unit:
                     size = tl.sqrt(norm2)
                     phi = r * s / tl.where(size < tiny, tiny, size)
-                part = phi * (k_x * xv + k_u * uv) / (metric + phi * (k_x * xx + k_u * xu))
+                yv, beside = k_x * xv + k_u * uv, metric + phi * (k_x * xx + k_u * xu)
+                antipodal = beside <= rounding * metric
                 t_v = 1.0 / phi
-                t_x, t_u = -part * (t_v + k_x), -part * k_u
+                part = phi * yv / tl.where(antipodal, metric, beside)
+                # Of an antipode, z = −x: (v' − ⟨z, v'⟩ₓ z)/φ
+                t_x, t_u = -part * (tl.where(antipodal, 0.0, t_v) + k_x), -part * k_u
     k_x *= s
     t_x *= s
     if C.moving:
@@ -203,8 +206,11 @@ def move(xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, tiny, roundin
 
 
 @triton.jit
-def solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, REAL: tl.constexpr, C: tl.constexpr):
-    """`vectors` and `move` of a row from its dot products; keeps its held norm and second moment."""
+def solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr, C: tl.constexpr):
+    """`vectors` and `move` of a row from its dot products; keeps its held norm and second moment.
+
+    For Adam on unit vectors g − part x, part = x·g, has taken the place of g: it is h already.
+    """
     radius = tl.load(entry + 3).to(tl.pointer_type(REAL)) + row
     second = tl.load(entry + 4).to(tl.pointer_type(REAL)) + row
     held, square, hh = xx, xx, gg
@@ -212,10 +218,13 @@ def solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, REAL: tl.constexpr, C: tl.
         held = tl.load(radius).to(tl.float64)
     if C.adam:
         square = tl.load(second).to(tl.float64)
-    if C.unit:
+    normal = xg
+    if C.unit and C.adam:
+        normal = xg * 0.0
+    elif C.unit:
         hh = gg - xg * xg * (2.0 - xx)
         hh = tl.where(hh < 0, 0.0, hh)
-    r, s, square, kept, vg, vx, along, ug, ux, tiny, rounding = vectors(buffer, xx, xg, hh, held, square, C)
+    r, s, square, kept, vg, vx, along, ug, ux, tiny, rounding = vectors(buffer, xx, normal, hh, held, square, C)
     q_x, q_g, q_v = ux, ug, tl.full(xx.shape, 0.0, xx.dtype)
     if C.moving:
         q_x, q_g, q_v = ux + along * vx, ug + along * vg, along * kept
@@ -226,6 +235,8 @@ def solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, REAL: tl.constexpr, C: tl.
     uv, xw = vx * xu + vg * gu + kept * vu, vx * xx + vg * xg + kept * xv
     n = tl.load(entry + 6)
     y_x, y_g, y_v, w_x, w_g, w_v = move(xx, uu, xu, uv, xw, n, r, s, kept, vg, vx, along, ug, ux, tiny, rounding, C)
+    if C.unit and C.adam:
+        y_x, w_x = y_x - y_g * part, w_x - w_g * part
     tl.debug_barrier()  # as in `_tile`
     if C.records:
         tl.store(radius, r.to(REAL), mask=held < 0)

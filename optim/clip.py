@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..manifolds import numerics
 from ..manifolds.errors import GradientError, OptionError
-from ..manifolds.numerics import full_precision
 from ..manifolds.rows import gather
 from .optimizer import RiemannianOptimizer
 from .stages import gradient
@@ -15,7 +15,7 @@ __all__ = ["clip_grad_norm_"]
 
 
 @torch.no_grad()
-@full_precision()
+@numerics.full_precision()
 def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
     """Scale all gradients of `optimizer` in place so that their joint length in the metric is at most `max_norm`.
 
@@ -31,16 +31,16 @@ def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_no
             f"{type(optimizer).__name__} knows no manifolds, so there is no metric to clip in; pass the optimizer that it "
             "wraps (with Accelerate optimizer.optimizer), or clip with torch.nn.utils.clip_grad_norm_"
         )
-    squares, grads = [], []
+    lengths, grads = [], []
     for points, its in optimizer.gradients():
         layouts = points.layouts()
         x = gather(points.parts, layouts)
         riemannian = gradient(points.manifold, x, gather(its, layouts))
-        squares.append((points.manifold.norm(x, riemannian.array) * riemannian.factor).square().sum())
+        lengths.append(numerics.norm(riemannian.length(points.manifold, x).flatten(), 1))
         grads.extend(its)
-    if not squares:
+    if not lengths:
         return torch.tensor(0.0)
-    total = torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
+    total = numerics.norm(torch.cat([length.to(lengths[0].device) for length in lengths]), 1).squeeze()
     if error_if_nonfinite and not torch.isfinite(total):
         raise GradientError(f"the length of the gradient is {float(total)}; pass error_if_nonfinite=False to go on")
     factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)

@@ -133,8 +133,10 @@ def _choose(seat: Seat, rule: Rule, options: Options) -> str:
         return "compiled"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
-        # Half precision is computed in float32 and rounded once, which torch does on its fused path only.
-        if seat.lies and torch_has(manifold, rule, options) and (fused or not half):
+        # Half precision is computed in float32 and rounded once, which torch does on its fused path only. On a CPU that path
+        # is none for SGD: the kernel of 2.13 leaves most of a parameter in half precision where it is.
+        whole = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
+        if seat.lies and torch_has(manifold, rule, options) and whole:
             if automatic:
                 fused = part.device.type == "cpu" and part.numel() > TINY
                 foreach = not fused
@@ -208,7 +210,7 @@ class Group:
             its = seat(points, grads, state, rule, options)
             path = _choose(its, rule, options)
             part = points.parts[0]
-            kinds.setdefault((path, points.manifold, part.dtype, part.device), []).append(its)
+            kinds.setdefault((path, points.manifold, part.dtype, part.device, its.kept), []).append(its)
         self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work

@@ -11,7 +11,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from ..manifolds import Euclidean, Manifold
-from .matrices import New, Reading, Seat
+from .matrices import New, Reading, Seat, raise_versions
 from .options import Options
 from .plan import Plan
 from .points import State, count_steps
@@ -42,6 +42,8 @@ class Torch(Plan):
         common: dict[str, Any] = {name: options[name] for name in ("weight_decay", "maximize")}
         common["lr"] = float(options["lr"])
         (self._adam if isinstance(self.rule, Adam) else self._sgd)(found.grads, new, options, common)
+        if self._paths["fused"]:  # torch's own kernels do not
+            raise_versions(self.matrices.params, self.matrices.vectors, self.matrices.squares)
 
     def _adam(self, grads: list[Tensor], new: Any, options: Options, common: dict[str, Any]) -> None:
         its = self.matrices

@@ -14,7 +14,7 @@ from .motion import is_linear
 from .options import Options
 from .plan import Batch, Stacked, Stacks
 from .ragged import Ragged
-from .stages import ambient
+from .stages import ambient, is_penalised
 from .step import update
 
 __all__ = ["Foreach"]
@@ -45,7 +45,7 @@ class Foreach(Stacked):
         options: Options,
     ) -> None:
         """As in `Stacked`."""
-        if options["orthogonality"]:
+        if is_penalised(self.manifold, options):
             grads = [ambient(self.manifold, x, grad, options) for x, grad in zip(stacks.x, grads, strict=True)]
             options = {**options, "maximize": False, "orthogonality": 0.0}
         if isinstance(options["lr"], Tensor):

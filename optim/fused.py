@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .matrices import Loose, New, Reading, Seat
+from .matrices import Loose, New, Reading, Seat, raise_versions
 from .options import Options
 from .plan import Batch, Plan
 from .points import State
 from .rules import Rule
-from .stages import ambient
+from .stages import ambient, is_penalised
 from .tables import GRADIENT, POINTS, RADIUS, READ, SQUARE, VECTOR, Kernel, Update, X, update_of
 
 __all__ = ["Fused"]
@@ -52,7 +52,7 @@ class Fused(Plan):
             return [(split(p), split(g)) for split, p, g in zip(splits, params, found.grads, strict=True)]
 
         self._step(table, arrays, params, new, params[0].dtype, options)
-        torch.autograd.graph.increment_version(params)
+        raise_versions(params, self.matrices.vectors, self.matrices.squares, self.matrices.radii if new else ())
 
     def loose(self, seats: Sequence[Seat], options: Options) -> None:
         """As in `Plan`."""
@@ -70,6 +70,7 @@ class Fused(Plan):
         )
         for each in arrays:
             each.write_back()
+        raise_versions(*(written for seat in seats for written in seat.written()))
 
     def _step(
         self,
@@ -81,7 +82,7 @@ class Fused(Plan):
         options: Options,
     ) -> None:
         changed = []  # gradients of our own, which live until the kernel is done with them
-        if options["orthogonality"]:
+        if is_penalised(self.manifold, options):
             changed = [ambient(self.manifold, x, grad, options).contiguous() for x, grad in arrays()]
             table[:, GRADIENT] = [grad.data_ptr() for grad in changed]
             options = {**options, "maximize": False}
@@ -90,10 +91,11 @@ class Fused(Plan):
             sizes = part[:, POINTS:].tobytes()
             if sizes not in self._schedules:
                 self._schedules[sizes] = self._kernel.schedule(part)
-            self._kernel.step(part, self._schedules[sizes], self._update(batch, dtype, options), dtype, self._device)
+            update = self._update(batch, params[0].dtype, options)
+            self._kernel.step(part, self._schedules[sizes], update, dtype, self._device)
 
     def _update(self, batch: Batch, dtype: torch.dtype, options: Options) -> Update:
-        """The options as numbers: those of the last step as long as nothing has changed."""
+        """The options as numbers for parameters of `dtype`: those of the last step as long as nothing has changed."""
         key = (batch, dtype, *(options.get(name) for name in READ))
         if key != self._last[0] or isinstance(options["lr"], Tensor):
             self._last = key, update_of(self.manifold, self.rule, options, batch.new.vectors, batch.step, dtype)

@@ -7,7 +7,7 @@ paths. `Loose` is a seat that has to be copied together, and back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from .options import Options
 from .points import PointSet, State, new_number
 from .rules import Rule
 
-__all__ = ["Loose", "Matrices", "New", "Reading", "Seat", "real", "seat"]
+__all__ = ["Kept", "Loose", "Matrices", "New", "Reading", "Seat", "column", "raise_versions", "real", "seat"]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
@@ -32,6 +32,14 @@ class New(NamedTuple):
 
     vectors: bool = False
     radius: bool = False
+
+
+class Kept(NamedTuple):
+    """Which optional state a point set has. Those that run together have the same, so that no list has gaps."""
+
+    vectors: bool
+    radius: bool
+    square: bool
 
 
 class Seat(NamedTuple):
@@ -46,15 +54,26 @@ class Seat(NamedTuple):
     square: Tensor | None
     new: New
 
+    @property
+    def kept(self) -> Kept:
+        """Which optional state there is."""
+        return Kept(self.vectors is not None, self.radius is not None, self.square is not None)
+
     def enter(self, state: State, rule: Rule) -> None:
         """Put what is new into `state`."""
-        for part, vector in zip(self.points.parts, self.vectors or (), strict=False):
-            state[part].setdefault(rule.vectors[0], vector)
+        if self.vectors is not None:
+            for part, vector in zip(self.points.parts, self.vectors, strict=True):
+                state[part].setdefault(rule.vectors[0], vector)
         first = state[self.points.parts[0]]
         if self.radius is not None:
             first.setdefault("radius", self.radius)
         if self.square is not None:
             first.setdefault(rule.scalars[0], self.square)
+
+    def written(self) -> tuple[Sequence[Tensor], ...]:
+        """What a step writes to: parameters, vectors and numbers."""
+        numbers = [number for number in (self.radius, self.square) if number is not None]
+        return self.points.parts, self.vectors or (), numbers
 
     @property
     def lies(self) -> bool:
@@ -99,23 +118,36 @@ def seat(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, op
     return Seat(points, grads, layouts, vectors, numbers.get("radius"), square, new)
 
 
+def column(entries: Sequence[Tensor | None]) -> list[Tensor]:
+    """`entries`, one per point set, or an empty list where no point set has one.
+
+    Raises `ValueError` where only some have one: a shorter list would pair arrays with the wrong points.
+    """
+    there = [entry for entry in entries if entry is not None]
+    if there and len(there) < len(entries):
+        raise ValueError(f"{len(there)} of {len(entries)} point sets have this state; plan those without it apart")
+    return there
+
+
+def raise_versions(*written: Iterable[Tensor]) -> None:
+    """Tell autograd of what a kernel has written to behind its back: graphs that have saved it must not run any more."""
+    for tensors in written:
+        torch.autograd.graph.increment_version(tensors)
+
+
 class Matrices:
-    """The parameters of `seats`, all of which lie as matrices, of one dtype on one device."""
+    """The parameters of `seats`, all of which lie as matrices, of one dtype on one device, with the same state `kept`."""
 
     def __init__(self, seats: Sequence[Seat], rule: Rule) -> None:
         self.params = [seat.points.parts[0] for seat in seats]
         self.layouts = [seat.layouts[0] for seat in seats]
-        self.vectors = [seat.vectors[0] for seat in seats if seat.vectors]
-        self.radii = [seat.radius for seat in seats if seat.radius is not None]
-        self.squares = [seat.square for seat in seats if seat.square is not None]
-        self.state = [
-            (name, tensors, list(map(_address, tensors)))
-            for name, tensors in zip(
-                (rule.vectors[0], "radius", *rule.scalars), (self.vectors, self.radii, self.squares), strict=False
-            )
-            if tensors
-        ]
+        self.vectors = column([seat.vectors[0] if seat.vectors else None for seat in seats])
+        self.radii = column([seat.radius for seat in seats])
+        self.squares = column([seat.square for seat in seats])
+        names = {rule.vectors[0]: self.vectors, "radius": self.radii, **dict.fromkeys(rule.scalars, self.squares)}
+        self.state = [(name, tensors, list(map(_address, tensors))) for name, tensors in names.items() if tensors]
         """Name, arrays and their addresses, which stay."""
+        self._absent = "" if self.vectors else rule.vectors[0]
         self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._sizes, self._strides = list(map(_size, self.params)), list(map(_stride, self.params))
         self._plain = all(map(_contiguous, self.params))
@@ -148,6 +180,8 @@ class Matrices:
         for name, tensors, stay in self.state:
             if not all(map(is_, [its.get(name) for its in own], tensors)) or list(map(_address, tensors)) != stay:
                 return None
+        if self._absent and any(self._absent in its for its in own):
+            return None
         return Reading(places, sources, grads)
 
 

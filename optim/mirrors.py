@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..manifolds import Manifold, Rows, ScalingQuotient, Spherical, numerics
+from ..manifolds import Manifold, Rows, ScalingQuotient, numerics
 from ..manifolds.errors import StateError
 from ..manifolds.rows import gather, scatter_
 from ..manifolds.shards import Cut, cut_of, is_sharded
@@ -143,7 +143,7 @@ class Local(Sharded):
     def __init__(self, points: PointSet, rows: Rows, penalty: bool) -> None:
         super().__init__(points)
         self.rows = rows
-        self.penalised = penalty and isinstance(points.manifold, Spherical)
+        self.penalised = penalty
 
     def _points(self) -> PointSet:
         parts = tuple(mirror.local for mirror in self.mirrors)

@@ -12,6 +12,7 @@ from ..manifolds import (
     GeodesicManifold,
     Manifold,
     QuotientManifold,
+    numerics,
 )
 from .memory import Memory
 from .options import Options
@@ -45,7 +46,7 @@ def move(manifold: Manifold, x: Tensor, step: Scaled, memory: Memory, options: O
         for key, v in memory.vectors.items():
             y, memory.vectors[key] = manifold.retract_and_transport(x, u, v)
         return y
-    y = manifold.retract(x, u) if motion == "retract" else _exp(manifold, x, u, options["lr"])
+    y = manifold.retract(x, u) if motion == "retract" else _exp(manifold, x, u)
     if transport == "project":
         memory.vectors = {key: manifold.project(y, v) for key, v in memory.vectors.items()}
     elif transport != "none":
@@ -65,11 +66,9 @@ def _add_(x: Tensor, step: Scaled, scale: Tensor | None) -> Tensor:
     return step.add_to_(x.mul_(scale))
 
 
-def _exp(manifold: Manifold, x: Tensor, u: Tensor, lr: Tensor | float) -> Tensor:
-    """The exponential, put back on the manifold: it keeps to it in exact arithmetic only, and rounding adds up. As all
-    stabilisation this rests at lr = 0."""
+def _exp(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+    """The exponential, put back on the manifold: it keeps to it in exact arithmetic and for tangent `u` only, and rounding
+    adds up. As with a retraction, a point that does not move stays as it is, wherever it lies."""
     assert isinstance(manifold, ExponentialManifold)
     y = manifold.exp(x, u)
-    if isinstance(lr, Tensor):
-        return torch.where(lr == 0, y, manifold.nearest(y))
-    return y if lr == 0 else manifold.nearest(y)
+    return numerics.hold_still(u, manifold.nearest(y), y, manifold.event_ndim)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .matrices import Loose, Matrices, New, Reading, Seat, real, seat
+from .matrices import Loose, Matrices, New, Reading, Seat, column, real, seat
 from .options import Options
 from .points import State, check_state, count_steps
 from .rules import Rule
@@ -39,9 +39,9 @@ class Stacks(NamedTuple):
         """Those of copied seats."""
         return cls(
             [each.x for each in arrays],
-            [each.vector for each in arrays if each.vector is not None],
-            [each.radius for each in arrays if each.radius is not None],
-            [each.square for each in arrays if each.square is not None],
+            column([each.vector for each in arrays]),
+            column([each.radius for each in arrays]),
+            column([each.square for each in arrays]),
         )
 
     def of(self, members: Sequence[int]) -> Stacks:
@@ -52,7 +52,8 @@ class Stacks(NamedTuple):
 
 
 class Plan(ABC):
-    """Points of one manifold, dtype and device, and how they run: those that lie as matrices, and the loose ones."""
+    """Points of one manifold, dtype and device, all with the same state `Seat.kept`, and how they run: those that lie as
+    matrices, and the loose ones."""
 
     half = False
     """Whether matrices of half precision can be worked on as they are; otherwise they are loose, and come as float32."""
@@ -66,6 +67,7 @@ class Plan(ABC):
         self.pending = False
         """Whether a first step was prepared and has not run."""
         self._loose = [seat.points for seat in seats if not self.lies(seat)]
+        self._kept = seats[0].kept
         self._new: Sequence[Seat] = seats
         self._own: Sequence[dict[str, Any]] = ()
         self._steps: Sequence[Tensor] = ()
@@ -92,6 +94,8 @@ class Plan(ABC):
                 return None
             check_state(points, self.state, self.rule)
             seats.append(seat(points, grads, self.state, self.rule, options))
+            if seats[-1].kept != self._kept:
+                return None
         if self.matrices is None:
             return partial(self.loose, seats, options)
         if not all(map(is_, [its.get("step") for its in self._own] if self._steps else (), self._steps)):
@@ -139,9 +143,11 @@ class Plan(ABC):
             self._places = found.params
             self._stacks = Stacks(
                 [layout.split(p) for layout, p in zip(its.layouts, its.params, strict=True)],
-                [layout.split(v) for layout, v in zip(its.layouts, its.vectors, strict=False)],
-                [layout.split_scalars(r) for layout, r in zip(its.layouts, its.radii, strict=False)],
-                [layout.split_scalars(s) for layout, s in zip(its.layouts, its.squares, strict=False)],
+                [layout.split(v) for layout, v in zip(its.layouts, its.vectors, strict=True)] if its.vectors else [],
+                *(
+                    [layout.split_scalars(a) for layout, a in zip(its.layouts, arrays, strict=True)] if arrays else []
+                    for arrays in (its.radii, its.squares)
+                ),
             )
         return self._stacks
 

@@ -44,7 +44,7 @@ class PointSet:
                 f"{self.name} forms joint points with {len(self.parts) - 1} other parameter(s), but only some of them "
                 "have a gradient; freeze all parts or none, or declare the parameter alone"
             )
-        for grad, part in zip(grads, self.parts, strict=False):
+        for grad, part in zip(grads, self.parts if grads else (), strict=True):
             if grad.layout != torch.strided:
                 raise GradientError(f"{self.name} has a {grad.layout} gradient; these updates need dense ones")
             if grad.shape != part.shape or grad.device != part.device or not grad.is_floating_point():

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..manifolds import numerics
+
 __all__ = ["Ragged"]
 
 
@@ -125,8 +127,18 @@ def _addcmul(a: Ragged, first: Ragged, second: Any, *, value: float = 1.0, out: 
     return out
 
 
-def _norm(a: Ragged, dim: Any, keepdim: bool) -> Tensor:
-    return torch.cat([torch.linalg.vector_norm(part, dim=dim, keepdim=keepdim) for part in a.parts])
+def _norm(a: Ragged, dim: Any, keepdim: bool, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.cat([torch.linalg.vector_norm(part, dim=dim, keepdim=keepdim, dtype=dtype) for part in a.parts])
+
+
+def _scaled_norm(a: Ragged, ndim: int) -> Any:
+    if ndim == 0:
+        return a._like(torch._foreach_abs(a.parts))
+    if a.dtype != torch.float32 or a.device.type == "cpu":
+        size = numerics.root_of_squares(a, ndim)  # type: ignore[arg-type]
+        if a.dtype != torch.float32 or numerics.squares_fit(size):
+            return size
+    return torch.cat([numerics.norm(part, ndim) for part in a.parts])
 
 
 def _where(condition: Tensor, a: Ragged, b: Ragged) -> Ragged:
@@ -136,6 +148,7 @@ def _where(condition: Tensor, a: Ragged, b: Ragged) -> Ragged:
 _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     torch.addcmul: _addcmul,
     torch.linalg.vector_norm: _norm,
+    numerics.norm: _scaled_norm,
     torch.where: _where,
     # What a tensor on the left hands over: numbers per point times, or over, an array.
     Tensor.mul: lambda number, a: a * number,

@@ -1,7 +1,7 @@
 """Row kernels for the CPU, in Numba: float32 and float64. What they compute is written in `tables`.
 
 Each row is read from memory once; the later passes over it find it in cache. Sums run over blocks of a row, whose
-order does not depend on the threads.
+order does not depend on the threads. A float32 row whose squares overflow or vanish is done again with float64 sums.
 """
 
 from __future__ import annotations
@@ -17,22 +17,15 @@ from numba import types
 from numba.extending import intrinsic
 
 from .crew import share
+from .jobs import CHOICES, COUNTER, NUMBERS, WORDS, Job
 from .tables import COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Carry, Rescale, Update, X
 
 __all__ = ["schedule", "step"]
 
-TASK = 2**15
-"""Elements per task, about; 4,096 cost a tenth more on ResNet-50's weights."""
 BLOCK = 2**12
 """Elements that are summed in the rows' own precision before their sum enters a float64."""
-CHOICES = 7
-"""How many of `Update`'s fields are choices."""
-NUMBERS = len(Update._fields) - CHOICES + 2
-"""`Update`'s other fields, and two constants of the dtype: √tiny and ε."""
-COUNTER, WORDS = 6, 7 + CHOICES
-"""Of a `Job`: table and its length, task starts and their number, numbers, bytes of a coordinate, counter of tasks
-taken, choices."""
-
+FEWEST = 1e-32
+"""Sums of squares below are taken again in float64."""
 _PROJECT, _PARALLEL = int(Carry.PROJECT), int(Carry.PARALLEL)
 _HOLD, _FREE, _RECORD = int(Rescale.HOLD), int(Rescale.FREE), int(Rescale.RECORD)
 
@@ -64,29 +57,31 @@ def _ticket(typingctx: Any, address: Any) -> Any:
 
 @_part
 def _points_and_gradient(x, g, n, zero):
-    """x·x and x·g."""
-    xx, xg = zero, zero
+    """x·x and x·g, in the precision of `zero` as all sums here."""
+    real, xx, xg = type(zero), zero, zero
     for i in range(n):
-        xx += x[i] * x[i]
-        xg += x[i] * g[i]
+        a = real(x[i])
+        xx += a * a
+        xg += a * real(g[i])
     return xx, xg
 
 
 @_part
 def _square(x, n, zero):
     """x·x."""
-    xx = zero
+    real, xx = type(zero), zero
     for i in range(n):
-        xx += x[i] * x[i]
+        a = real(x[i])
+        xx += a * a
     return xx
 
 
 @_part
 def _square_off(x, g, along, n, zero):
     """h·h with h = g − along x."""
-    hh = zero
+    real, hh = type(zero), zero
     for i in range(n):
-        h = g[i] - along * x[i]
+        h = real(g[i]) - real(along) * real(x[i])
         hh += h * h
     return hh
 
@@ -102,15 +97,16 @@ def _form(x, g, v, to_v, n):
 @_part
 def _products(x, g, v, to_v, to_u, n, zero):
     """x·u, u·u, x·v', u·v' with v' = (v, g, x)·to_v and u = (v', g, x)·to_u."""
-    xu, uu, xv, uv = zero, zero, zero, zero
-    v_v, v_g, v_x = to_v
-    u_v, u_g, u_x = to_u
+    real, xu, uu, xv, uv = type(zero), zero, zero, zero, zero
+    v_v, v_g, v_x = real(to_v[0]), real(to_v[1]), real(to_v[2])
+    u_v, u_g, u_x = real(to_u[0]), real(to_u[1]), real(to_u[2])
     for i in range(n):
-        w = v_v * v[i] + v_g * g[i] + v_x * x[i]
-        u = u_v * w + u_g * g[i] + u_x * x[i]
-        xu += x[i] * u
+        a, b = real(x[i]), real(g[i])
+        w = v_v * real(v[i]) + v_g * b + v_x * a
+        u = u_v * w + u_g * b + u_x * a
+        xu += a * u
         uu += u * u
-        xv += x[i] * w
+        xv += a * w
         uv += u * w
     return xu, uu, xv, uv
 
@@ -118,10 +114,11 @@ def _products(x, g, v, to_v, to_u, n, zero):
 @_part
 def _products_alone(x, g, ahead_g, ahead_x, n, zero):
     """x·u and u·u with u = ahead_g g + ahead_x x."""
-    xu, uu = zero, zero
+    real, xu, uu = type(zero), zero, zero
     for i in range(n):
-        u = ahead_g * g[i] + ahead_x * x[i]
-        xu += x[i] * u
+        a = real(x[i])
+        u = real(ahead_g) * real(g[i]) + real(ahead_x) * a
+        xu += a * u
         uu += u * u
     return xu, uu
 
@@ -143,6 +140,12 @@ def _combine_alone(x, g, to_x, n):
     y_x, y_g, _ = to_x
     for i in range(n):
         x[i] = y_x * x[i] + y_g * g[i]
+
+
+@_part
+def _fits(square):
+    """Whether a sum of squares in float32 has neither overflowed nor lost digits to numbers below the normal ones."""
+    return FEWEST < square < math.inf or square == 0
 
 
 @_part
@@ -192,14 +195,21 @@ def _move(unit, lines, exp, carry, xx, xu, uu, xv, uv, r, n, tiny, eps):
             phi = r / max(math.sqrt(norm2), tiny)
         elif lines and yx < 0:
             phi = -1.0
-        share_of_both = phi * yv / (metric + phi * yx)
+        beside = metric + phi * yx
+        if beside <= eps * metric:  # antipodal
+            share_of_y = yv / max(norm2, tiny * tiny) / phi
+            return k_x, k_u, 1.0 / phi, -share_of_y * k_x, -share_of_y * k_u
+        share_of_both = phi * yv / beside
         return k_x, k_u, 1.0 / phi, -share_of_both * (1.0 / phi + k_x), -share_of_both * k_u
     return k_x, k_u, 1.0, 0.0, 0.0
 
 
 @_part
-def _row(px, pg, pv, n, size, row, per_point, update, zero):
-    """One row, at the addresses px, pg and pv (0: no vector)."""
+def _row(px, pg, pv, n, size, row, per_point, update, zero, wide, last):
+    """One row, at the addresses px, pg and pv (0: no vector), with sums in the precision of `wide`.
+
+    Returns whether that was enough. Where squares overflow or vanish, and it is not the `last` try, nothing has moved.
+    """
     real, (radius, square), (choices, amounts, (tiny, eps)) = type(zero), per_point, update
     unit, lines, exp, adam, inside, carry, rescale = choices
     sign, limit, keep, take, along, ahead, low, high, beta2, rate, correction, epsilon = amounts
@@ -209,11 +219,13 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
         m = min(BLOCK, n - start)
         x = _pointer(px + start * size, zero)
         if unit:
-            a, b = _points_and_gradient(x, _pointer(pg + start * size, zero), m, zero)
+            a, b = _points_and_gradient(x, _pointer(pg + start * size, zero), m, wide)
             xx += a
             xg += b
         else:
-            xx += _square(x, m, zero)
+            xx += _square(x, m, wide)
+    if not last and not _fits(xx):
+        return False
     r = max(math.sqrt(xx), tiny)
     s, f = 1.0, 1.0
     if not unit:
@@ -225,9 +237,11 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
             m = min(BLOCK, n - start)
             g = _pointer(pg + start * size, zero)
             if unit:
-                hh += _square_off(_pointer(px + start * size, zero), g, real(xg), m, zero)
+                hh += _square_off(_pointer(px + start * size, zero), g, real(xg), m, wide)
             else:
-                hh += _square(g, m, zero)
+                hh += _square(g, m, wide)
+        if not last and not _fits(hh):
+            return False
         length = math.sqrt(hh) if unit else math.sqrt(hh) * r
         if limit < math.inf and not length <= limit:
             f *= limit / length
@@ -263,13 +277,16 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
             if has_vector:
                 v = _pointer(pv + start * size, zero)
                 to_v, to_u = (real(kept), real(vg), real(vx)), (real(along), real(ug), real(ux))
-                a, b, c, d = _products(x, g, v, to_v, to_u, m, zero)
+                a, b, c, d = _products(x, g, v, to_v, to_u, m, wide)
                 xv += c
                 uv += d
             else:
-                a, b = _products_alone(x, g, real(ug), real(ux), m, zero)
+                a, b = _products_alone(x, g, real(ug), real(ux), m, wide)
             xu += a
             uu += b
+        # Of a vector that has been formed, the square is that of a step of Adam, which is short.
+        if not last and not (unit and adam) and not uu + abs(uv) < math.inf:
+            return False
         k_x, k_u, t_v, t_x, t_u = _move(
             unit, lines, exp, carry, s * s * xx, s * xu, uu, s * xv, uv, s * r, n, tiny, eps
         )
@@ -285,10 +302,11 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero):
             _combine(x, g, _pointer(pv + start * size, zero), to_x, to_v, m)
         else:
             _combine_alone(x, g, to_x, m)
+    return True
 
 
 @_part
-def _run(address, zero):
+def _run(address, zero, narrow):
     """Take tasks until none is left. At `address` stand the words of a `Job`."""
     job = numba.carray(_pointer(address, address), WORDS)
     table = numba.carray(_pointer(job[0], job[0]), (job[1], COORDINATES + 1))
@@ -310,17 +328,19 @@ def _run(address, zero):
             per_point = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
             for i in range(row, points if matrix < last else end):
                 at = i * n * size
-                _row(px + at, pg + at, pv + at if pv != 0 else 0, n, size, i, per_point, update, zero)
+                v = pv + at if pv != 0 else 0
+                if not _row(px + at, pg + at, v, n, size, i, per_point, update, zero, zero, not narrow):
+                    _row(px + at, pg + at, v, n, size, i, per_point, update, zero, 0.0, True)
             matrix += 1
             row = 0
 
 
 def _run_float32(address):
-    _run(address, np.float32(0))
+    _run(address, np.float32(0), True)
 
 
 def _run_float64(address):
-    _run(address, np.float64(0))
+    _run(address, np.float64(0), False)
 
 
 _kernels: dict[torch.dtype, tuple[int, tuple[float, float]]] = {}
@@ -343,27 +363,6 @@ def _kernel(dtype: torch.dtype) -> tuple[int, tuple[float, float]]:
     return _kernels[dtype]
 
 
-class Job:
-    """The words and numbers that the kernel reads, kept from step to step."""
-
-    def __init__(self, table: np.ndarray) -> None:
-        self.starts = _starts(table)
-        self.numbers = np.zeros(NUMBERS)
-        self.update: Update | None = None
-        self.words = np.array(
-            (0, len(table), _at(self.starts), len(self.starts), _at(self.numbers), 0, 0, *[0] * CHOICES)
-        )
-        self.address = _at(self.words)
-
-    def write(self, table: np.ndarray, update: Update, dtype: torch.dtype, constants: tuple[float, float]) -> None:
-        """What is new in a step."""
-        self.words[0], self.words[COUNTER] = _at(table), 0
-        if update is not self.update:
-            self.update = update
-            self.words[5], self.words[WORDS - CHOICES :] = dtype.itemsize, update[:CHOICES]
-            self.numbers[:] = (*update[CHOICES:], *constants)
-
-
 def schedule(table: np.ndarray) -> Job:
     """As `Kernel.schedule`."""
     return Job(table)
@@ -374,26 +373,3 @@ def step(table: np.ndarray, schedule: Job, update: Update, dtype: torch.dtype, d
     kernel, constants = _kernel(dtype)
     schedule.write(table, update, dtype, constants)
     share(kernel, schedule.address, min(torch.get_num_threads(), len(schedule.starts) - 1))
-
-
-def _starts(table: np.ndarray) -> np.ndarray:
-    """Where each task starts, (tasks + 1, 2): matrix and row. Tasks are whole rows, of about `TASK` elements."""
-    starts, filled = [(0, 0)], 0
-    sizes = table[:, [POINTS, COORDINATES]].tolist()
-    for matrix, (points, n) in enumerate(sizes):
-        row = 0
-        while row < points:
-            rows = min(points - row, max(1, -(-(TASK - filled) // n)))
-            row += rows
-            filled += rows * n
-            if filled >= TASK:
-                starts.append((matrix, row))
-                filled = 0
-    if filled:
-        starts.append((len(sizes) - 1, sizes[-1][0]))
-    return np.array(starts, dtype=np.int64)
-
-
-def _at(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address

@@ -5,10 +5,9 @@ a tile without wasting it; it is read once, kept in registers and written once. 
 by one program, the second time from cache; one longer than `PIECE` is cut into pieces, which are summed and then moved
 by a program each, in three launches. All other rows of a table are one launch.
 
-Arithmetic is in float32, for float64 points in float64. Rows longer than a tile form the six dot products of x, g and v
-in float64 and take everything else from them: what cancels there stays below float32 (of float64 rows it costs digits
-where a gradient is almost radial). The order of every sum follows from the length of its row and from where it lies, so
-results do not depend on the grid or on neighbours.
+Arithmetic is in float32, for float64 points in float64. Rows longer than a tile form the dot products of x, g and v in
+float64 and take everything else from them: what cancels there stays below float32. The order of every sum follows from
+the length of its row and from where it lies, so results do not depend on the grid or on neighbours.
 
 Addresses and numbers travel together through pinned memory, without waiting for the device. A CUDA graph keeps both as
 they were when it was captured: parameters, gradients and state must stay where they are, and a step outside the graph
@@ -71,13 +70,16 @@ def schedule(table: np.ndarray) -> _Schedule:
 def step(table: np.ndarray, schedule: _Schedule, update: Update, dtype: torch.dtype, device: torch.device) -> None:
     """As `Kernel.step`; queued on the current stream of `device`."""
     real = torch.float64 if dtype == torch.float64 else torch.float32
-    info, its = torch.finfo(real), choices(update, moving=bool(table[0, VECTOR]))
+    moving = table[:, VECTOR] != 0
+    if moving.any() != moving.all():
+        raise ValueError("some matrices have a vector and others do not; step them apart")
+    info, its = torch.finfo(real), choices(update, moving=bool(moving.all()))
     cells = np.concatenate([np.array(head(update, info.tiny, info.eps)).view(np.int64), table.ravel()])
     common: dict[str, Any] = {"C": its, "num_warps": WARPS, "enable_fp_fusion": True}
     if real == torch.float32 and torch.version.cuda:
         # Otherwise branches that hardly ever run decide how many programs share a multiprocessor: three, or two.
         common["maxnreg"] = 80 if its.level else 128
-    types, tile = {"D": _TYPES[dtype], "REAL": _TYPES[real]}, STRIPS * LANES
+    types = {"D": _TYPES[dtype], "REAL": _TYPES[real]}
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         programs, pieces, rows = schedule.maps(device)
         buffer = schedule.stage(cells, device)
@@ -86,10 +88,16 @@ def step(table: np.ndarray, schedule: _Schedule, update: Update, dtype: torch.dt
         if len(pieces):
             sums = torch.empty(len(pieces), 6, dtype=torch.float64, device=device)
             coefficients = torch.empty(len(rows), 6, dtype=torch.float64, device=device)
-            span = {"PIECE": PIECE, "TILE": tile}
-            _sum_pieces[(len(pieces),)](buffer, pieces, sums, D=types["D"], **span, **common)
-            _solve_rows[(len(rows),)](buffer, rows, sums, coefficients, REAL=types["REAL"], BLOCK=1024, **common)
-            _move_pieces[(len(pieces),)](buffer, pieces, coefficients, **types, **span, **common)
+            span = {"D": types["D"], "PIECE": PIECE, "TILE": STRIPS * LANES}
+            before = sums
+            _sum_pieces[(len(pieces),)](buffer, pieces, rows, before, sums, AGAIN=False, **span, **common)
+            if its.unit and its.adam:
+                sums = torch.empty_like(before)
+                _sum_pieces[(len(pieces),)](buffer, pieces, rows, before, sums, AGAIN=True, **span, **common)
+            _solve_rows[(len(rows),)](
+                buffer, rows, before, sums, coefficients, REAL=types["REAL"], BLOCK=1024, **common
+            )
+            _move_pieces[(len(pieces),)](buffer, pieces, coefficients, REAL=types["REAL"], **span, **common)
 
 
 class _Schedule:
@@ -203,6 +211,10 @@ def _tile(entry, buffer, first, stop, D: tl.constexpr, REAL: tl.constexpr, C: tl
         u = ug[:, None] * g + ux[:, None] * x
         if C.moving:
             w = kept[:, None] * v + vg[:, None] * g + vx[:, None] * x
+            if C.unit and C.adam:
+                # Of an almost normal gradient v' is little more than rounding, brought to the length of a step. Formed
+                # twice, in another order, it would be two vectors, and the row miss the manifold.
+                v, kept, vg, vx = w, kept * 0.0 + 1.0, vg * 0.0, vx * 0.0
             u += along[:, None] * w
             uv, xv = _total(u * w, same), _total(x * w, same)
         uu, xu = _total(u * u, same), _total(x * u, same)
@@ -225,8 +237,9 @@ def _tile(entry, buffer, first, stop, D: tl.constexpr, REAL: tl.constexpr, C: tl
 
 
 @triton.jit
-def _gram(entry, row, begin, end, D: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):
-    """x·x, x·g, g·g, x·v, g·v, v·v over the coordinates from `begin` to `end` of a row, those that are needed."""
+def _gram(entry, row, begin, end, part, D: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):
+    """x·x, x·g, g·g, x·v, g·v, v·v over the coordinates from `begin` to `end` of a row, those that are needed; with
+    g − part x in place of g for Adam on unit vectors."""
     px, pg, pv, n = _arrays(entry, D, ALIGNED)
     zero = tl.cast(0.0, tl.float64)
     xx, xg, gg, xv, gv, vv = zero, zero, zero, zero, zero, zero
@@ -236,6 +249,8 @@ def _gram(entry, row, begin, end, D: tl.constexpr, C: tl.constexpr, TILE: tl.con
         xx += tl.sum(x * x)
         if not C.level or C.adam or C.clip:
             g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(tl.float64)
+            if C.unit and C.adam:
+                g -= part * x
             xg += tl.sum(x * g)
             gg += tl.sum(g * g)
         if C.moving and not C.level:
@@ -248,29 +263,36 @@ def _gram(entry, row, begin, end, D: tl.constexpr, C: tl.constexpr, TILE: tl.con
 
 @triton.jit
 def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v over the coordinates from `begin` to `end` of a row."""
+    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v over the coordinates from `begin` to `end` of a row; in double
+    precision where x and g may all but cancel, and Adam magnifies what is left."""
+    wide: tl.constexpr = tl.float64 if C.unit and C.adam else REAL
     px, pg, pv, n = _arrays(entry, D, ALIGNED)
     for start in range(begin, end, TILE):
         column = start + tl.arange(0, TILE)
-        x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(REAL)
-        g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(REAL)
-        y = y_x.to(REAL) * x + y_g.to(REAL) * g
+        x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(wide)
+        g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(wide)
+        y = y_x.to(wide) * x + y_g.to(wide) * g
         if C.moving:
-            v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(REAL)
-            w = w_g.to(REAL) * g + w_v.to(REAL) * v
+            v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(wide)
+            w = w_g.to(wide) * g + w_v.to(wide) * v
             if not C.level:
-                w += w_x.to(REAL) * x
-            tl.store(pv + row * n + column, w.to(D), mask=column < n)
-            y += y_v.to(REAL) * v
-        tl.store(px + row * n + column, y.to(D), mask=column < n)
+                w += w_x.to(wide) * x
+            tl.store(pv + row * n + column, w.to(REAL).to(D), mask=column < n)
+            y += y_v.to(wide) * v
+        tl.store(px + row * n + column, y.to(REAL).to(D), mask=column < n)
 
 
 @triton.jit
 def _looped(entry, buffer, row, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     """One row, tile by tile."""
     n = tl.load(entry + 6)
-    xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, D, C, TILE, ALIGNED)
-    y_x, y_g, y_v, w_x, w_g, w_v = solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, REAL, C)
+    part = tl.cast(0.0, tl.float64)
+    xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
+    if C.unit and C.adam:
+        # Of an almost normal gradient g·g − (x·g)² is rounding, and Adam brings its root to the length of a step.
+        part = xg
+        xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
+    y_x, y_g, y_v, w_x, w_g, w_v = solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL, C)
     _combine(entry, row, 0, n, y_x, y_g, y_v, w_x, w_g, w_v, D, REAL, C, TILE, ALIGNED)
 
 
@@ -298,22 +320,36 @@ def _rows(buffer, programs, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr
 
 
 @triton.jit
-def _sum_pieces(buffer, pieces, sums, D: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, TILE: tl.constexpr):
-    """The dot products of each entry (matrix, row, piece, index of its row) of `pieces`, into `sums`."""
+def _sum_pieces(buffer, pieces, rows, before, sums, D: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, TILE: tl.constexpr, AGAIN: tl.constexpr):  # fmt: skip
+    """The dot products of each entry (matrix, row, piece, index of its row) of `pieces`, into `sums`; `AGAIN` without the part
+    of g along x, which the sums `before` tell."""
     piece = pieces + 4 * tl.program_id(0)
     entry = entry_of(buffer, tl.load(piece))
     row = tl.load(piece + 1)
     begin = tl.load(piece + 2).to(tl.int64) * PIECE
     end = tl.minimum(tl.load(entry + 6), begin + PIECE)
+    part = tl.cast(0.0, tl.float64)
+    if AGAIN:
+        its = rows + 4 * tl.load(piece + 3)
+        part = _along(before, tl.load(its + 2), tl.load(its + 3))
     if _aligned(entry, D):
-        xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, D, C, TILE, True)
+        xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, part, D, C, TILE, True)
     else:
-        xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, D, C, TILE, False)
+        xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, part, D, C, TILE, False)
     _put(sums, tl.program_id(0), xx, xg, gg, xv, gv, vv)
 
 
 @triton.jit
-def _solve_rows(buffer, rows, sums, coefficients, REAL: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
+def _along(sums, first, count):
+    """x·g of a row from the sums over its `count` pieces from `first` on."""
+    part = tl.cast(0.0, tl.float64)
+    for index in range(count):
+        part += tl.load(sums + (first + index).to(tl.int64) * 6 + 1)
+    return part
+
+
+@triton.jit
+def _solve_rows(buffer, rows, before, sums, coefficients, REAL: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
     """The coefficients of each entry (matrix, row, first piece, pieces) of `rows`."""
     its = rows + 4 * tl.program_id(0)
     entry = entry_of(buffer, tl.load(its))
@@ -329,7 +365,10 @@ def _solve_rows(buffer, rows, sums, coefficients, REAL: tl.constexpr, C: tl.cons
         xv += tl.sum(tl.load(part + 3, mask=index < count, other=0.0))
         gv += tl.sum(tl.load(part + 4, mask=index < count, other=0.0))
         vv += tl.sum(tl.load(part + 5, mask=index < count, other=0.0))
-    y_x, y_g, y_v, w_x, w_g, w_v = solve(entry, buffer, tl.load(its + 1), xx, xg, gg, xv, gv, vv, REAL, C)
+    along = tl.cast(0.0, tl.float64)
+    if C.unit and C.adam:
+        along = _along(before, first, count)
+    y_x, y_g, y_v, w_x, w_g, w_v = solve(entry, buffer, tl.load(its + 1), xx, xg, gg, xv, gv, vv, along, REAL, C)
     _put(coefficients, tl.program_id(0), y_x, y_g, y_v, w_x, w_g, w_v)
 
 

@@ -104,8 +104,8 @@ class Adam(Rule):
         assert memory.step is not None
         beta1, beta2 = options["betas"]
         mean, square = memory.vectors["exp_avg"], memory.scalars["exp_avg_sq"]
-        length2 = manifold.inner(x, gradient.array, gradient.array) * gradient.factor * gradient.factor
-        square.mul_(beta2).add_(length2, alpha=1.0 - beta2)
+        length = gradient.length(manifold, x)
+        square.mul_(beta2).addcmul_(length, length, value=1.0 - beta2)
         if scale is not None:
             gradient = gradient.times(scale)
         mean.mul_(beta1 if scale is None else beta1 * scale)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..manifolds import Manifold
+
 __all__ = ["Scaled"]
 
 
@@ -23,6 +25,11 @@ class Scaled(NamedTuple):
     def times(self, factor: Tensor | float) -> Scaled:
         """The same vectors, longer by `factor` per point."""
         return Scaled(self.array, self.factor * factor)
+
+    def length(self, manifold: Manifold, x: Tensor) -> Tensor:
+        """Length in the metric, (points, 1): the factor enters after the root, for its square may overflow or vanish."""
+        size = manifold.norm(x, self.array)
+        return size if isinstance(self.factor, (int, float)) and self.factor == 1.0 else size * self.factor
 
     def add_to_(self, out: Tensor, weight: Tensor | float = 1.0) -> Tensor:
         """out ← out + weight × self, in place and without a temporary."""

@@ -30,6 +30,7 @@ from .options import Options
 from .plan import Plan
 from .points import PointSet, State, point_sets
 from .rules import Rule
+from .stages import is_penalised
 
 __all__ = ["ShardedGroup", "check_sharding"]
 
@@ -72,10 +73,11 @@ class ShardedGroup:
         self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:
         """As `Group.prepare`; processes talk to each other here, so that all have to step."""
-        penalty, members = bool(options["orthogonality"]), []
+        members = []
         plain = [p for p in options["params"] if not is_sharded(p)]
         for points in point_sets([p for p in options["params"] if is_sharded(p)], table):
             if points.gradients():
+                penalty = is_penalised(points.manifold, options)
                 if (points, penalty) not in self._known:
                     self._known[points, penalty] = _sharded(points, penalty)
                 members.append(self._known[points, penalty])

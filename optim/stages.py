@@ -9,7 +9,7 @@ from ..manifolds import ConformalManifold, Euclidean, Manifold, Spherical, numer
 from .options import Options
 from .scaled import Scaled
 
-__all__ = ["ambient", "clip", "gradient", "orthogonality_gradient"]
+__all__ = ["ambient", "clip", "gradient", "is_penalised", "orthogonality_gradient"]
 
 
 def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, among: Tensor | None = None) -> Tensor:
@@ -19,10 +19,15 @@ def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, amon
         egrad = -egrad
     if isinstance(manifold, Euclidean):
         return egrad.add(x, alpha=options["weight_decay"]) if options["weight_decay"] else egrad
-    if options["orthogonality"]:
+    if is_penalised(manifold, options):
         assert isinstance(manifold, Spherical)
         return egrad + orthogonality_gradient(manifold, x, options["orthogonality"], among)
     return egrad
+
+
+def is_penalised(manifold: Manifold, options: Options) -> bool:
+    """Whether `ambient` adds the orthogonality penalty, which couples points; flat space has no unit directions."""
+    return bool(options["orthogonality"]) and isinstance(manifold, Spherical)
 
 
 def orthogonality_gradient(manifold: Spherical, x: Tensor, alpha: float, among: Tensor | None = None) -> Tensor:
@@ -53,5 +58,4 @@ def clip(manifold: Manifold, x: Tensor, gradient: Scaled, options: Options) -> S
     limit = options["max_grad_norm"]
     if limit is None or isinstance(manifold, Euclidean):
         return gradient
-    length = manifold.norm(x, gradient.array) * gradient.factor
-    return gradient.times(torch.clamp(limit / length, max=1.0))
+    return gradient.times(torch.clamp(limit / gradient.length(manifold, x), max=1.0))

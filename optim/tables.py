@@ -18,7 +18,8 @@ column         holds
 `COORDINATES`  n
 =============  ==================================================================================
 
-Everything that an address points at is contiguous, row-major and of one dtype, on one device. A held norm of −1
+Of the matrices of one table, either all have a vector or none; norms and second moments are there wherever the update
+reads them. Everything that an address points at is contiguous, row-major and of one dtype, on one device. A held norm of −1
 stands for one that this step has to set.
 
 **The rows.** Every dot product is over one row x with gradient g and vector v. With `update`'s names, sums in float32
@@ -38,7 +39,7 @@ or better:
 7. The vector that is stored, on PSI with ⟨a, b⟩ₓ = ⟨a, b⟩/‖X‖²: `Carry.NONE` v'; `Carry.PROJECT` v' − y⟨y, v'⟩/‖y‖²
    (unit vectors: without the division); `Carry.PARALLEL` after `exp` v' − ⟨u, v'⟩ₓ ((1 − cos θ)/θ² u + (sin θ/θ) X), otherwise
    (v' − ⟨z, v'⟩ₓ/(1 + ⟨X, z⟩ₓ) (X + z))/φ with z = φ y, where φ = ‖X‖/‖y‖ on PSI, the sign of ⟨X, y⟩ (1 for 0) on `lines`, 1
-   on the sphere.
+   on the sphere; where 1 + ⟨X, z⟩ₓ ≤ ε, so that z = −X up to rounding, (v' − ⟨z, v'⟩ₓ z)/φ.
 
 Steps 5 to 7 are linear in (x, g, v): a kernel needs the dot products and two linear combinations. Nothing may change
 where a step with a zero gradient and lr = 0 would change a bit.

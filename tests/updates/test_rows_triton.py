@@ -26,9 +26,9 @@ dtype, names = getattr(tl, sys.argv[1]), sys.argv[2].split()
 constants = {
     "D": dtype, "REAL": tl.float64 if dtype == tl.float64 else tl.float32, "C": Choices(*(name in names for name in Choices._fields)),
     "STRIPS": rows_triton.STRIPS, "LANES": rows_triton.LANES,
-    "PIECE": rows_triton.PIECE, "TILE": rows_triton.STRIPS * rows_triton.LANES, "BLOCK": 1024,
+    "PIECE": rows_triton.PIECE, "TILE": rows_triton.STRIPS * rows_triton.LANES, "BLOCK": 1024, "AGAIN": True,
 }
-pointers = {"buffer": "*i64", "sums": "*fp64", "coefficients": "*fp64"}
+pointers = {"buffer": "*i64", "sums": "*fp64", "before": "*fp64", "coefficients": "*fp64"}
 for name in ("_rows", "_sum_pieces", "_solve_rows", "_move_pieces"):
     kernel = getattr(rows_triton, name)
     signature = {each: "constexpr" if each in constants else pointers.get(each, "*i32") for each in kernel.arg_names}

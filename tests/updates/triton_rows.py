@@ -253,6 +253,48 @@ def test_what_is_not_finite_stays_in_its_row(device, small):
                 torch.testing.assert_close(a[3], b[3], rtol=1e-4, atol=1e-5)
 
 
+def test_all_have_a_vector_or_none(device, small):
+    """What a kernel is compiled for holds for all of its table; an address of 0 is not to be followed."""
+    points = Points(PSI(), torch.float32, device)
+    update = update_of(
+        PSI(), Momentum(), OPTIONS | {"motion": "retract", "transport": "none"}, False, STEP, torch.float32
+    )
+    rows = [[x.data_ptr(), g.data_ptr(), v.data_ptr(), r.data_ptr(), 0, *x.shape] for x, g, v, r, _ in points.arrays]
+    rows[-1][2] = 0
+    table = np.array(rows, dtype=np.int64)
+    with pytest.raises(ValueError, match="some matrices have a vector and others do not"):
+        rows_triton.step(table, rows_triton.schedule(table), update, torch.float32, device)
+
+
+@pytest.mark.parametrize("transport", ["manifold", "parallel"])
+def test_a_step_to_the_antipode(transport, device, small):
+    """A radial gradient overshoots along the row itself; the vector comes along at its length and stays finite."""
+    points = Points(PSI(), torch.float32, device, held=False)
+    for x, g, v, *_ in points.arrays:
+        x.zero_()[:, 0] = 1.0
+        v.zero_()[:, -1] = 0.5
+        g.copy_(3 * x - 0.9 * v)
+    before = points.copy()
+    points.step(Momentum(), OPTIONS | {"motion": "retract", "transport": transport, "lr": 1.0, "dampening": 0.0})
+    for (x, _, v, *_), (was, *_) in zip(points.arrays, before.arrays, strict=True):
+        torch.testing.assert_close(x, -2 * was)
+        assert torch.isfinite(v).all()
+        assert ((x * v).sum(1).abs() <= 1e-5 * v.norm(dim=1).clamp(min=1.0)).all()
+
+
+@pytest.mark.parametrize("name", ["sphere", "lines"])
+def test_gradients_that_are_nearly_radial(name, device, small):
+    """What a projection leaves of them is rounding, which Adam brings to the length of a step."""
+    points = Points(MANIFOLDS[name], torch.float32, device)
+    for x, g, v, _, square in points.arrays:
+        g.copy_(x + 1e-6 * g / g.norm(dim=1, keepdim=True))
+        v.zero_()
+        square.zero_()
+    points.step(Adam(), OPTIONS | {"motion": "retract", "transport": "project", "eps": 1e-12})
+    for x, *_ in points.arrays:
+        assert ((x.double().norm(dim=1) - 1).abs() < 2e-6).all()
+
+
 def test_arrays_that_start_anywhere(device, small):
     """As the gradients in a bucket of DistributedDataParallel do."""
     options = OPTIONS | {"motion": "retract", "transport": "project"}
