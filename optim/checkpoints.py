@@ -27,19 +27,20 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 def check_owners(optimizer: RiemannianOptimizer) -> None:
     """Raise `StateError` for state of a parameter that is in no group any more, which torch ends in a bare KeyError."""
     held = {p for group in optimizer.param_groups for p in group["params"]}
+    labels = {part: points.name for points in optimizer._table.values() for part in points.parts} | optimizer._names
     for p in optimizer.state:
         if isinstance(p, Tensor) and p not in held:
             new = [
                 f"parameter {i} of group {number}"
                 for number, group in enumerate(optimizer.param_groups)
                 for i, other in enumerate(group["params"])
-                if other not in optimizer._names
+                if other not in labels
             ]
-            took = f"; {', '.join(new)} took a place without being declared to the optimizer" if new else ""
+            took = f"; {', '.join(new)} took a place that nobody gave it here" if new else ""
             raise StateError(
-                f"{optimizer._names.get(p, 'a parameter')} of shape {tuple(p.shape)} has state and is in "
-                f"no group any more{took}. Build a new optimizer from retract.param_groups(model), or put the parameter back; "
-                "for one that is to be forgotten, del optimizer.state[parameter]"
+                f"{labels.get(p, 'a parameter')} of shape {tuple(p.shape)} has state and is in no group any more{took}. Build a "
+                "new optimizer from retract.param_groups(model), or put the parameter back; for one that is to be forgotten, del "
+                "optimizer.state[parameter]"
             )
 
 

@@ -195,8 +195,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _check_settings(self) -> None:
         """Check what has changed in the groups since the last step, in all of them before the first of them moves."""
-        changed = [pair for pair in zip(self.settings(), self.param_groups, strict=True) if not pair[0].hold(pair[1])]
-        for (its, group), found in [(pair, pair[0].valid(pair[1])) for pair in changed]:
+        pairs = zip(self.settings(), self.param_groups, strict=True)
+        changed = [(its, group, its.valid(group)) for its, group in pairs if not its.hold(group)]
+        for its, group, found in changed:
             group.update(found)
             its.keep(group)
 

@@ -47,6 +47,7 @@ _INTERVALS = {
 }
 _NUMBERS = (*(name for name in _INTERVALS if name != "lr"), "dampening", "max_grad_norm")
 _PLAIN = {float, int, type(None)}
+_SIMPLE = {*_PLAIN, bool, str}
 _FAST_PATHS = ("foreach", "fused", "compile")
 _FLAGS = (*_FAST_PATHS, "nesterov", "maximize", "capturable", "differentiable")
 _OPEN = ("foreach", "fused")
@@ -222,6 +223,8 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
 
 def number(name: str, value: Any) -> float:
     """`value`, also of a one-element tensor; raises `OptionError` for what is no number."""
+    if type(value) is float:
+        return value
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_meta:
             raise OptionError(
@@ -247,6 +250,8 @@ def number(name: str, value: Any) -> float:
 
 def plain(value: Any) -> Any:
     """`value` with NumPy's numbers in it as Python's, which ``torch.load(weights_only=True)`` reads; tensors as they are."""
+    if type(value) in _SIMPLE:
+        return value
     if isinstance(value, list | tuple) and any(plain(its) is not its for its in value):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
     if type(value).__module__ == "numpy" and value.ndim == 0:

@@ -47,11 +47,10 @@ class Settings:
         before = dict(zip(self._names, self._values, strict=True))
         if [*group] != self._names:
             check_names(group, self._defaults)
-        found = {
-            name: valid(name, value)
-            for name, value in group.items()
-            if name != "params" and not (name in before and before[name] is value)
-        }
+        changed = [name for name, value in group.items() if name not in before or before[name] is not value]
+        found = {name: valid(name, group[name]) for name in changed if name != "params"}
+        if found.keys() == {"lr"}:  # as a scheduler leaves it, at every step; nothing else depends on it
+            return found
         for name in _GEOMETRY:
             if name in found and name in before and found[name] != before[name]:
                 raise OptionError(
