@@ -69,6 +69,11 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
                     f"the state_dict was saved with {key} {its.get(key, default)!r}, this group has {group[key]!r}: "
                     "its state means something else. Build the optimizer with the same declarations, or start afresh"
                 )
+        if len(group["params"]) != len(its["params"]):
+            raise StateError(
+                f"a group of the state_dict has {len(its['params'])} parameters, that of this optimizer {len(group['params'])}: it "
+                "was saved with others"
+            )
         rule = optimizer.rule
         decoupled = its.get("decoupled_weight_decay") and its.get("weight_decay")
         if not rule.options <= set(its) or its.get("amsgrad") or decoupled:
@@ -141,12 +146,6 @@ def _in_order(optimizer: RiemannianOptimizer, saved: Sequence[dict[str, Any]]) -
     by_name = all(here) and all(len(names) == len(its["params"]) > 0 for names, its in zip(there, saved, strict=True))
     if by_name and not any(isinstance(key, str) for its in saved for key in its["params"]):
         return _matched(here, there, saved)
-    for i, (group, its) in enumerate(zip(mine, saved, strict=True)):
-        if len(group["params"]) != len(its["params"]):
-            raise StateError(
-                f"group {i} of the state_dict has {len(its['params'])} parameters, that of this optimizer "
-                f"{len(group['params'])}: it was saved with others"
-            )
     return [*saved]
 
 
