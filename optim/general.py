@@ -88,7 +88,8 @@ class RiemannianAdam(RiemannianOptimizer):
     Args:
         params: parameters, groups, or ``retract.param_groups(model)``.
         lr: learning rate, a number or a one-element tensor. None: torch's 0.001 for groups in flat space, where it is how
-            far a coordinate moves, and 0.1 for groups on any other manifold, where it is an angle.
+            far a coordinate moves, and 0.1 for groups on any other manifold, where it is an angle. That is for a schedule that
+            falls; at a constant rate 0.03 is nearer to the best (docs/training.md, "Learning rates").
         betas: decay of the first and the second moment, each in [0, 1).
         eps: ε ≥ 0.
         eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
