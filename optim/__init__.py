@@ -2,9 +2,10 @@
 
 from .averaging import averaging
 from .clip import clip_grad_norm_
+from .general import RiemannianAdam, RiemannianSGD
 from .groups import param_groups
 from .memory import Memory
-from .optimizer import RiemannianAdam, RiemannianOptimizer, RiemannianSGD
+from .optimizer import RiemannianOptimizer
 from .presets import PSISGD, SGDG, AdamG
 from .rules import Rule
 from .scaled import Scaled

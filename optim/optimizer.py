@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import is_
 from typing import Any
 
@@ -11,20 +11,21 @@ from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import FLATTENED, check_parts, check_rows, check_types
-from ..manifolds.errors import OptionError, StateError, StepError
+from ..manifolds.errors import OptionError, StepError
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
-from .execute import Group, check_path
+from .checkpoints import check_owners, merge, pack, restore
+from .execute import Group
 from .groups import own_geometry
-from .options import COMMON, FOREIGN, check_group, check_names, check_point, read_numbers
-from .points import PointSet, point_sets
-from .rules import Adam, Momentum, Rule
-from .sharded import ShardedGroup, check_sharding
+from .options import COMMON, read_numbers
+from .points import PointSet, passed_over, point_sets
+from .rules import Rule
+from .settings import Settings
+from .sharded import ShardedGroup
 
-__all__ = ["RiemannianAdam", "RiemannianOptimizer", "RiemannianSGD"]
+__all__ = ["RiemannianOptimizer"]
 
-_FLAT = "Euclidean(event_ndim=0)"
 GROSS = tolerance(torch.float16)
 """Defect at which a parameter counts as not put on its manifold at all, rather than rounded by a change of dtype."""
 _DEALT_OUT = (
@@ -49,6 +50,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._table: dict[Tensor, PointSet] = {}
+        self._names: dict[Tensor, str] = {}
+        self._settings: list[Settings] = []
         self._groups: list[Group | ShardedGroup] = []
         self._known: list[dict[str, Any]] = []
         super().__init__(params, {**defaults, **COMMON, **defaults})
@@ -71,22 +74,33 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             raise OptionError(
                 "this group describes its geometry in words, as a group of an optimizer does; pass the Manifold and Rows"
             )
-        check_names(group, self.defaults)
-        check_group({**self.defaults, **{key: value for key, value in group.items() if key != "params"}})
         before = len(self.param_groups)
         super().add_param_group(group)
         try:
             table = self._points_of(group, manifold, rows, joined, names)
+            place = {p: index for index, p in enumerate(group["params"])}
+            group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in table.values()))
+            group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in table.values()))
+            group["joined"] = ", ".join("+".join(str(place[part]) for part in parts) for parts in joined)
+            if group.get("lr", 0.0) is None:
+                group["lr"] = self._default_lr([*table.values()])
+            settings = self._settings_of(table.values())
+            group.update(settings.valid(group))
+            for points in table.values():
+                _check_values(points)
         except Exception:
             del self.param_groups[before:]
             raise
+        settings.keep(group)
+        self._settings.append(settings)
         self._table.update(table)
+        self._names.update(zip(group["params"], names or group.get("param_names", ()), strict=False))
         curved = any(not isinstance(points.manifold, Euclidean) for points in table.values())
         self.names_manifold = self.names_manifold or manifold is not None or curved
-        place = {p: index for index, p in enumerate(group["params"])}
-        group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in table.values()))
-        group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in table.values()))
-        group["joined"] = ", ".join("+".join(str(place[part]) for part in parts) for parts in joined)
+
+    def _default_lr(self, points: Sequence[PointSet]) -> float | None:
+        """The learning rate of a group that does not say one and of an optimizer that was built without."""
+        return None
 
     def _points_of(
         self, group: dict[str, Any], manifold: Manifold | None, rows: Rows | None, joined: Any, names: Any
@@ -110,27 +124,20 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         followers = {part for parts in leads.values() for part in parts[1:]}
         table = {}
         for p in params:
-            if p.dtype not in DTYPES:
+            if p.dtype not in DTYPES and not passed_over(p):
                 raise OptionError(
                     f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters: float64, float32, "
-                    "float16 and bfloat16"
+                    "float16 and bfloat16. One that is not trained is passed over: call requires_grad_(False) on it"
                 )
             if p in followers:
                 continue
             its, its_rows = (manifold, rows or Rows()) if manifold is not None else own_geometry(p)
             points = PointSet(label[p], leads.get(p, (p,)), its, its_rows)
             check_types(label[p], its, its_rows)
-            check_parts(label[p], points.parts, its, its_rows)
-            check_point(label[p], its, group)
+            if not passed_over(p):
+                check_parts(label[p], points.parts, its, its_rows)
             if getattr(p, "_fsdp_flattened", False) and not isinstance(its, Euclidean):
                 raise OptionError(f"{label[p]} {FLATTENED}")
-            check_sharding(points, group)
-            check_path(points, self.rule, group)
-            if not p.is_meta and not isinstance(its, Euclidean):
-                with torch.no_grad():
-                    x = gather(points.parts, points.layouts())
-                    check_rows(label[p], x, its)
-                    its.check_point(x, label[p], max(tolerance(p.dtype), GROSS))
             table[p] = points
         return table
 
@@ -153,6 +160,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = self._evaluate(closure)
+        self._check_settings()
         for group in self.param_groups[len(self._groups) :]:
             self._groups.append(ShardedGroup() if any(map(is_sharded, group["params"])) else Group())
         known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
@@ -172,6 +180,26 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if not known or len(self.state) != len(self._known):  # the first step finds no state, and makes it
             self._known = list(self.state.values())
         return loss
+
+    def settings(self) -> list[Settings]:
+        """Those of every group, as they were last found right."""
+        if len(self._settings) > len(self.param_groups):  # somebody has taken groups out
+            self._settings, self._groups = [], []
+        for group in self.param_groups[len(self._settings) :]:
+            self._settings.append(self._settings_of(self._table[p] for p in group["params"] if p in self._table))
+        return self._settings
+
+    def _settings_of(self, points: Iterable[PointSet]) -> Settings:
+        moving = [its for its in points if not any(map(passed_over, its.parts))]
+        return Settings(moving, self.rule, self.defaults)
+
+    def _check_settings(self) -> None:
+        """Check what has changed in the groups since the last step, in all of them before the first of them moves."""
+        pairs = zip(self.settings(), self.param_groups, strict=True)
+        changed = [(its, group, its.valid(group)) for its, group in pairs if not its.hold(group)]
+        for its, group, found in changed:
+            group.update(found)
+            its.keep(group)
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         try:
@@ -204,74 +232,56 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     yield points, grads
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_table": self._table, "names_manifold": self.names_manifold, "_groups": [], "_known": []}
-        return {**super().__getstate__(), **own}
+        own = {"_table": self._table, "_names": self._names, "names_manifold": self.names_manifold}
+        return {**super().__getstate__(), **own, "_settings": [], "_groups": [], "_known": []}
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and groups as plain values and tensors of their own: later steps do not change what was returned.
+
+        Numbers of NumPy become Python's, so that it loads under ``torch.load(weights_only=True)``. Where the parameters of a
+        group have names, they stand under ``"names"``, and `load_state_dict` matches by them.
+
+        Raises `StateError` for state of a parameter that was replaced by another.
+        """
+        check_owners(self)
+        hook = self.register_state_dict_post_hook(lambda _, found: pack(self, found), prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            hook.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` gave, also in the middle of a run.
+        """Load what `state_dict` gave, also in the middle of a run; its tensors are copied.
 
-        A state_dict of torch.optim.SGD or Adam is taken too, on Euclidean groups: what it does not say stays as
-        it is here. Numbers per point stay in float32 or better whatever the parameter's dtype. Hooks are called as
+        Parameters are matched by name where both sides have names, whatever their order, else by their places. A
+        state_dict of torch.optim.SGD or Adam is taken too, on Euclidean groups: what it does not say stays as
+        it is here. Numbers per point are kept in float32 or better whatever the parameter's dtype. Hooks are called as
         torch calls them: what they make of the state_dict is what is checked and loaded.
 
-        Raises `StateError` if it was saved with another geometry or rule, `OptionError` for options that cannot
-        be honoured; then nothing has changed.
+        Raises `StateError` if it was saved with another geometry, rule, or other parameters, `OptionError` for options that
+        cannot be honoured; then nothing has changed.
         """
         loading: list[dict[str, Any]] = []
 
         def check(_: Any, found: dict[str, Any]) -> dict[str, Any]:
-            loading.append({**found, "param_groups": self._merged(found["param_groups"])})
+            loading.append(merge(self, found))
             return loading[0]
 
-        def restore(_: Any) -> None:
-            self._restore_numbers(*loading)
+        def finish(_: Any) -> None:
+            restore(self, *loading)
+            for its, group in zip(self.settings(), self.param_groups, strict=True):
+                its.keep(group)
 
         # Next to torch's own work: after the hooks that adapt a state_dict, before those that look at the result.
         hooks = (
             self.register_load_state_dict_pre_hook(check),
-            self.register_load_state_dict_post_hook(restore, prepend=True),
+            self.register_load_state_dict_post_hook(finish, prepend=True),
         )
         try:
             super().load_state_dict(state_dict)
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _merged(self, saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The groups of a state_dict, checked, with what they do not say as it is here."""
-        mine = self.param_groups
-        if len(mine) != len(saved):
-            raise StateError(f"the state_dict has {len(saved)} groups, this optimizer {len(mine)}")
-        merged = []
-        for group, its in zip(mine, saved, strict=True):
-            for key, default in (("manifold", _FLAT), ("rows", repr(Rows())), ("joined", "")):
-                if its.get(key, default) != group[key]:
-                    raise StateError(
-                        f"the state_dict was saved with {key} {its.get(key, default)!r}, this group has {group[key]!r}: "
-                        "its state means something else. Build the optimizer with the same declarations, or start afresh"
-                    )
-            if not self.rule.options <= set(its) or its.get("amsgrad"):
-                raise StateError(
-                    f"the state_dict is of another rule: {type(self).__name__} needs {', '.join(sorted(self.rule.options))}"
-                )
-            kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-            both = {**kept, **{key: value for key, value in its.items() if key in kept or key not in FOREIGN}}
-            check_group(both)
-            merged.append(both)
-        return merged
-
-    def _restore_numbers(self, state_dict: dict[str, Any]) -> None:
-        """Numbers per point as they were saved: torch casts all state to the parameter's dtype, which would round them to
-        half precision."""
-        saved = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [(group, p) for group in self.param_groups for p in group["params"]]
-        for key, (group, p) in zip(saved, params, strict=True):
-            for name, value in state_dict["state"].get(key, {}).items():
-                if name in ("radius", *self.rule.scalars) and isinstance(value, Tensor):
-                    self.state[p][name] = value.detach().to(device=p.device, copy=True)
-                elif name == "step" and not isinstance(value, Tensor):  # as torch had it once
-                    place = p.device if group["capturable"] else None
-                    self.state[p][name] = torch.tensor(float(value), dtype=torch.float32, device=place)
 
 
 def _joint_points(joined: Any) -> dict[Tensor, tuple[Tensor, ...]]:
@@ -283,96 +293,11 @@ def _joint_points(joined: Any) -> dict[Tensor, tuple[Tensor, ...]]:
     raise OptionError(f"joined={joined!r} is not a list of tuples of parameters, each of them in one joint point")
 
 
-class RiemannianSGD(RiemannianOptimizer):
-    """Stochastic gradient descent with momentum on any manifold; on Euclidean groups `torch.optim.SGD`.
-
-    Args:
-        params: parameters, groups, or ``retract.param_groups(model)``.
-        lr: learning rate η, a number or a one-element tensor.
-        momentum: ρ in [0, 1).
-        dampening: τ, as in torch.
-        weight_decay: L2 factor, on Euclidean groups only; others refuse it.
-        nesterov: look ahead along the buffer, as in torch.
-        momentum_form: ``"heavy_ball"`` (torch: η outside the buffer) or ``"velocity"`` (η inside).
-        motion: ``"retract"`` or ``"exp"``.
-        transport: how the buffer is carried: ``"manifold"`` (the manifold's transport after a retraction,
-            parallel transport after an exponential), ``"project"``, ``"parallel"`` or ``"none"``.
-        max_grad_norm: largest length of a point's gradient in the metric, None for no clipping.
-        orthogonality: α of the penalty between the rows of a tensor (Cho & Lee 2017), for unit directions.
-        radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, ``"free"`` lets it
-            grow and brings it back by powers of two.
-        maximize, capturable, differentiable: as in torch.
-        foreach, fused, compile: fast paths; an explicit True that cannot be honoured raises.
-
-    `max_grad_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
-    not applied there. Every option can be set per group.
-
-    Raises `OptionError` and `GeometryError` as `add_param_group` does.
-    """
-
-    rule = Momentum()
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 1e-3,
-        momentum: float = 0.0,
-        dampening: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-        *,
-        momentum_form: str = "heavy_ball",
-        motion: str = "retract",
-        transport: str = "manifold",
-        max_grad_norm: float | None = None,
-        orthogonality: float = 0.0,
-        radius: str = "hold",
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        compile: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-    ) -> None:
-        defaults = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, defaults)
-
-
-class RiemannianAdam(RiemannianOptimizer):
-    """Adam on any manifold, with one second moment per point; on ``Euclidean(0)`` `torch.optim.Adam`.
-
-    Args:
-        betas: decay of the first and the second moment, each in [0, 1).
-        eps: ε ≥ 0.
-        eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
-
-    All other options are those of `RiemannianSGD`.
-
-    Raises `OptionError` and `GeometryError` as `add_param_group` does.
-    """
-
-    rule = Adam()
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        eps_form: str = "outside",
-        motion: str = "retract",
-        transport: str = "manifold",
-        max_grad_norm: float | None = None,
-        orthogonality: float = 0.0,
-        radius: str = "hold",
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        compile: bool = False,
-        capturable: bool = False,
-        differentiable: bool = False,
-    ) -> None:
-        defaults = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, defaults)
+def _check_values(points: PointSet) -> None:
+    """Raise for values that are no points of their manifold."""
+    if isinstance(points.manifold, Euclidean) or any(p.is_meta or passed_over(p) for p in points.parts):
+        return
+    with torch.no_grad():
+        x = gather(points.parts, points.layouts())
+        check_rows(points.name, x, points.manifold)
+        points.manifold.check_point(x, points.name, max(tolerance(points.parts[0].dtype), GROSS))

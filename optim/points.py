@@ -12,10 +12,11 @@ from torch import Tensor
 from ..manifolds import Manifold, Rows
 from ..manifolds.declare import check_memory
 from ..manifolds.errors import GradientError, StateError
+from ..manifolds.numerics import DTYPES
 from ..manifolds.rows import Layout, overlaps
 from .rules import Rule
 
-__all__ = ["PointSet", "State", "check_state", "count_steps", "new_number", "point_sets"]
+__all__ = ["PointSet", "State", "check_state", "count_steps", "new_number", "number_dtype", "passed_over", "point_sets"]
 
 State = dict[Tensor, dict[str, Any]]
 
@@ -36,7 +37,8 @@ class PointSet:
     def gradients(self) -> list[Tensor]:
         """The gradients of the parts, or nothing if none has one.
 
-        Raises `GradientError` if only some have one, and for one that is sparse or does not fit its parameter.
+        Raises `GradientError` if only some have one, for one that is sparse or does not fit its parameter, and for a
+        parameter of a dtype that the updates are not defined for.
         """
         grads = [part.grad for part in self.parts if part.grad is not None]
         if grads and len(grads) < len(self.parts):
@@ -45,6 +47,11 @@ class PointSet:
                 "have a gradient; freeze all parts or none, or declare the parameter alone"
             )
         for grad, part in zip(grads, self.parts if grads else (), strict=True):
+            if not _is_dense(part):
+                raise GradientError(
+                    f"{self.name} is {_kind(part)} and has a gradient; the updates are defined for dense real floating-point "
+                    "parameters. Freeze it with requires_grad_(False) and grad = None, or convert it and build the optimizer anew"
+                )
             if grad.layout != torch.strided:
                 raise GradientError(f"{self.name} has a {grad.layout} gradient; these updates need dense ones")
             if grad.shape != part.shape or grad.device != part.device or not grad.is_floating_point():
@@ -70,6 +77,21 @@ def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, PointSet]) -> It
                 "there (Accelerate does so for FSDP2 and XLA) could not say on which manifold it lives. Build the optimizer "
                 "from the prepared model, with retract.param_groups, or use add_param_group"
             )
+
+
+def passed_over(p: Tensor) -> bool:
+    """Whether `p` is frozen and of a kind that no update is defined for (quantized, integer, complex, sparse, an expanded
+    view): it may stand in a group, as in torch's optimizers, and nothing is asked of it until it gets a gradient."""
+    return not p.requires_grad and p.grad is None and (not _is_dense(p) or overlaps(p))
+
+
+def _is_dense(p: Tensor) -> bool:
+    return p.dtype in DTYPES and p.layout == torch.strided and not p.is_nested
+
+
+def _kind(p: Tensor) -> str:
+    """Dtype, and layout where it is not dense."""
+    return str(p.dtype) if p.layout == torch.strided else f"{p.dtype}, {p.layout}"
 
 
 def check_state(points: PointSet, state: State, rule: Rule) -> None:
@@ -103,12 +125,14 @@ def _raise_unfit(label: str, part: Tensor, name: str, its: Any) -> None:
 
 
 def new_number(name: str, rule: Rule, layout: Layout, part: Tensor) -> Tensor:
-    """A number per point before its first step, of `layout.scalar` shape: 0, or −1 for a norm that is not held yet.
+    """A number per point before its first step, of `layout.scalar` shape: 0, or −1 for a norm that is not held yet."""
+    fill = 0.0 if name in rule.scalars else -1.0
+    return torch.full(layout.scalar, fill, dtype=number_dtype(layout, part), device=part.device)
 
-    A number per coordinate is kept like the coordinates, any other in float32 or better.
-    """
-    dtype = part.dtype if part.dtype == torch.float64 or not layout.event else torch.float32
-    return torch.full(layout.scalar, 0.0 if name in rule.scalars else -1.0, dtype=dtype, device=part.device)
+
+def number_dtype(layout: Layout, part: Tensor) -> torch.dtype:
+    """In which a number per point is kept: per coordinate like the coordinates, any other in float32 or better."""
+    return part.dtype if part.dtype == torch.float64 or not layout.event else torch.float32
 
 
 def count_steps(own: Sequence[dict[str, Any]], by: int = 1, device: torch.device | None = None) -> list[Tensor]:

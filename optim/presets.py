@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..manifolds.errors import OptionError
-from .optimizer import RiemannianAdam, RiemannianOptimizer, RiemannianSGD
+from .general import RiemannianAdam, RiemannianSGD
+from .optimizer import RiemannianOptimizer
 
 __all__ = ["PSISGD", "SGDG", "AdamG"]
 

@@ -173,8 +173,8 @@ def paths_of(options):
 
 
 def fresh(options):
-    """Options with tensors of their own, which schedulers write to."""
-    return copy.deepcopy(options)
+    """Options with tensors of their own, which schedulers write to, and torch's rate, for which the inputs are made."""
+    return {"lr": 1e-3, **copy.deepcopy(options)}
 
 
 def torchs(name, problem, options):

@@ -155,7 +155,7 @@ def test_options_of_others_and_slips_of_the_pen():
         RiemannianAdam(on(PSI(), nesterov=True))
     with pytest.raises(OptionError, match="no option 'amsgrad'; it has lr, betas"):
         RiemannianAdam(on(PSI(), amsgrad=True))
-    RiemannianSGD(on(PSI(), initial_lr=0.1, max_lr=1.0, lr_scale=0.5, note="mine"))
+    RiemannianSGD(on(PSI(), initial_lr=0.1, max_lr=1.0, lr_scale=0.5, _note="mine"))
     with pytest.raises(OptionError, match="name the manifold, or leave them out"):
         RiemannianSGD([{"params": [parameter()], "rows": Rows(blocks=2)}])
     with pytest.raises(OptionError, match="names has 1 entries for 2 parameters"):

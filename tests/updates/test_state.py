@@ -127,6 +127,8 @@ def test_joint_points_are_part_of_the_geometry(device):
 
     with_bias = make(("bias",)).state_dict()
     with_bias["param_groups"] *= 2  # without the join the bias is in a group of its own
+    for group in with_bias["param_groups"]:
+        group.pop("names", None)
     with pytest.raises(StateError, match=r"saved with joined '0\+1', this group has ''"):
         make(()).load_state_dict(with_bias)
     make(("bias",)).load_state_dict(make(("bias",)).state_dict())

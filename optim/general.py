@@ -1,0 +1,137 @@
+"""The two general optimizers: stochastic gradient descent and Adam, on every manifold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..manifolds import Euclidean
+from ..manifolds.errors import OptionError
+from .optimizer import RiemannianOptimizer
+from .points import PointSet
+from .rules import Adam, Momentum
+
+__all__ = ["RiemannianAdam", "RiemannianSGD"]
+
+
+FLAT_LR = 1e-3
+"""Adam's default rate in flat space, torch's: how far a coordinate moves."""
+ANGLE = 0.1
+"""Adam's default rate on any other manifold: how far a point turns, in radians (docs/training.md has what was measured)."""
+
+
+class RiemannianSGD(RiemannianOptimizer):
+    """Stochastic gradient descent with momentum on any manifold; on Euclidean groups `torch.optim.SGD`.
+
+    Args:
+        params: parameters, groups, or ``retract.param_groups(model)``.
+        lr: learning rate η, a number or a one-element tensor.
+        momentum: ρ in [0, 1).
+        dampening: τ, as in torch.
+        weight_decay: L2 factor, on Euclidean groups only; others refuse it.
+        nesterov: look ahead along the buffer, as in torch.
+        momentum_form: ``"heavy_ball"`` (torch: η outside the buffer) or ``"velocity"`` (η inside).
+        motion: ``"retract"`` or ``"exp"``.
+        transport: how the buffer is carried: ``"manifold"`` (the manifold's transport after a retraction,
+            parallel transport after an exponential), ``"project"``, ``"parallel"`` or ``"none"``.
+        max_grad_norm: largest length of a point's gradient in the metric, None for no clipping.
+        orthogonality: α of the penalty between the rows of a tensor (Cho & Lee 2017), for unit directions.
+        radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, ``"free"`` lets it
+            grow and brings it back by powers of two.
+        maximize, capturable, differentiable: as in torch.
+        foreach, fused, compile: fast paths; an explicit True that cannot be honoured raises.
+
+    `max_grad_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
+    not applied there. Every option can be set per group.
+
+    Raises `OptionError` and `GeometryError` as `add_param_group` does.
+    """
+
+    rule = Momentum()
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        momentum_form: str = "heavy_ball",
+        motion: str = "retract",
+        transport: str = "manifold",
+        max_grad_norm: float | None = None,
+        orthogonality: float = 0.0,
+        radius: str = "hold",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        compile: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
+        super().__init__(params, defaults)
+
+
+class RiemannianAdam(RiemannianOptimizer):
+    """Adam on any manifold, with one second moment per point; on ``Euclidean(0)`` `torch.optim.Adam`.
+
+    The second moment of a point is the squared length of its gradient, so that a step is about as long as `lr`, in the
+    metric of the manifold: on PSI, Sphere and Grassmann(1) the point turns by about `lr` radians, whatever the number of
+    its coordinates and the size of its gradient. A frame of p columns (Stiefel, Grassmann(p)) moves by `lr` as a whole, each
+    column by about lr/√p.
+
+    Args:
+        params: parameters, groups, or ``retract.param_groups(model)``.
+        lr: learning rate, a number or a one-element tensor. None: torch's 0.001 for groups in flat space, where it is how
+            far a coordinate moves, and 0.1 for groups on any other manifold, where it is an angle. That is for a schedule that
+            falls; at a constant rate 0.03 is nearer to the best (docs/training.md, "Learning rates").
+        betas: decay of the first and the second moment, each in [0, 1).
+        eps: ε ≥ 0.
+        eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
+
+    All other options are those of `RiemannianSGD`.
+
+    Raises `OptionError` and `GeometryError` as `add_param_group` does, and `OptionError` for a group without a rate whose
+    parameters live in flat space and elsewhere, too.
+    """
+
+    rule = Adam()
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        eps_form: str = "outside",
+        motion: str = "retract",
+        transport: str = "manifold",
+        max_grad_norm: float | None = None,
+        orthogonality: float = 0.0,
+        radius: str = "hold",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        compile: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
+        super().__init__(params, defaults)
+
+    def _default_lr(self, points: Sequence[PointSet]) -> float | None:
+        flat = [isinstance(its.manifold, Euclidean) for its in points]
+        if any(flat) and not all(flat):
+            raise OptionError(
+                f"lr=None in a group with {points[flat.index(True)].name} in flat space and {points[flat.index(False)].name} on "
+                f"{points[flat.index(False)].manifold!r}: their rates mean different things. Give lr, or groups of their own, as "
+                "retract.param_groups(model) makes them"
+            )
+        return FLAT_LR if all(flat) else ANGLE
