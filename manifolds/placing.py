@@ -95,6 +95,8 @@ def _place_loaded(
         keys = [prefix + name for name in entry.names]
         if isinstance(manifold, (ScalingQuotient, Euclidean)) or not all(key in state_dict for key in keys):
             continue
+        if len(entry.parts) < len(keys):  # parametrized since
+            continue
         values: list[Any] = [state_dict[key] for key in keys]
         if not all(_loadable(value, part, assign) for value, part in zip(values, entry.parts, strict=True)):
             continue

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.declare import FLATTENED, check_parts, check_types
-from ..manifolds.errors import DeclarationError, OptionError, StateError, StepError
+from ..manifolds.errors import OptionError, StateError, StepError
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
 from ..manifolds.placing import check_rows
-from ..manifolds.records import changes, geometry, marked
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .execute import Group, check_path
 from .groups import own_geometry
+from .marks import Marks, refuse_bare
 from .options import COMMON, FOREIGN, check_group, check_names, check_point, read_numbers
 from .points import PointSet, point_sets
 from .rules import Adam, Momentum, Rule
@@ -53,8 +53,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._table: dict[Tensor, PointSet] = {}
         self._groups: list[Group | ShardedGroup] = []
         self._known: list[dict[str, Any]] = []
-        self._marks: dict[Tensor, str] = {}
-        self._seen_changes = -1
+        self._marks = Marks()
         super().__init__(params, {**defaults, **COMMON, **defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -85,7 +84,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             del self.param_groups[before:]
             raise
         self._table.update(table)
-        self._marks.update({p: mark.geometry for p in group["params"] if (mark := marked(p)) is not None})
+        self._marks.add(group["params"])
         curved = any(not isinstance(points.manifold, Euclidean) for points in table.values())
         self.names_manifold = self.names_manifold or manifold is not None or curved
         place = {p: index for index, p in enumerate(group["params"])}
@@ -120,13 +119,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters: float64, float32, "
                     "float16 and bfloat16"
                 )
-            mark = marked(p)
-            if mark is not None and manifold is None:
-                raise DeclarationError(
-                    f"{label[p]} was declared on {mark.geometry}, by the name {mark.name}, and its group does not say so: it would "
-                    "train in flat space. Take the groups of retract.param_groups(model), or name the manifold in the group, be it "
-                    "Euclidean(0); retract.undeclare takes a declaration back"
-                )
+            if manifold is None:
+                refuse_bare(label[p], p)
             if p in followers:
                 continue
             its, its_rows = (manifold, rows or Rows()) if manifold is not None else own_geometry(p)
@@ -166,8 +160,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = self._evaluate(closure)
-        if self._seen_changes != changes():
-            self._check_marks()
+        self._marks.check(self._table)
         for group in self.param_groups[len(self._groups) :]:
             self._groups.append(ShardedGroup() if any(map(is_sharded, group["params"])) else Group())
         known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
@@ -187,20 +180,6 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if not known or len(self.state) != len(self._known):  # the first step finds no state, and makes it
             self._known = list(self.state.values())
         return loss
-
-    def _check_marks(self) -> None:
-        """Raise `DeclarationError` for a parameter that was declared after it came to this optimizer, on another geometry."""
-        now = changes()
-        for points in self._table.values():
-            its = geometry(points.manifold, points.rows, len(points.parts))
-            for part in points.parts:
-                mark = marked(part)
-                if mark is not None and mark.geometry not in (its, self._marks.get(part)):
-                    raise DeclarationError(
-                        f"{points.name} was declared on {mark.geometry}, by the name {mark.name}, after it came to this "
-                        f"optimizer, which has it on {its}. Build the optimizer anew, with retract.param_groups(model)"
-                    )
-        self._seen_changes = now
 
     def _evaluate(self, closure: Callable[[], Any]) -> Any:
         try:
@@ -234,7 +213,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {"_table": self._table, "names_manifold": self.names_manifold, "_groups": [], "_known": []}
-        own |= {"_marks": self._marks, "_seen_changes": -1}
+        own["_marks"] = self._marks
         return {**super().__getstate__(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
