@@ -16,9 +16,9 @@ True
 """
 
 from . import manifolds, optim, psi
-from .manifolds.declare import declare, declared, put
+from .manifolds.declare import declare, declared, put, undeclare
 from .optim.groups import param_groups
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "declare", "declared", "manifolds", "optim", "param_groups", "psi", "put"]
+__all__ = ["__version__", "declare", "declared", "manifolds", "optim", "param_groups", "psi", "put", "undeclare"]

@@ -2,7 +2,7 @@
 
 from .base import Manifold
 from .conformal import ConformalManifold
-from .declare import Declaration, declare, declared, put
+from .declare import declare, declared, put, undeclare
 from .embedded import EmbeddedManifold
 from .euclidean import Euclidean
 from .geodesic import ExponentialManifold, GeodesicManifold
@@ -10,6 +10,7 @@ from .geoopt import from_geoopt, to_geoopt
 from .grassmann import Grassmann
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
+from .records import Declaration
 from .rows import Rows
 from .sphere import Sphere
 from .spherical import Spherical, UnitVectors
@@ -37,4 +38,5 @@ __all__ = [
     "from_geoopt",
     "put",
     "to_geoopt",
+    "undeclare",
 ]

@@ -1,13 +1,14 @@
 """Which parameter lives on which manifold: written on the module, as plain values.
 
 The declaration stands in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
-nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2.
+nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2. What a
+tensor itself remembers (`records`) is used only to refuse what would train it in flat space.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,21 +19,21 @@ from . import numerics
 from .base import Manifold
 from .errors import DeclarationError, GeometryError
 from .euclidean import Euclidean
-from .quotient import ScalingQuotient
+from .placing import forget_loads, place, refuse_stale, watch_loads
+from .records import Declaration, entries, erase, mark, mark_all, marked, record, unmark
 from .rows import Rows, gather, overlaps, scatter_
 
 __all__ = [
     "FLATTENED",
-    "Declaration",
     "Declared",
     "check_memory",
     "check_parts",
-    "check_rows",
     "check_types",
     "declare",
     "declared",
     "preparing",
     "put",
+    "undeclare",
     "walk",
 ]
 
@@ -40,20 +41,17 @@ FLATTENED = (
     "is what FSDP1 left of a parameter: a run of numbers without rows. Use torch.distributed.fsdp.fully_shard (FSDP2), which "
     "keeps them, or DistributedDataParallel"
 )
-_KEY = "_retract_declarations"
 _REPRESENTATIVES = ("keep", "unit")
-
-
-@dataclass(frozen=True)
-class Declaration:
-    """What `declare` writes."""
-
-    manifold: Manifold
-    """Where the points live."""
-    rows: Rows = Rows()
-    """How the parameter is cut into points."""
-    joined: tuple[str, ...] = ()
-    """Names of the parameters of the same module whose rows belong to the same points."""
+_RESET_AND_DECLARE = (
+    "Call reset_running_stats() on the normalization layers, declare, and then "
+    "retract.psi.recalibrate(model, batches); PSI() with representative='keep' leaves rows where they are; a parameter "
+    "that no normalization layer follows can be declared on its own module, where no statistics are looked for"
+)
+_RESET_AND_PUT = (
+    "Call reset_running_stats() on the normalization layers, retract.put(model), and then "
+    "retract.psi.recalibrate(model, batches); a parameter that no normalization layer follows is put by retract.put of its "
+    "own module, where no statistics are looked for"
+)
 
 
 class Declared(NamedTuple):
@@ -106,10 +104,13 @@ def preparing(
     rows: Rows = Rows(),
     joined: Sequence[str] = (),
     representative: str = "keep",
+    *,
+    found: bool = False,
+    without: Collection[str] = (),
 ) -> Callable[[], None]:
     """Check everything that `declare` checks, and return what remains to be done, which cannot fail.
 
-    For declaring several parameters or none.
+    For declaring several parameters or none, after those named in `without` have been undeclared.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise DeclarationError(
@@ -122,29 +123,60 @@ def preparing(
     if representative not in _REPRESENTATIVES:
         raise DeclarationError(f"{name}: representative is one of {_REPRESENTATIVES}, not {representative!r}")
     check_types(name, manifold, rows)
-    path, _, leaf = name.rpartition(".")
-    try:
-        owner = module.get_submodule(path)
-    except AttributeError as error:
-        raise DeclarationError(f"{name}: {error}; names are those of named_parameters() of the module passed") from None
-    declaration = Declaration(manifold, rows, tuple(joined))
+    owner, leaf = _owner(module, name)
+    declaration = Declaration(manifold, rows, tuple(joined), found)
     parts = tuple(_parameter(owner, part, name) for part in (leaf, *declaration.joined))
-    _check_ties(owner, leaf, declaration)
+    _check_ties(
+        owner, leaf, declaration, {other.rpartition(".")[2] for other in without if _owner(module, other)[0] is owner}
+    )
     check_parts(name, parts, manifold, rows)
     layouts = [rows.layout(part, manifold.event_ndim) for part in parts]
     placed: Tensor | None = None
     if not any(part.is_meta for part in parts):
         points = gather(parts, layouts)
-        placed = _place(name, points, manifold, representative)
-        _refuse_stale_statistics(module, name, points, placed)
+        placed = place(name, points, manifold, representative)
+        refuse_stale(name, points, placed, module.named_buffers(), _RESET_AND_DECLARE)
 
     def commit() -> None:
         if placed is not None:
             with torch.no_grad():
                 scatter_(placed, parts, layouts)
-        owner.__dict__[_KEY] = {**owner.__dict__.get(_KEY, {}), leaf: declaration}
+        record(owner, leaf, name, declaration)
+        for each in {module, owner}:
+            watch_loads(each)
 
     return commit
+
+
+def undeclare(module: nn.Module, name: str) -> None:
+    """Take back what `declare` wrote for parameter `name`, whose values stay as they are.
+
+    Build optimizers after it: one that has the parameter on a manifold goes on there.
+
+    Args:
+        module: the owner of the parameter, or any module above it.
+        name: of the parameter that was declared, dotted as for `declare`; what is joined to it comes free with it. A
+            parameter that only bears the mark of a declaration, because its module was replaced, loses that.
+
+    Raises `DeclarationError` if the parameter is not declared, or belongs to the points of another.
+    """
+    owner, leaf = _owner(module, name)
+    here = {entry.leaf: entry for entry in entries(owner) if entry.owner is owner}
+    part = owner._parameters.get(leaf)
+    if leaf not in here:
+        leads = [entry.leaf for entry in here.values() if leaf in entry.declaration.joined]
+        if leads:
+            raise DeclarationError(
+                f"{name} belongs to the points of {leads[0]}; undeclare that, or declare it anew without"
+            )
+        if part is None or marked(part) is None:
+            names = ", ".join(entry.name for entry in entries(module)) or "nothing"
+            raise DeclarationError(f"{name} is not declared; what is: {names}")
+        unmark(part)
+    erase(owner, leaf)
+    mark_all(module)  # another name of a tied parameter may still be declared
+    for depth in range(name.count(".") + 1):
+        forget_loads(module.get_submodule(".".join(name.split(".")[:depth])))
 
 
 def declared(model: nn.Module) -> dict[str, Declaration]:
@@ -155,11 +187,11 @@ def declared(model: nn.Module) -> dict[str, Declaration]:
 @torch.no_grad()
 @numerics.full_precision()
 def put(model: nn.Module) -> None:
-    """Put every declared parameter on its manifold again, in place: after a load, a reset, ``to_empty``; what is still on
-    the meta device has no values to move.
+    """Put every declared parameter on its manifold again, in place: after a reset, ``to_empty``, weights written by hand; what
+    is still on the meta device has no values to move.
 
-    Raises `DeclarationError` and `GeometryError` as `declare` does, for zero and non-finite rows and for shapes that no
-    longer fit; then nothing has moved.
+    Raises `DeclarationError` and `GeometryError` as `declare` does, for zero and non-finite rows, for shapes that no
+    longer fit, and for a move of the rows of a network whose running statistics have been trained; then nothing has moved.
     """
     moves = []
     for names, parts, declaration in walk(model):
@@ -167,7 +199,10 @@ def put(model: nn.Module) -> None:
         if any(part.is_meta for part in parts):
             continue
         layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
-        moves.append((_place(names[0], gather(parts, layouts), declaration.manifold, "keep"), parts, layouts))
+        points = gather(parts, layouts)
+        placed = place(names[0], points, declaration.manifold)
+        refuse_stale(names[0], points, placed, model.named_buffers(), _RESET_AND_PUT)
+        moves.append((placed, parts, layouts))
     for placed, parts, layouts in moves:
         scatter_(placed, parts, layouts)
 
@@ -186,33 +221,61 @@ def walk(model: nn.Module) -> Iterator[Declared]:
     """Every declaration of `model` with its parameters; tied parameters once.
 
     Raises `DeclarationError` for a declaration whose parameter is gone (parametrized or flattened later),
-    for tied names declared on different manifolds, and for scripted and exported modules.
+    for a parameter whose declaration is gone (its module was replaced), for tied names declared on different manifolds,
+    and for scripted and exported modules.
     """
-    if isinstance(model, torch.fx.GraphModule) and not any(_KEY in module.__dict__ for module in model.modules()):
+    if _is_traced(model) and next(entries(model), None) is None:
         raise DeclarationError("a traced or exported module has lost its declarations; use the module it was made from")
-    seen: dict[int, tuple[str, Declaration, bool]] = {}
-    for prefix, module in model.named_modules():
+    for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise DeclarationError(
-                f"{prefix or 'the model'} is scripted: its declarations are lost; use the eager module"
+                f"{path or 'the model'} is scripted: its declarations are lost; use the eager module"
             )
-        for leaf, declaration in module.__dict__.get(_KEY, {}).items():
-            path = f"{prefix}." if prefix else ""
-            leaves = (leaf, *declaration.joined)
-            names = tuple(path + part for part in leaves)
-            parts = tuple(_parameter(module, part, path + part) for part in leaves)
-            first = seen.get(id(parts[0]))
-            if first is not None and first[2] and first[1] == declaration:
-                continue
-            for name, part, leads in zip(names, parts, (True, *[False] * len(declaration.joined)), strict=True):
-                if id(part) in seen:
-                    other, its, _ = seen[id(part)]
-                    raise DeclarationError(
-                        f"{name} and {other} are the same parameter, declared as {declaration} and {its}; "
-                        "declare it once, or both names alike"
-                    )
-                seen[id(part)] = (name, declaration, leads)
-            yield Declared(names, parts, declaration)
+    seen: dict[int, tuple[str, Declaration, bool]] = {}
+    for entry in entries(model):
+        names, declaration = entry.names, entry.declaration
+        parts = tuple(
+            _parameter(entry.owner, leaf, name)
+            for leaf, name in zip((entry.leaf, *declaration.joined), names, strict=True)
+        )
+        first = seen.get(id(parts[0]))
+        if first is not None and first[2] and first[1] == declaration:
+            continue
+        for name, part, leads in zip(names, parts, (True, *[False] * len(declaration.joined)), strict=True):
+            if id(part) in seen:
+                other, its, _ = seen[id(part)]
+                raise DeclarationError(
+                    f"{name} and {other} are the same parameter, declared as {declaration} and {its}; "
+                    "declare it once, or both names alike"
+                )
+            seen[id(part)] = (name, declaration, leads)
+            mark(part, name, declaration.geometry)
+        yield Declared(names, parts, declaration)
+    for name, p in model.named_parameters():
+        lost = marked(p)
+        if lost is not None and id(p) not in seen:
+            raise DeclarationError(
+                f"{name} was declared on {lost.geometry}, by the name {lost.name}, and no module of this model says so: what replaced "
+                "its module (quantization-aware training, symbolic tracing, a swap) took the parameter over, not its "
+                f"declaration. Declare it under this name, or take that back with retract.undeclare(model, {name!r})"
+            )
+
+
+def _is_traced(model: nn.Module) -> bool:
+    """Whether `model` is what torch.fx or torch.export made of another module."""
+    unflatten = sys.modules.get("torch.export.unflatten")
+    return isinstance(model, torch.fx.GraphModule) or (
+        unflatten is not None and isinstance(model, unflatten.UnflattenedModule)
+    )
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that parameter `name` of `module` belongs to, and its name there."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        return module.get_submodule(path), leaf
+    except AttributeError as error:
+        raise DeclarationError(f"{name}: {error}; names are those of named_parameters() of the module passed") from None
 
 
 def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
@@ -244,15 +307,15 @@ def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
     return parameter
 
 
-def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration) -> None:
+def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration, without: Collection[str]) -> None:
     ids = {id(owner._parameters[part]) for part in (leaf, *declaration.joined)}
     if len(ids) <= len(declaration.joined):
         raise DeclarationError(f"{leaf} and {', '.join(declaration.joined)} name one parameter twice")
-    for other, its in owner.__dict__.get(_KEY, {}).items():
-        if other == leaf:
+    for entry in entries(owner):
+        other, its = entry.leaf, entry.declaration
+        if entry.owner is not owner or other == leaf or other in without:
             continue
-        tied = ids & {id(owner._parameters.get(part)) for part in (other, *its.joined)}
-        if tied and (its != declaration or declaration.joined):
+        if ids & set(map(id, entry.parts)) and (its != declaration or declaration.joined):
             raise DeclarationError(f"{leaf} and {other} are the same parameter, but {other} is declared as {its}")
 
 
@@ -284,44 +347,4 @@ def check_memory(name: str, tensor: Tensor) -> None:
         raise GeometryError(
             f"{name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}: some of its elements share memory, and "
             "cannot move on their own; make it of tensor.clone(), or tensor.contiguous() of an expanded one"
-        )
-
-
-def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
-    """Raise `DeclarationError` for a row that is not finite, or zero where zero is no point of `manifold`."""
-    size = numerics.norm(points, manifold.event_ndim)
-    # Where the origin is itself a point (a ball, flat space), zero rows are welcome.
-    origin = manifold.point_defect(torch.zeros_like(points)) == 0
-    for bad, what in ((~torch.isfinite(size), "not finite"), ((size == 0) & ~origin, "zero")):
-        if bad.any():
-            row = int(bad.reshape(-1).int().argmax())
-            raise DeclarationError(
-                f"{name}: row {row} is {what}, which is no point of {manifold!r}; re-initialize it or leave {name} undeclared"
-            )
-
-
-def _place(name: str, points: Tensor, manifold: Manifold, representative: str) -> Tensor:
-    """`points` moved onto `manifold`; refuses rows that stand for no point."""
-    check_rows(name, points, manifold)
-    if isinstance(manifold, ScalingQuotient) and representative == "unit":
-        return manifold.canonical(points)
-    placed = manifold.nearest(points)
-    manifold.check_point(placed, name)
-    return placed
-
-
-def _refuse_stale_statistics(module: nn.Module, name: str, points: Tensor, placed: Tensor) -> None:
-    if numerics.norm(placed - points, points.ndim) <= numerics.tolerance(points.dtype) * numerics.norm(
-        points, points.ndim
-    ):
-        return
-    stale = [
-        key for key, value in module.named_buffers() if key.rpartition(".")[2] == "running_var" and (value != 1).any()
-    ]
-    if stale:
-        raise DeclarationError(
-            f"moving the rows of {name} may falsify running statistics that have been trained ({stale[0]}): eval mode "
-            "remembers the old scale. Call reset_running_stats() on the normalization layers, declare, and then "
-            "retract.psi.recalibrate(model, batches); PSI() with representative='keep' leaves rows where they are; a parameter "
-            "that no normalization layer follows can be declared on its own module, where no statistics are looked for"
         )

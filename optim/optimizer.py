@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, Rows
-from ..manifolds.declare import FLATTENED, check_parts, check_rows, check_types
+from ..manifolds.declare import FLATTENED, check_parts, check_types
 from ..manifolds.errors import OptionError, StepError
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
+from ..manifolds.placing import check_rows
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .checkpoints import check_owners, merge, pack, restore
 from .execute import Group
 from .groups import own_geometry
+from .marks import Marks, refuse_bare
 from .options import COMMON, read_numbers
 from .points import PointSet, passed_over, point_sets
 from .rules import Rule
@@ -54,6 +56,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._settings: list[Settings] = []
         self._groups: list[Group | ShardedGroup] = []
         self._known: list[dict[str, Any]] = []
+        self._marks = Marks()
         super().__init__(params, {**defaults, **COMMON, **defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -62,7 +65,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         Raises:
             OptionError: an option outside its interval, or one that the group's manifold cannot honour.
             GeometryError: a parameter that does not fit the manifold, or lies off it.
-            DeclarationError: a zero or non-finite row.
+            DeclarationError: a zero or non-finite row; a declared parameter in a group that does not say where it lives.
             ValueError, TypeError: what torch raises for empty, repeated or wrong parameters.
         """
         if not isinstance(param_group, dict):
@@ -95,6 +98,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._settings.append(settings)
         self._table.update(table)
         self._names.update(zip(group["params"], names or group.get("param_names", ()), strict=False))
+        self._marks.add(group["params"])
         curved = any(not isinstance(points.manifold, Euclidean) for points in table.values())
         self.names_manifold = self.names_manifold or manifold is not None or curved
 
@@ -129,6 +133,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters: float64, float32, "
                     "float16 and bfloat16. One that is not trained is passed over: call requires_grad_(False) on it"
                 )
+            if manifold is None:
+                refuse_bare(label[p], p)
             if p in followers:
                 continue
             its, its_rows = (manifold, rows or Rows()) if manifold is not None else own_geometry(p)
@@ -153,6 +159,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 parts have one.
             StateError: a parameter that was reshaped or converted since its last step, and its state was not; one that
                 took the place of another in a group.
+            DeclarationError: a parameter that was declared after it came to the optimizer.
             OptionError: a path that was asked for and is not there; a closure that waits for the device while a CUDA
                 graph is captured.
         """
@@ -161,6 +168,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = self._evaluate(closure)
         self._check_settings()
+        self._marks.check(self._table)
         for group in self.param_groups[len(self._groups) :]:
             self._groups.append(ShardedGroup() if any(map(is_sharded, group["params"])) else Group())
         known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
@@ -232,7 +240,12 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     yield points, grads
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_table": self._table, "_names": self._names, "names_manifold": self.names_manifold}
+        own = {
+            "_table": self._table,
+            "_names": self._names,
+            "_marks": self._marks,
+            "names_manifold": self.names_manifold,
+        }
         return {**super().__getstate__(), **own, "_settings": [], "_groups": [], "_known": []}
 
     def state_dict(self) -> dict[str, Any]:

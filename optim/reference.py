@@ -118,7 +118,13 @@ def _step(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, o
 def _update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Memory, options: Options) -> Tensor:
     """`update`, over a few rows at a time where that helps: rows do not know of each other, and temporaries that stay in
     cache cost a third of those that do not. Then `x` and `memory` are written over."""
-    whole = x.ndim != 2 or x.numel() <= CHUNK or is_linear(manifold, options) or isinstance(manifold, Euclidean)
+    whole = (
+        x.ndim != 2
+        or manifold.event_ndim != 1
+        or x.numel() <= CHUNK
+        or is_linear(manifold, options)
+        or isinstance(manifold, Euclidean)
+    )
     if whole or options["orthogonality"] or options["differentiable"]:
         return update(manifold, rule, x, egrad, memory, options)
     unheld = isinstance(manifold, ScalingQuotient) and options["radius"] == "hold" and "radius" not in memory.scalars

@@ -16,6 +16,7 @@ a parameter group exchange in a step goes in one collective (per process group a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -128,14 +129,6 @@ def _sharded(points: PointSet, penalty: bool) -> Sharded:
     return Whole(points)
 
 
-def _point_axes(part: Tensor, points: PointSet) -> tuple[int, ...]:
-    """Axes of `part` that enumerate points, blocks left aside."""
-    rows, ndim, event_ndim = points.rows, part.ndim, points.manifold.event_ndim
-    if event_ndim != 1:
-        return tuple(range(ndim - event_ndim))
-    return (0,) if ndim == 1 and rows.axis == 1 else rows.axes
-
-
 def _local_rows(part: Tensor, cut: Cut, points: PointSet) -> Rows | None:
     """How the shards of `part` are cut into points, if each has whole ones."""
     rows = points.rows
@@ -144,10 +137,14 @@ def _local_rows(part: Tensor, cut: Cut, points: PointSet) -> Rows | None:
     if rows.blocks is not None:
         size = cut.length // rows.blocks
         whole = cut.axis == 0 and cut.run % size == 0
-        return Rows(blocks=max(1, cut.own(torch.empty(part.shape, device="meta")).shape[0] // size)) if whole else None
+        return (
+            replace(rows, blocks=max(1, cut.own(torch.empty(part.shape, device="meta")).shape[0] // size))
+            if whole
+            else None
+        )
     if rows.groups > 1 and (cut.axis != 1 or len(points.parts) > 1):
         return None
-    return rows if cut.axis in _point_axes(part, points) else None
+    return rows if cut.axis in rows.point_axes(part.ndim, points.manifold.event_ndim) else None
 
 
 def _cuts_coordinates(part: Tensor, cut: Cut, points: PointSet) -> bool:
@@ -157,7 +154,7 @@ def _cuts_coordinates(part: Tensor, cut: Cut, points: PointSet) -> bool:
         return False
     if rows.blocks is not None:
         return rows.blocks == 1 or cut.axis != 0
-    return rows.groups == 1 and cut.axis not in _point_axes(part, points)
+    return rows.groups == 1 and cut.axis not in rows.point_axes(part.ndim, points.manifold.event_ndim)
 
 
 def _exchange(parcels: Sequence[Parcel]) -> list[Tensor]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..manifolds import Rows
 from ..manifolds.rows import gather
+from .agreement import on_all_ranks
 from .cuts import Cut, cuts
 from .euler import Euler
 from .probe import Probe, ProbeError
@@ -50,6 +51,7 @@ _WORDS = {
 }
 
 
+@on_all_ranks
 @torch.no_grad()
 def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report:
     """Measure which parameters of `model` are positively scale-invariant, at the finest granularity that holds.
@@ -62,7 +64,11 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
     The model comes out exactly as it went in: it runs in float64 on copies of its parameters and buffers.
     That costs two backward and usually 2 × `probes` + 2 forward passes. Forward hooks run in each.
 
+    With a process group of several processes initialized, this is a collective call: every rank has to make it, and verdicts
+    that differ raise on all. To look at a model on one rank only, call it before ``init_process_group``.
+
     Raises:
+        RetractError: ranks come to different verdicts, one of them failed, or did not come.
         ProbeError: the model failed, returned something not finite or nothing differentiable; a scripted module,
             a lazy or a meta parameter; running statistics all frozen.
     """

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
 
 from ..manifolds.errors import RetractError
 
@@ -16,60 +18,83 @@ __all__ = ["recalibrate"]
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
-    """Recompute the running statistics of every normalization layer of `model` as averages over `batches`.
+    """Recompute the running statistics of every normalization layer of `model` as averages over all that it sees in `batches`.
+
+    A layer's statistics become the mean of those of its calls, each call counting alike: as
+    `torch.optim.swa_utils.update_bn` has it, and for InstanceNorm too. A layer that is called several times in a pass, or
+    in some batches only, is averaged over just these calls. One that is never called keeps its statistics, with a warning.
 
     Each batch is the model's input: a tensor, a tuple or list of positional inputs, or a dict of keyword
     inputs. A loader of ``(inputs, targets)`` is passed as ``(x for x, _ in loader)``. The normalization layers
     see the batches in train mode; all else stays in eval mode, so dropout does not disturb them. Modes and
-    momenta come out as they went in. A layer that the forward pass does not call in eval mode keeps its
-    statistics. Returns the number of batches.
+    momenta come out as they went in, and `num_batches_tracked` counts the calls that are averaged. Returns the number of
+    batches.
 
     Raises `RetractError` if no layer keeps running statistics or `batches` is empty, and passes on what the
     model raises; the statistics are then as before.
     """
-    layers = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    layers = {
+        name: _Layer(m) for name, m in model.named_modules() if isinstance(m, _NormBase) and m.running_mean is not None
+    }
     if not layers:
         raise RetractError("no layer of this model keeps running statistics: there is nothing to recalibrate")
     modes = [(module, module.training) for module in model.modules()]
-    before = [
-        (layer, layer.momentum, {key: b.clone() for key, b in layer.named_buffers(recurse=False)}) for layer in layers
-    ]
     count = 0
     try:
         model.eval()
-        for layer in layers:
-            layer.reset_running_stats()
-            layer.train()
+        for layer in layers.values():
+            layer.begin()
         for batch in batches:
             count += 1
-            for layer in layers:
-                layer.momentum = 1.0 / count
             _call(model, batch)
         if count == 0:
             raise RetractError("batches is empty (a generator can be walked through only once)")
-        for layer, _, buffers in before:
-            if _fresh(layer):  # not called in eval mode
-                _restore(layer, buffers)
     except BaseException:
-        for layer, _, buffers in before:
-            _restore(layer, buffers)
+        for layer in layers.values():
+            layer.restore()
         raise
     finally:
         for module, mode in modes:
             module.training = mode
-        for layer, momentum, _ in before:
-            layer.momentum = momentum
+        for layer in layers.values():
+            layer.end()
+    idle = [name for name, layer in layers.items() if not layer.calls]
+    for name in idle:
+        layers[name].restore()
+    if idle:
+        warnings.warn(
+            f"{', '.join(idle)}: not called in {count} batches in eval mode, so the running statistics are those of before",
+            stacklevel=3,
+        )
     return count
 
 
-def _fresh(layer: nn.Module) -> bool:
-    """Whether running statistics are as `reset_running_stats` leaves them."""
-    return not layer.get_buffer("running_mean").any() and bool((layer.get_buffer("running_var") == 1).all())
+class _Layer:
+    """A normalization layer that averages over its calls: the n-th comes in with the share 1/n."""
 
+    def __init__(self, layer: _NormBase) -> None:
+        self._layer, self._momentum = layer, layer.momentum
+        self._before = {key: buffer.clone() for key, buffer in layer.named_buffers(recurse=False)}
+        self._hook: RemovableHandle | None = None
+        self.calls = 0
 
-def _restore(layer: nn.Module, buffers: dict[str, Tensor]) -> None:
-    for key, value in buffers.items():
-        layer.get_buffer(key).copy_(value)
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+        # Not None, which InstanceNorm takes for 0.
+        self._layer.momentum = 1.0 / self.calls
+
+    def begin(self) -> None:
+        self._hook = self._layer.register_forward_pre_hook(self._count, prepend=True)
+        self._layer.train().reset_running_stats()
+
+    def end(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._layer.momentum = self._momentum
+
+    def restore(self) -> None:
+        for key, value in self._before.items():
+            self._layer.get_buffer(key).copy_(value)
 
 
 def _call(model: nn.Module, batch: Any) -> None:

@@ -125,7 +125,8 @@ def test_recalibrate_leaves_layers_alone_that_eval_mode_does_not_call():
     model = Auxiliary()
     model(torch.randn(8, 3) + 5)
     before = copy.deepcopy(model.aux.state_dict())
-    psi.recalibrate(model, [torch.randn(8, 3)])
+    with pytest.warns(UserWarning, match="aux: not called in 1 batches in eval mode"):
+        psi.recalibrate(model, [torch.randn(8, 3)])
     assert all(torch.equal(value, before[key]) for key, value in model.aux.state_dict().items())
     assert abs(float(model.main.running_mean.mean())) < 1
 

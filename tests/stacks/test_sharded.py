@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import together
 from retract import declare, param_groups, psi
-from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
+from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
 from retract.manifolds.errors import DeclarationError, OptionError
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, clip_grad_norm_
 from torch import nn
@@ -340,7 +340,11 @@ def older_wrappers(rank):
 
 def apart(net):
     """Groups without names and without joint points."""
-    return [{"params": [net[0].weight, net[2].weight], "manifold": PSI()}, {"params": [net[0].bias, net[2].bias]}]
+    biases = [net[0].bias, net[2].bias]  # declared as parts of joint points, so their group has to say otherwise
+    return [
+        {"params": [net[0].weight, net[2].weight], "manifold": PSI()},
+        {"params": biases, "manifold": Euclidean(0)},
+    ]
 
 
 def test_fsdp1_is_refused_and_zero_takes_plain_groups_only():
