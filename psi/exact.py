@@ -63,7 +63,7 @@ class Lenient(TorchFunctionMode):
         rest, so the widest that there is comes first."""
         name = getattr(func, "__name__", str(func))
         floats = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and _real(t.dtype) in _COMPLEX]
-        if not floats or "out" in kwargs or name == "backward":
+        if not floats or "out" in kwargs or name in ("backward", "grad"):  # which know tensors by identity
             return None
         # What is written to keeps its type.
         written = name.startswith(("__set", "__i")) or (name.endswith("_") and not name.endswith("__"))

@@ -30,10 +30,10 @@ def disturb(w: Tensor, beside: Iterable[Tensor], generator: torch.Generator) -> 
 
 def _size(w: Tensor, beside: list[Tensor]) -> Tensor | float:
     own = _rms(w)
-    if w.ndim != 1:
-        rows = WEIGHT_NOISE * _row_norms(w) / (w[0].numel() ** 0.5 if w.ndim else 1.0)
+    if w.numel() > max(w.shape, default=1):
+        rows = WEIGHT_NOISE * _row_norms(w) / w[0].numel() ** 0.5
         return torch.where(rows > 0, rows, WEIGHT_NOISE * own or 1.0)
-    if beside:
+    if beside and w.ndim == 1:
         sizes = [size if size.shape == w.shape else size.square().mean().sqrt() for size in beside]
         largest = torch.stack(torch.broadcast_tensors(*sizes)).amax(0)
         return torch.where(largest > 0, largest.clamp(min=WEIGHT_NOISE * own), own or 1.0)

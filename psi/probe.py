@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +20,10 @@ from .trees import Leaves
 __all__ = ["Probe", "ProbeError"]
 
 SEED = 0
+FAINT = 1e-6
+"""An output that is smaller beside the others is taken for rounding."""
+WAYS = ((torch.float64, False), (torch.float64, True), (torch.float32, False))
+"""The type to compute in, and whether state that is overwritten is kept for the backward pass, each tried if those before fail."""
 MEASURED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """What parameters of other types are for is known to the model alone."""
 
@@ -35,7 +39,7 @@ class Probe:
     perturbed copies at unit size. Every pass starts from the same state, the model's own, and sees the same random numbers.
 
     A single operation that refuses float64 runs in float32, and so does a model that refuses it as a whole; the first pass
-    decides, and replaces `weights`.
+    decides, and then replaces `weights`.
     """
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -54,15 +58,19 @@ class Probe:
         self.passed_over = {name: why for name, p in self._parameters.items() if (why := self._unmeasured(name, p))}
         """Parameters that are not measured, which are not in `weights`, with the reason."""
         self._others: dict[str, Tensor] = {}
-        self._wide, self._settled = torch.float64, False
+        self._way, self._settled = WAYS[0], False
         self._used: dict[str, torch.dtype] = {}
         self._opaque: dict[str, None] = {}
-        self._fill()
+        self._allocate()
 
     @property
     def precision(self) -> float:
         """Rounding of the coarsest type that `run` and `differentiate` have computed in."""
         return max(torch.finfo(dtype).eps for dtype in (self._wide, *self._used.values()))
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return self._way[0]
 
     @property
     def notes(self) -> list[str]:
@@ -86,13 +94,15 @@ class Probe:
         """
         return self._exact(number, eps, lambda outputs: [t.detach() for t in outputs])
 
-    def differentiate(self, number: int, *, eps: bool = True) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """As `run`, with the autograd graph, and the gradient of a random linear functional of the outputs with
-        respect to every weight; zero where unused.
+    def differentiate(
+        self, number: int, *, eps: bool = True, functional: int = SEED
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """As `run`, with the autograd graph, and the gradient of a random linear functional of the outputs, each brought to
+        length 1, with respect to every weight; zero where unused.
 
         Raises also if no output depends on a weight in a differentiable way.
         """
-        return self._exact(number, eps, lambda outputs: (outputs, self._gradients(outputs)))
+        return self._exact(number, eps, lambda outputs: (outputs, self._gradients(outputs, functional)))
 
     def as_is(self, changed: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """As `run` for the inputs as given, with the model's own parameters, types and eps; `changed` replaces parameters by name."""
@@ -111,41 +121,34 @@ class Probe:
             raise ProbeError(f"the model failed as it is: {type(error).__name__}: {error}") from error
 
     def _exact(self, number: int, eps: bool, then: Callable[[list[Tensor]], Any]) -> Any:
-        """`then` of the outputs in float64; in float32 if the model fails in the first pass."""
-        try:
-            result = self._once(number, eps, then)
-        except ProbeError:
-            raise
-        except Exception as error:
-            result = None if self._settled else self._narrowly(number, eps, then)
-            if result is None:
-                hint = (
-                    "; arguments that are not psi.find's or psi.declare's own go to the model"
-                    if isinstance(error, TypeError)
-                    else ""
-                )
-                raise ProbeError(
-                    f"the model failed in {_name(number)}: {type(error).__name__}: {error}{hint}"
-                ) from error
-        self._settled = True
-        return result
-
-    def _narrowly(self, number: int, eps: bool, then: Callable[[list[Tensor]], Any]) -> Any:
-        """As `_once` in float32; None if that fails too."""
-        self._wide = torch.float32
-        self._fill()
-        try:
-            return self._once(number, eps, then)
-        except Exception:
-            self._wide = torch.float64
-            return None
+        """`then` of the outputs; the first pass finds out in which of `WAYS` the model runs."""
+        failure: Exception | None = None
+        for way in [self._way] if self._settled else WAYS:
+            if way != self._way:
+                self._way = way
+                self._allocate()
+            try:
+                result = self._once(number, eps, then)
+            except ProbeError:
+                raise
+            except Exception as error:
+                failure = failure or error
+            else:
+                self._settled = True
+                return result
+        hint = "; arguments that are not psi.find's or psi.declare's own go to the model"
+        raise ProbeError(
+            f"the model failed in {_name(number)}: {type(failure).__name__}: {failure}"
+            f"{hint if isinstance(failure, TypeError) else ''}"
+        ) from failure
 
     def _once(self, number: int, eps: bool, then: Callable[[list[Tensor]], Any]) -> Any:
         dtypes = {p.dtype for p in self._parameters.values() if p.dtype in MEASURED}
         implicit = torch.finfo(torch.float64 if dtypes == {torch.float64} else torch.float32).eps
         others = [dtype for dtype in MEASURED if dtype == torch.float32 or dtype in dtypes]
         mode = Exact(self._wide, [dtype for dtype in others if dtype != self._wide], eps=eps, implicit=implicit)
-        with quiet(self._wide, SEED), self._lent() as tensors:
+        lenient = torch.autograd.graph.allow_mutation_on_saved_tensors() if self._way[1] else nullcontext()
+        with quiet(self._wide, SEED), self._lent() as tensors, lenient:
             result = self._pass(number if self.perturbs else 0, tensors, self._wide, mode, then)
         self._used |= mode.used
         return result
@@ -187,8 +190,8 @@ class Probe:
                 w.data, w.grad = kept[name], None
                 w.requires_grad_()
 
-    def _gradients(self, outputs: list[Tensor]) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(SEED)
+    def _gradients(self, outputs: list[Tensor], functional: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(functional)
         live = [t for t in outputs if t.requires_grad]
         if not live:
             unseen = f"; outputs of type {', '.join(self._opaque)} were not looked at" if self._opaque else ""
@@ -196,8 +199,11 @@ class Probe:
                 "no output of the model is a floating-point tensor that depends on its parameters in a differentiable way "
                 f"(torch.no_grad inside the model? integer predictions?); return logits or a loss{unseen}"
             )
+        norms = [float(t.detach().norm()) for t in live]
+        least = FAINT * max(norms) or 1.0
         loss = sum(
-            (t * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum() for t in live
+            (t / max(norm, least) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum()
+            for t, norm in zip(live, norms, strict=True)
         )
         names = list(self.weights)
         found = torch.autograd.grad(loss, [self.weights[name] for name in names], allow_unused=True)  # type: ignore[arg-type]
@@ -227,20 +233,34 @@ class Probe:
             return f"{p.dtype} is not a real floating-point type"
         if p.dtype not in MEASURED:
             return f"{p.dtype} is a type to store, not to compute in"
-        return None if torch.isfinite(p).all() else "it has entries that are not finite"
+        return None if _is_ordinary(p) else "it has entries that are not finite"
 
     @torch.no_grad()
-    def _fill(self) -> None:
-        """Copies of the parameters with a little noise."""
+    def fill(self, *, noise: bool) -> None:
+        """Set `weights` to the model's own, with a little noise or as they are."""
         generator = torch.Generator().manual_seed(SEED)
-        for name, p in self._parameters.items():
-            with torch.inference_mode(False):
-                w = nn.Parameter(_copy(p, self._wide).detach(), p.requires_grad or name not in self.passed_over)
-            if name not in self.passed_over or (p.is_complex() and p.numel() and torch.isfinite(p).all()):
+        for name, w in (self.weights | self._others).items():
+            p = self._parameters[name].detach()
+            w.detach().copy_(p)
+            if noise and _is_ordinary(p):
                 owner = self.model.get_submodule(name.rpartition(".")[0])
                 beside = [q.detach() for q in owner.parameters(recurse=False) if q.dtype in MEASURED]
                 disturb(w.detach(), beside, generator)
-            (self._others if name in self.passed_over else self.weights)[name] = w
+
+    def _allocate(self) -> None:
+        """Leaves for all parameters, in the type that is computed in."""
+        with torch.inference_mode(False), torch.no_grad():
+            for name, p in self._parameters.items():
+                measured = name not in self.passed_over
+                w = nn.Parameter(_copy(p.detach(), self._wide), p.requires_grad or measured)
+                (self.weights if measured else self._others)[name] = w
+        self.fill(noise=True)
+
+
+def _is_ordinary(p: Tensor) -> bool:
+    """Whether noise can be added to `p`."""
+    knows = p.dtype in MEASURED or p.is_complex()
+    return knows and p.numel() > 0 and not is_traceable_wrapper_subclass(p) and bool(torch.isfinite(p).all())
 
 
 def _copy(t: Tensor, dtype: torch.dtype | None) -> Tensor:
