@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,10 @@ class _Copier(TorchFunctionMode):
 def _scripted(part: torch.jit.ScriptModule, tensors: dict[int, Tensor], convert: Callable[[Tensor], Tensor]) -> Any:
     """A copy of a scripted module, whose tensors cannot be replaced, but filled."""
     result = copy.deepcopy(part)
-    for (_, old), (_, new) in zip(part.named_parameters(), result.named_parameters(), strict=True):
+    for old, new in zip(part.parameters(), result.parameters(), strict=True):
         new.data = tensors[id(old)].detach()
-    for (_, old), (_, new) in zip(part.named_buffers(), result.named_buffers(), strict=True):
-        new.data = convert(old)
+    for b, filled in zip(part.buffers(), result.buffers(), strict=True):
+        filled.data = convert(b)
     return result
 
 
@@ -138,8 +139,10 @@ def quiet(default: torch.dtype, seed: int) -> Iterator[None]:
         random.seed(seed)
         np.random.seed(seed)
         torch.set_default_dtype(default)
+        # Where nothing has imported the compiler, nothing is compiled, and to import it takes seconds.
+        eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
         try:
-            with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+            with torch.inference_mode(False), torch.enable_grad(), eager:
                 yield
         finally:
             torch.set_default_dtype(dtype)

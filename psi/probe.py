@@ -107,7 +107,7 @@ class Probe:
     def as_is(self, changed: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """As `run` for the inputs as given, with the model's own parameters, types and eps; `changed` replaces parameters by name."""
         values = self._parameters | dict(changed or {})
-        tensors = {
+        tensors: dict[int, Tensor] = {
             id(p): nn.Parameter(_copy(values[name], p.dtype), p.requires_grad) for name, p in self._parameters.items()
         }
         try:
