@@ -7,6 +7,7 @@ import random
 import sys
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -93,7 +94,7 @@ class _Copier(TorchFunctionMode):
             return value
         if id(value) in self.memo:
             return self.memo[id(value)]
-        if isinstance(value, dict) and not value:  # most of what a module holds: quickly
+        if type(value) in (dict, OrderedDict) and not value:  # most of what a module holds: quickly
             return self.memo.setdefault(id(value), value.copy())
         self._convert, known = convert, len(self.memo)
         try:
@@ -102,13 +103,25 @@ class _Copier(TorchFunctionMode):
         except Exception:
             for key in list(self.memo)[known:]:  # what was copied halfway
                 del self.memo[key]
+        return self._in_parts(value, convert, path)
+
+    def _in_parts(self, value: Any, convert: Callable[[Tensor], Tensor], path: str) -> Any:
+        """A copy that shares with `value` what cannot be copied."""
         if type(value) in (list, tuple):
             return self.memo.setdefault(id(value), type(value)(self(item, convert, path) for item in value))
         if type(value) is dict:
             return self.memo.setdefault(id(value), {key: self(item, convert, path) for key, item in value.items()})
-        self._state.shared[path] = type(value).__qualname__
-        self._state._unfit[id(value)] = self.memo[id(value)] = value
-        return value
+        try:
+            shell = copy.copy(value)
+            held = {} if shell is value else vars(shell)
+        except Exception:
+            shell, held = value, {}
+        if shell is value:
+            self._state.shared[path] = type(value).__qualname__
+            self._state._unfit[id(value)] = value
+        self.memo[id(value)] = shell
+        held.update({key: self(item, convert, f"{path}.{key}") for key, item in held.items()})
+        return shell
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """`func`, but the deep copy of a tensor is as it was asked for, whether or not it has a graph; so is the clone that an

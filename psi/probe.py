@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..manifolds.errors import RetractError
@@ -147,8 +148,8 @@ class Probe:
         implicit = torch.finfo(torch.float64 if dtypes == {torch.float64} else torch.float32).eps
         others = [dtype for dtype in MEASURED if dtype == torch.float32 or dtype in dtypes]
         mode = Exact(self._wide, [dtype for dtype in others if dtype != self._wide], eps=eps, implicit=implicit)
-        lenient = torch.autograd.graph.allow_mutation_on_saved_tensors() if self._way[1] else nullcontext()
-        with quiet(self._wide, SEED), self._lent() as tensors, lenient:
+        keeping = saved_tensors_hooks(_lazily, lambda t: t) if self._way[1] else nullcontext()
+        with quiet(self._wide, SEED), self._lent() as tensors, keeping:
             result = self._pass(number if self.perturbs else 0, tensors, self._wide, mode, then)
         self._used |= mode.used
         return result
