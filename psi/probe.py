@@ -109,7 +109,8 @@ class Probe:
         """As `run` for the inputs as given, with the model's own parameters, types and eps; `changed` replaces parameters by name."""
         values = self._parameters | dict(changed or {})
         tensors: dict[int, Tensor] = {
-            id(p): nn.Parameter(_copy(values[name], p.dtype), p.requires_grad) for name, p in self._parameters.items()
+            id(p): nn.Parameter(values[name].detach().to(p.dtype, copy=True), p.requires_grad)
+            for name, p in self._parameters.items()
         }
         try:
             with quiet(torch.get_default_dtype(), SEED):
@@ -202,12 +203,17 @@ class Probe:
             )
         norms = [float(t.detach().norm()) for t in live]
         least = FAINT * max(norms) or 1.0
-        loss = sum(
+        terms = [
             (t / max(norm, least) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum()
             for t, norm in zip(live, norms, strict=True)
-        )
+        ]
+        loss = torch.stack([term.to(terms[0].device) for term in terms]).sum()
         names = list(self.weights)
-        found = torch.autograd.grad(loss, [self.weights[name] for name in names], allow_unused=True)  # type: ignore[arg-type]
+        # Not torch.autograd.grad, which would switch `Exact` off: checkpointed parts are computed again on the way.
+        weights = tuple(self.weights[name] for name in names)
+        found = torch.autograd.Variable._execution_engine.run_backward(
+            (loss,), (torch.ones_like(loss),), False, False, weights, allow_unreachable=True, accumulate_grad=False
+        )
         return {
             name: torch.zeros_like(self.weights[name]) if g is None else g.to_dense() if g.is_sparse else g
             for name, g in zip(names, found, strict=True)
