@@ -45,6 +45,14 @@ class Probe:
                 "a scripted module cannot be probed: its tensors cannot be replaced; pass the eager module"
             )
         self.model, self.args, self.kwargs = model, args, kwargs
+        self.passes = 0
+        """Forward passes so far."""
+        self.precision = torch.finfo(torch.float64).eps
+        """Rounding of the coarsest floating-point type that a pass has computed in; `as_is` does not count."""
+        self.notes: list[str] = []
+        """What a reader of the verdicts must know: outputs that were not looked at, state that could not be copied."""
+        self.passed_over: dict[str, str] = {}
+        """Parameters that cannot be measured, which are not in `weights`, with the reason."""
         self.perturbs = True
         """Whether inputs from 1 on differ from the given ones; some models do not stand it."""
         self.weights: dict[str, Tensor] = {}
@@ -58,7 +66,9 @@ class Probe:
                 )
             if p.is_meta:
                 raise ProbeError(f"{name} is on the meta device and has no values to measure with; initialize it first")
-            if p.is_floating_point():
+            if not p.is_floating_point():
+                self.passed_over[name] = f"{p.dtype} is not a real floating-point type"
+            else:
                 self.weights[name] = torch.empty_like(p, dtype=torch.float64).requires_grad_()
         names = {id(p): name for name, p in model.named_parameters()}
         # One slot per place that holds a parameter: a module used twice is one place, tied modules are two.
@@ -112,9 +122,37 @@ class Probe:
         """
         return self._call(number, eps, lambda outputs: (outputs, self._gradients(outputs)))
 
+    def as_is(self, changed: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """What the model returns for the inputs as given, with its own parameters, dtypes and eps, every tensor as float64.
+
+        `changed` replaces parameters by name. Every run sees the same random numbers. Raises `ProbeError` as `run` does.
+        """
+        changed = changed or {}
+        parameters = dict(self.model.named_parameters())
+        tensors = {
+            f"model.{prefix}.{leaf}".replace("..", "."): b.detach().clone()
+            for prefix, module in self.model.named_modules()
+            for leaf, b in module._buffers.items()
+            if b is not None
+        }
+        for slot, name in self._slots.items():
+            p = parameters[name].detach()
+            tensors[f"model.{slot}"] = changed[name].to(p.dtype, copy=True) if name in changed else p.clone()
+        self.passes += 1
+        with _untouched(self.model, torch.get_default_dtype()):
+            try:
+                args, kwargs = (_map(given, lambda t: t.detach().clone()) for given in (self.args, self.kwargs))
+                runner = _Runner(self.model, lambda outputs: [t.detach().double() for t in _tensors(outputs, 0)])
+                return functional_call(runner, tensors, (args, kwargs), tie_weights=False)
+            except ProbeError:
+                raise
+            except Exception as error:
+                raise ProbeError(f"the model failed as it is: {type(error).__name__}: {error}") from error
+
     def _call(self, number: int, eps: bool, then: Callable[[list[Tensor]], Any]) -> Any:
         """`then` of the outputs. It runs while the weights are in place: checkpointed parts are computed again in the
         backward pass."""
+        self.passes += 1
         shown = number if self.perturbs else 0
         generator = torch.Generator().manual_seed(SEED + number)
         tensors = {
@@ -185,8 +223,8 @@ def _name(number: int) -> str:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Float64 by default, gradients on, compilers off, fixed random states; all put back, and with it what the model's forward
+def _untouched(model: nn.Module, default: torch.dtype = torch.float64) -> Iterator[None]:
+    """`default` as the default type, gradients on, compilers off, fixed random states; all put back, and with it what the model's forward
     pass leaves on its modules (plain attributes, in place or rebound)."""
     attributes = [
         (module, {key: (value, _snapshot(value)) for key, value in vars(module).items()}) for module in model.modules()
@@ -196,7 +234,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
         torch.manual_seed(SEED)
         random.seed(SEED)
         np.random.seed(SEED)
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(default)
         try:
             with torch.inference_mode(False), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
                 yield
