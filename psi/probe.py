@@ -78,15 +78,17 @@ class Probe:
             for leaf, p in module._parameters.items()
             if p is not None and names[id(p)] in self.weights
         }
-        self._fill()
+        self.fill(noise=True)
 
     @torch.no_grad()
-    def _fill(self) -> None:
-        """The model's weights with a little noise."""
+    def fill(self, *, noise: bool) -> None:
+        """Set `weights` to the model's own, with a little noise or as they are."""
         generator = torch.Generator().manual_seed(SEED)
         parameters = dict(self.model.named_parameters())
         for name, w in self.weights.items():
             w.copy_(parameters[name])
+            if not noise:
+                continue
             size = self._noise(name, parameters)
             w.add_(torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device).mul_(size))
 
@@ -95,12 +97,12 @@ class Probe:
         added to or multiplied with, lest it be too small to show."""
         p = parameters[name]
         own = _rms(p)
-        if p.ndim != 1:
-            rows = WEIGHT_NOISE * _row_norms(p) / (p[0].numel() ** 0.5 if p.ndim else 1.0)
+        if p.numel() > max(p.shape, default=1):
+            rows = WEIGHT_NOISE * _row_norms(p) / p[0].numel() ** 0.5
             return torch.where(rows > 0, rows, WEIGHT_NOISE * own or 1.0)
         owner = self.model.get_submodule(name.rpartition(".")[0])
         beside = [_row_norms(q).flatten() for q in owner._parameters.values() if q is not None and q.ndim > 1]
-        if beside:
+        if beside and p.ndim == 1:
             sizes = [size if size.shape == p.shape else size.square().mean().sqrt() for size in beside]
             largest = torch.stack(torch.broadcast_tensors(*sizes)).amax(0)
             return torch.where(largest > 0, largest.clamp(min=WEIGHT_NOISE * own), own or 1.0)
@@ -114,13 +116,15 @@ class Probe:
         """
         return self._call(number, eps, lambda outputs: [t.detach() for t in outputs])
 
-    def differentiate(self, number: int, *, eps: bool = True) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """As `run`, with the autograd graph, and the gradient of a random linear functional of the outputs with
-        respect to every weight; zero where unused.
+    def differentiate(
+        self, number: int, *, eps: bool = True, functional: int = SEED
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """As `run`, with the autograd graph, and the gradient of a random linear functional of the outputs, each brought to
+        length 1, with respect to every weight; zero where unused.
 
         Raises also if no output depends on a weight in a differentiable way.
         """
-        return self._call(number, eps, lambda outputs: (outputs, self._gradients(outputs)))
+        return self._call(number, eps, lambda outputs: (outputs, self._gradients(outputs, functional)))
 
     def as_is(self, changed: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """What the model returns for the inputs as given, with its own parameters, dtypes and eps, every tensor as float64.
@@ -180,8 +184,8 @@ class Probe:
                     f"the model failed in {_name(number)}: {type(error).__name__}: {error}{hint}"
                 ) from error
 
-    def _gradients(self, outputs: list[Tensor]) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(SEED)
+    def _gradients(self, outputs: list[Tensor], functional: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(functional)
         live = [t for t in outputs if t.requires_grad]
         if not live:
             raise ProbeError(
@@ -189,7 +193,7 @@ class Probe:
                 "(torch.no_grad inside the model? integer predictions?); return logits or a loss"
             )
         loss = sum(
-            (t * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum() for t in live
+            (t / _length(t) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum() for t in live
         )
         names = list(self.weights)
         found = torch.autograd.grad(loss, [self.weights[name] for name in names], allow_unused=True)  # type: ignore[arg-type]
@@ -272,6 +276,10 @@ def _copy(t: Tensor) -> Tensor:
     """A copy, in float64 where `t` is of floating point."""
     t = t.detach()
     return t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone()
+
+
+def _length(t: Tensor) -> float:
+    return float(t.detach().norm()) or 1.0
 
 
 def _rms(t: Tensor) -> float:
