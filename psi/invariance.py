@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from ..manifolds import Rows
 from .cuts import Cut, cuts
-from .euler import Euler, Evidence, Tolerances
+from .euler import Euler, Tolerances
 from .leaks import leaks
 from .probe import Probe, ProbeError
 from .reasons import explain
 from .report import Report
-from .rescaling import NEAR, REACH, Rescaling, multiplied
+from .rescaling import EXPONENTS, Rescaling, multiplied, spread
 from .verdicts import Search, report
 
 __all__ = ["find"]
@@ -104,7 +104,7 @@ def _scattered(probe: Probe, search: Search, number: int, sign: int) -> Iterator
 
     def exponents(count: int, generator: torch.Generator) -> Tensor:
         up = torch.randint(2, (count,), generator=generator) * 2.0 - 1
-        return sign * up * (NEAR + (REACH - NEAR) * torch.rand(count, generator=generator).double())
+        return sign * up * spread(*EXPONENTS)(count, generator)
 
     with multiplied(probe.weights, rows, exponents, 0):
         try:

@@ -8,7 +8,7 @@ small moves. What they leave in doubt is doubled and moved.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,10 +65,18 @@ def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int)
             found |= _derivatives(probe, rest, tolerances, noise)
     for cut in cuts:
         found.setdefault(cut.name, Leak(0.0, 0.0, 0, 0, 0.0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _double(probe, cuts, found, limit)
+    return found
+
+
+def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: int) -> None:
+    """Correct what derivatives say by doubling what they leave in doubt."""
     try:
         doubling = _Doubling(probe, found, limit)
-    except (ProbeError, OutOfPasses):
-        return found
+    except ProbeError:
+        return  # a model that cannot run in its own dtype here
     # What is large is certain. Those in doubt come last, so that halving finds them together.
     unsure = sorted((cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED), key=lambda cut: found[cut.name].worst)
     for gains in (False, True):
@@ -78,7 +86,6 @@ def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int)
     for cut in unsure:
         if found[cut.name].single > ALLOWED >= found[cut.name].together:
             doubling.measure_point(cut)
-    return found
 
 
 class _Doubling:
@@ -86,8 +93,13 @@ class _Doubling:
 
     def __init__(self, probe: Probe, found: dict[str, Leak], limit: int) -> None:
         self._probe, self._found, self._limit = probe, found, limit
-        self._own = dict(probe.model.named_parameters())
+        own = dict(probe.model.named_parameters())
+        self._own = {name: own[name].detach() for name in probe.weights}
         self._base = self._outputs({})
+        # What rounding does to each output, seen by changing the weights by as much.
+        rounded = self._outputs({name: _rounded(w) for name, w in self._own.items()})
+        unit = max(torch.finfo(w.dtype).eps for w in self._own.values())
+        self._noise = [ROUNDING * max(gap, unit) for gap in changes(rounded, self._base)]
 
     def harmless(self, cuts: list[Cut]) -> bool:
         """Whether doubling all points of all `cuts` changes the outputs by less than is allowed for any of them alone."""
@@ -116,17 +128,15 @@ class _Doubling:
         """Change of an output by doubling over that by a random move of the same length, the largest of all outputs."""
         if self._probe.passes + 2 > self._limit:
             raise OutOfPasses
-        generator = torch.Generator().manual_seed(0)
-        own = {part: self._own[part].detach().double() for part in cut.parts}
-        moving = {part: self._only(cut, part, w, point) for part, w in own.items()}
-        noise = {
-            part: self._only(cut, part, torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device), point)
-            for part, w in own.items()
-        }
-        stretch = _length(moving) / (_length(noise) or 1.0)
-        doubled = self._changes({part: w + moving[part] for part, w in own.items()})
-        moved = self._changes({part: w + stretch * noise[part] for part, w in own.items()})
-        return max((d / m if m > d * 1e-300 else math.inf) if d else 0.0 for d, m in zip(doubled, moved, strict=True))
+        doubled = self._changes({part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts})
+        if not any(doubled):
+            return 0.0
+        moves = {part: self._only(cut, part, torch.randn_like(self._own[part]), point) for part in cut.parts}
+        stretch = _length(self._only(cut, part, self._own[part], point) for part in cut.parts) / _length(moves.values())
+        for part, move in moves.items():
+            move.mul_(stretch).add_(self._own[part])
+        moved = self._changes(moves)
+        return max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, moved, strict=True))
 
     def _only(self, cut: Cut, part: str, tensor: Tensor, point: int | None) -> Tensor:
         """`tensor` with all points but one set to zero."""
@@ -140,13 +150,12 @@ class _Doubling:
         return kept
 
     def _changes(self, changed: dict[str, Tensor]) -> list[float]:
-        """Of every output, where rounding of the model's own dtype does not count."""
-        unit = max(torch.finfo(self._own[part].dtype).eps for part in changed)
+        """Of every output, where rounding does not count."""
         try:
             gaps = changes(self._outputs(changed), self._base)
         except ProbeError:
-            return [math.inf] * max(1, len(self._base))
-        return [gap if gap > ROUNDING * unit else 0.0 for gap in gaps]
+            return [math.inf] * len(self._base)
+        return [gap if gap > noise else 0.0 for gap, noise in zip(gaps, self._noise, strict=True)]
 
     def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
         if self._probe.passes >= self._limit:
@@ -154,8 +163,13 @@ class _Doubling:
         return self._probe.as_is(changed)
 
 
-def _length(tensors: dict[str, Tensor]) -> float:
-    return math.hypot(*(float(tensor.norm()) for tensor in tensors.values()))
+def _rounded(w: Tensor) -> Tensor:
+    """`w` with every entry moved by about its rounding."""
+    return torch.randn_like(w).mul_(torch.finfo(w.dtype).eps).add_(1).mul_(w)
+
+
+def _length(tensors: Iterable[Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in tensors))
 
 
 def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: bool) -> dict[str, Leak]:
@@ -171,7 +185,7 @@ def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: b
         del euler
     found = {}
     for cut in cuts:
-        product, w2, g2 = torch.stack(sums[cut.name], 1)
+        product, _, w2, g2 = torch.stack(sums[cut.name], 1)
         n = sum(probe.weights[part].numel() for part in cut.parts)
         # Over the functionals, per point and of all points together.
         random = (w2 * g2).mean(0)

@@ -26,6 +26,8 @@ WEIGHT_NOISE = 0.1
 SMALL_GAIN = 0.05
 """Root mean square below which a gain counts as one that starts near zero, such as LayerScale."""
 INPUT_NOISE = 0.1
+FAINT = 1e-6
+"""An output that is smaller beside the others is taken for rounding."""
 
 
 class ProbeError(RetractError, RuntimeError):
@@ -192,8 +194,11 @@ class Probe:
                 "no output of the model is a floating-point tensor that depends on its parameters in a differentiable way "
                 "(torch.no_grad inside the model? integer predictions?); return logits or a loss"
             )
+        norms = [float(t.detach().norm()) for t in live]
+        least = FAINT * max(norms) or 1.0
         loss = sum(
-            (t / _length(t) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum() for t in live
+            (t / max(norm, least) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum()
+            for t, norm in zip(live, norms, strict=True)
         )
         names = list(self.weights)
         found = torch.autograd.grad(loss, [self.weights[name] for name in names], allow_unused=True)  # type: ignore[arg-type]
@@ -276,10 +281,6 @@ def _copy(t: Tensor) -> Tensor:
     """A copy, in float64 where `t` is of floating point."""
     t = t.detach()
     return t.to(torch.float64, copy=True) if t.is_floating_point() else t.clone()
-
-
-def _length(t: Tensor) -> float:
-    return float(t.detach().norm()) or 1.0
 
 
 def _rms(t: Tensor) -> float:

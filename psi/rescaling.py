@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from .cuts import Cut
-from .probe import Probe, ProbeError
+from .probe import FAINT, Probe, ProbeError
 
-__all__ = ["FEW", "OutOfPasses", "Rescaling", "agreeing", "changes", "multiplied", "spread"]
+__all__ = ["EXPONENTS", "OutOfPasses", "Rescaling", "agreeing", "changes", "multiplied", "spread"]
 
 REACH = 7.0
 """Factors lie between 2^-7 and 2^7."""
-NEAR = 5.0
-"""Where all points go the same way, each goes at least this far, so that a clamp within a factor of 32 shows."""
+EXPONENTS = (5.0, REACH)
+"""Where all points go the same way, random factors are 2^±5 … 2^±7, so that a clamp within a factor of 32 shows."""
 FEW = 8
 """Cuts of at most so many points are tested point by point, too."""
 
@@ -82,7 +82,7 @@ class Rescaling:
     def unchanged(self, cuts: list[Cut]) -> tuple[list[Cut], list[Cut]]:
         """Those of `cuts` whose points may be rescaled without changing an output, and those that there was no pass left for."""
         few = max((cut.count for cut in cuts if cut.count <= FEW), default=1)
-        turns = [spread(NEAR, REACH), spread(-REACH, -NEAR), spread(-REACH, REACH)]
+        turns = [spread(*EXPONENTS), spread(*(-e for e in EXPONENTS)), spread(-REACH, REACH)]
         turns += [single(number) for number in range(few if few > 1 else 0)]
         undecided: list[Cut] = []
         for turn, exponents in enumerate(turns):
@@ -127,8 +127,9 @@ def agreeing(cuts: list[Cut], test: Callable[[list[Cut]], bool]) -> tuple[list[C
 
 
 def changes(run: list[Tensor], base: list[Tensor]) -> list[float]:
-    """Change of every output tensor relative to its norm."""
+    """Change of every output tensor relative to its norm, which counts as at least `FAINT` times that of the largest."""
     if len(run) != len(base) or any(t.shape != b.shape for t, b in zip(run, base, strict=True)):
         return [math.inf]
-    tiny = torch.finfo(torch.float64).tiny
-    return [float((t - b).norm() / b.norm().clamp(min=tiny)) for t, b in zip(run, base, strict=True)]
+    norms = [float(b.norm()) for b in base]
+    least = FAINT * max(norms, default=0.0) or 1.0
+    return [float((t - b).norm()) / max(norm, least) for t, b, norm in zip(run, base, norms, strict=True)]

@@ -17,7 +17,7 @@ from ..manifolds import Rows
 
 __all__ = ["Search", "report"]
 
-DEAD = "gradient is zero: cannot tell"
+DEAD = "gradient is zero: cannot tell; more samples or other inputs may"
 WORDS = {
     "row": "each row may be rescaled",
     "block": "each block may be rescaled",
