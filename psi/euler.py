@@ -48,6 +48,8 @@ class Evidence:
     """How many points satisfied the identity in one pass, at most."""
     refuted: bool = False
     """Whether a point did not in any of them."""
+    suspect: bool = False
+    """Whether a point did not in a pass that is no proof."""
     radial: float = math.nan
     """The largest |⟨w, g⟩| / (‖w‖ ‖g‖) of a point in the last pass in which one had a gradient."""
     part: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
@@ -65,50 +67,57 @@ class Euler:
         self.weights, self._gradients, self._tolerances = weights, gradients, tolerances
         self._rows: dict[str, Tensor] = {}
         # The functional is of unit size, so that a network all of whose gradients are rounding has no live ones.
-        sizes = (float(self._full(name, Rows())[1].sum().sqrt()) for name, w in weights.items() if w.numel())
+        sizes = (float(self._full(name, Rows(), 1)[1].sum().sqrt()) for name, w in weights.items() if w.numel())
         self.floor = tolerances.dead * max(1.0, *sizes, 1.0)
 
     def whole(self, name: str) -> float:
         """|⟨w, g⟩| / (‖w‖ ‖g‖) of one tensor; 0 without a gradient."""
-        product, square, w2, g2 = self._full(name, Rows()).sum(1).tolist()
+        product, square, w2, g2 = self._full(name, Rows(), 1).sum(1).tolist()
         return abs(product) / math.sqrt(w2 * g2) if square > self.floor**2 else 0.0
 
-    def judge(self, cut: Cut, evidence: Evidence) -> None:
-        """Add to `evidence` what this pass says of `cut`."""
-        masks, alive, worst, refuted = [], False, 0.0, False
+    def judge(self, cut: Cut, evidence: Evidence, *, sound: bool) -> None:
+        """Add to `evidence` what this pass says of `cut`; if it is not `sound`, a failure is only a suspicion."""
+        held, alive, worst, refuted = 0, False, 0.0, False
         for product, square, w2, g2 in self.sums(cut):
             live = square > self.floor**2
-            holds = product.abs() <= self._tolerances.identity * square.sqrt()
-            masks.append(holds & live)
+            holds = (product.abs() <= self._tolerances.identity * square.sqrt()) & live
+            held += int(holds.sum())
             if live.any():
                 alive, refuted = True, refuted or not bool(holds[live].all())
                 worst = max(worst, float((product.abs() / (w2 * g2).sqrt())[live].max()))
             if refuted and cut.rows.axis != 0:
-                break  # which points of axis 0 hold is of interest; of others one that fails is enough
-        held = torch.cat(masks)
-        if refuted and not evidence.refuted and not evidence.held:
-            evidence.part = held
-        evidence.held = max(evidence.held, int(held.sum()))
-        evidence.refuted |= refuted
-        evidence.radial = worst if alive else evidence.radial
+                break  # one point that fails is enough
+            if refuted and not evidence.held:
+                evidence.part = holds
+        evidence.held = max(evidence.held, held)
+        evidence.refuted |= refuted and sound
+        evidence.suspect |= refuted
+        evidence.radial = worst if alive and not refuted else evidence.radial
 
     def sums(self, cut: Cut) -> Iterator[Tensor]:
         """⟨w, g⟩, Σ (w g)², ‖w‖², ‖g‖² of the points of `cut`, (4, points) in pieces."""
         if cut.rows.axis == 0 or cut.joined:
-            total = self._full(cut.parts[0], cut.rows)
-            for part in cut.parts[1:]:
-                total = total + self._full(part, cut.rows)
-            yield total
+            yield self.full(cut)
         else:
             yield from self._pieces(cut.name, cut.rows)
 
-    def _full(self, name: str, rows: Rows) -> Tensor:
+    def full(self, cut: Cut) -> Tensor:
+        """As `sums`, in one piece."""
+        return torch.stack([self._full(part, cut.rows, cut.count) for part in cut.parts]).sum(0)
+
+    def _full(self, name: str, rows: Rows, count: int) -> Tensor:
         """The sums of one parameter, (4, points). Those of axis 0, of which blocks are made, are kept."""
-        if rows.axis != 0:
-            return torch.cat(list(self._pieces(name, rows)), 1)
-        if name not in self._rows:
-            self._rows[name] = torch.cat(list(self._pieces(name, Rows())), 1)
-        kept = self._rows[name]
+        if name in self._rows and rows.axis == 0:
+            kept = self._rows[name]
+        else:
+            # Filled piece by piece: small results between large intermediate ones would scatter memory.
+            first = self.weights[name].shape[0] if rows.axis == 0 and self.weights[name].ndim else count
+            kept, start = self.weights[name].new_empty(4, first), 0
+            for piece in self._pieces(name, Rows() if rows.axis == 0 else rows):
+                kept[:, start : start + piece.shape[1]] = piece
+                start += piece.shape[1]
+            if rows.axis == 0:
+                self._rows[name] = kept
         return kept if rows.blocks is None else kept.view(4, rows.blocks, -1).sum(-1)
 
     def _pieces(self, name: str, rows: Rows) -> Iterator[Tensor]:
@@ -116,11 +125,23 @@ class Euler:
         if w.ndim == 0:
             w, g = w.view(1), g.view(1)
         layout = rows.layout(w, 1)
-        a, b = layout.arrange(w), layout.arrange(g)
-        step = max(1, CHUNK * a.shape[0] // max(1, a.numel()))
-        inside = tuple(range(layout.axes, a.ndim))
-        for start in range(0, a.shape[0], step):
-            s, t = a[start : start + step], b[start : start + step]
-            product = s * t
-            terms = (product, product.square(), s.square(), t.square())
-            yield torch.stack([(term.sum(inside) if inside else term).flatten() for term in terms])
+        yield from _sums(layout.arrange(w), layout.arrange(g), layout.axes)
+
+
+def _sums(w: Tensor, g: Tensor, axes: int) -> Iterator[Tensor]:
+    """Σ w g, Σ (w g)², Σ w², Σ g² over all but the first `axes`, (4, points) in pieces that need little memory."""
+    each = w.numel() // max(1, w.shape[0]) if w.ndim else 0
+    if w.numel() > CHUNK:
+        step = max(1, CHUNK // each)
+        parts = zip(w.split(step), g.split(step), strict=True) if each <= CHUNK else zip(w, g, strict=True)
+        inner = axes if each <= CHUNK else max(0, axes - 1)
+        pieces = (piece for s, t in parts for piece in _sums(s, t, inner))
+        if axes:
+            yield from pieces
+        else:
+            yield sum(pieces, w.new_zeros(4, 1))
+        return
+    product = w * g
+    terms = (product, product.square(), w.square(), g.square())
+    inside = tuple(range(axes, w.ndim))
+    yield torch.stack([(term.sum(inside) if inside else term).flatten() for term in terms])

@@ -29,11 +29,13 @@ from .leaks import leaks
 from .probe import Probe, ProbeError
 from .reasons import explain
 from .report import Report
-from .rescaling import EXPONENTS, Rescaling, multiplied, spread
+from .rescaling import EXPONENTS, Rescaling, changes, multiplied, spread
 from .verdicts import Search, report
 
 __all__ = ["find"]
 
+SCATTERED = 4
+"""Backward passes with scattered weights, at most; two of them are to leave the outputs as they are."""
 PASSES = 40
 """Forward passes, at most."""
 FOR_LEAKS = 12
@@ -70,10 +72,16 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
     search.look(Euler(probe.weights, gradients, tolerances))
     del gradients
     bases += _perturbed(probe, probes)
-    for number, sign in ((len(bases) - 1, 1), (0, -1)):
-        with _scattered(probe, search, number, sign) as gradients:
-            search.look(Euler(probe.weights, gradients, tolerances))
-        del gradients
+    sound = 0
+    for turn in range(SCATTERED):
+        number = (turn + 1) % len(bases)
+        with _scattered(probe, search, number, turn) as (outputs, gradients):
+            same = max(changes(outputs, bases[number]), default=0.0) <= tolerances.outputs
+            search.look(Euler(probe.weights, gradients, tolerances), sound=same)
+        del outputs, gradients
+        sound += same
+        if sound == 2:
+            break
     for gains, limit in ((False, PASSES - FOR_LEAKS), (True, PASSES - FOR_LEAKS)):
         rescaling = Rescaling(probe, bases, tolerances.outputs, limit)
         while taken := [cut for cut in search.taken() if gains == (probe.weights[cut.name].ndim < 2)]:
@@ -93,28 +101,32 @@ def _perturbed(probe: Probe, probes: int) -> list[list[Tensor]]:
 
 
 @contextmanager
-def _scattered(probe: Probe, search: Search, number: int, sign: int) -> Iterator[dict[str, Tensor]]:
-    """Gradients without eps, with the rows of all that may be invariant multiplied by random factors for the time being, half
-    of them enlarged; with the other `sign`, the other half.
+def _scattered(
+    probe: Probe, search: Search, number: int, turn: int
+) -> Iterator[tuple[list[Tensor], dict[str, Tensor]]]:
+    """Outputs and gradients without eps, with the points of all that may be invariant multiplied by random factors for the time
+    being: half of them enlarged, and in the next turn the other half.
 
     What is not invariant after all may fail for such weights; then they stay where they are, and rescaling decides.
     """
-    parts = dict.fromkeys(part for cut in search.likely() for part in cut.parts)
-    rows = [Cut(part, "row", Rows(), (), probe.weights[part].shape[0]) for part in parts]
-
     def exponents(count: int, generator: torch.Generator) -> Tensor:
         up = torch.randint(2, (count,), generator=generator) * 2.0 - 1
-        return sign * up * spread(*EXPONENTS)(count, generator)
+        return (-1) ** turn * up * spread(*EXPONENTS)(count, generator)
 
-    with multiplied(probe.weights, rows, exponents, 0):
+    with multiplied(probe.weights, search.likely(), exponents, turn // 2):
         try:
-            gradients = probe.differentiate(number, eps=False)[1]
+            measured = _detached(probe, number)
         except ProbeError:
-            gradients = {}
-        if gradients:
-            yield gradients
-    if not gradients:
-        yield probe.differentiate(number, eps=False)[1]
+            measured = None
+        if measured:
+            yield measured
+    if not measured:
+        yield _detached(probe, number)
+
+
+def _detached(probe: Probe, number: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    outputs, gradients = probe.differentiate(number, eps=False)
+    return [t.detach() for t in outputs], gradients
 
 
 def _refuse_frozen(model: nn.Module) -> None:

@@ -31,6 +31,8 @@ ROUNDING = 4
 FUNCTIONALS = 3
 """A leak that is this many random numbers squared is 10 times too small for one tensor in a thousand."""
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 @dataclass
 class Leak:
@@ -169,7 +171,7 @@ def _rounded(w: Tensor) -> Tensor:
 
 
 def _length(tensors: Iterable[Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in tensors))
+    return math.hypot(*(float((t.float() if t.dtype in HALF else t).norm()) for t in tensors))
 
 
 def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: bool) -> dict[str, Leak]:
@@ -181,7 +183,7 @@ def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: b
         euler = Euler(probe.weights, probe.differentiate(0, functional=functional)[1], tolerances)
         floor = max(floor, euler.floor)
         for cut in cuts:
-            sums[cut.name].append(torch.cat(list(euler.sums(cut)), 1))
+            sums[cut.name].append(euler.full(cut))
         del euler
     found = {}
     for cut in cuts:

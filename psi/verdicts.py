@@ -37,8 +37,13 @@ class Search:
         self.radial: dict[str, float] = {}
         """|⟨w, g⟩| / (‖w‖ ‖g‖) of every tensor as a whole in the first pass."""
 
-    def look(self, euler: Euler) -> None:
-        """Add what one backward pass says of all cuts that have not been refuted."""
+    def look(self, euler: Euler, *, sound: bool = True) -> None:
+        """Add what one backward pass says of all cuts that have not been refuted.
+
+        A pass is `sound` if the outputs were what they should be. If not, something was scattered that is not invariant, and
+        others may fail for its sake: a channel that has become constant leaves rounding to the norm behind it. Such a failure
+        counts against gains; what is against weights, rescaling decides.
+        """
         first = not self.radial
         for name, cuts in self.ways.items():
             if first:
@@ -46,14 +51,14 @@ class Search:
             alone = {cut.rows for cut in cuts if not cut.joined and not self.evidence[cut].refuted}
             for cut in cuts:
                 if not self.evidence[cut].refuted and not (cut.joined and cut.rows in alone):
-                    euler.judge(cut, self.evidence[cut])
+                    euler.judge(cut, self.evidence[cut], sound=sound or euler.weights[name].ndim < 2)
                     if self.evidence[cut].refuted and not cut.joined:
                         alone.discard(cut.rows)
 
     def likely(self) -> list[Cut]:
         """Per parameter the finest cut that a pass speaks for, and none against."""
         firsts = (next((c for c in cuts if not self.evidence[c].refuted), None) for cuts in self.ways.values())
-        return [cut for cut in firsts if cut is not None and self.evidence[cut].held]
+        return [cut for cut in firsts if cut is not None and self.evidence[cut].held and not self.evidence[cut].suspect]
 
     def taken(self) -> list[Cut]:
         """Per parameter that is not settled the finest cut that nothing speaks against, if a pass speaks for it.
@@ -88,7 +93,9 @@ class Search:
             elif cut in undecided:
                 self.notes[cut.name] = "cannot tell within the number of forward passes"
             else:
-                self.evidence[cut].refuted = True
+                suspect = self.evidence[cut].suspect
+                for other in self.ways[cut.name]:
+                    self.evidence[other].refuted |= other == cut or (suspect and self.evidence[other].suspect)
         bound = {part for cut in self.proven.values() for part in cut.parts[1:]}
         self.proven = {name: cut for name, cut in self.proven.items() if name not in bound}
 
