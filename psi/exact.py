@@ -1,91 +1,127 @@
-"""A model's arithmetic without its roundings: float64 throughout, and on demand no eps in its norms."""
+"""A model's arithmetic in one wide floating-point type, whatever it asks for; and operations that do not know the type."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["Exact"]
+from .eps import floor, set_aside, spelled_out
 
-EPS_FACTOR = 2.0**-60
-"""An eps of 1e-5 becomes 1e-23: nothing beside a variance of 1 even after four layers in a row have been divided by 128,
-and still above the 1e-32 that a constant channel has by rounding."""
-SMALL = 1e-3
-"""Largest constant that a sum or a lower bound written by hand may have and still be taken for an eps."""
+__all__ = ["Exact", "Lenient", "widened"]
 
-# Where functions take their eps by position; a keyword "eps" is recognised everywhere.
-_POSITION = {
-    "batch_norm": 7,
-    "instance_norm": 7,
-    "native_batch_norm": 7,
-    "native_group_norm": 7,
-    "layer_norm": 4,
-    "native_layer_norm": 4,
-    "group_norm": 4,
-    "rms_norm": 3,
-    "normalize": 3,
-    "cosine_similarity": 3,
+_COMPLEX = {
+    torch.float16: torch.complex32,
+    torch.bfloat16: torch.complex64,
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
 }
-# x + eps, eps + x and max(x, eps), in all their spellings.
-_BY_HAND = frozenset(
-    "add add_ __add__ __radd__ __iadd__ clamp clamp_ clamp_min clamp_min_ clip clip_ maximum".split()  # noqa: SIM905
-)
-_WIDER = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
-_CASTS = {
-    "half": torch.float64,
-    "bfloat16": torch.float64,
-    "float": torch.float64,
-    "cfloat": torch.complex128,
-}
+_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
+_CASTS = {"half": False, "bfloat16": False, "float": False, "double": False, "cfloat": True, "cdouble": True}
 
 
-class Exact(TorchFunctionMode):
-    """While active, whatever asks for a narrower floating-point type gets float64 (complex128), so that a norm which casts
-    to float32 loses nothing; and with ``eps=False`` every eps is multiplied by `EPS_FACTOR`.
+def widened(dtype: torch.dtype, wide: torch.dtype) -> torch.dtype:
+    """`wide` for the floating-point types of 16 bits and more, its complex counterpart for complex ones, other types as they are.
 
-    An eps is what torch's normalization functions take as such, and a positive constant up to `SMALL` that is
-    added or serves as a lower bound. Code outside Python (TorchScript, custom kernels) is not seen.
+    What has 8 bits and less stays: the model unpacks it itself.
+    """
+    return wide if dtype in _COMPLEX else _COMPLEX[wide] if dtype in _REAL else dtype
+
+
+class Lenient(TorchFunctionMode):
+    """While active, an operation that does not know the type of its arguments runs in another, and its result is cast back.
+
+    Args:
+        others: types to try, in this order. Gradients pass through the casts.
+
+    Code outside Python (TorchScript, custom kernels) is not seen.
     """
 
-    def __init__(self, *, eps: bool) -> None:
+    def __init__(self, others: Iterable[torch.dtype]) -> None:
         super().__init__()
-        self._eps = eps
+        self._others = tuple(others)
+        self.used: dict[str, torch.dtype] = {}
+        """Operations that had to run in another type, and in which."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """`func`, in another type where it refuses that of its arguments."""
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:
+            again = self._again(func, args, kwargs)
+            if again is None:
+                raise
+        return again[0]
+
+    def _again(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any] | None:
+        """The result in the first type that `func` accepts, or None. Constants may have been made in a narrower type than the
+        rest, so the widest that there is comes first."""
+        name = getattr(func, "__name__", str(func))
+        floats = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and _real(t.dtype) in _COMPLEX]
+        if not floats or "out" in kwargs or name in ("backward", "grad"):  # which know tensors by identity
+            return None
+        # What is written to keeps its type.
+        written = name.startswith(("__set", "__i")) or (name.endswith("_") and not name.endswith("__"))
+        own = _real(args[0].dtype) if written else max((_real(t.dtype) for t in floats), key=lambda d: d.itemsize)
+        if own not in _COMPLEX:
+            return None
+        for dtype in (own, *(() if written else self._others)):
+            if all(t.dtype == widened(t.dtype, dtype) for t in floats):
+                continue
+            cast = _cast(dtype)
+            rest, named = tree_map_only(Tensor, cast, (args[written:], kwargs))
+            try:
+                result = func(*args[:written], *rest, **named)
+            except RuntimeError:
+                continue
+            if dtype != own:
+                self.used[name] = dtype
+            return (tree_map_only(Tensor, _cast(own), result),)
+        return None
+
+
+class Exact(Lenient):
+    """While active, whatever asks for a floating-point type gets `wide` or its complex counterpart, so that a norm which casts
+    to float32 loses nothing; and with ``eps=False`` every eps is set aside.
+
+    Args:
+        implicit: eps of norms that were given none.
+    """
+
+    def __init__(self, wide: torch.dtype, others: Iterable[torch.dtype], *, eps: bool, implicit: float) -> None:
+        super().__init__(others)
+        self._wide, self._eps, self._implicit = wide, eps, implicit
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """`func` with its arguments replaced."""
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]
         if name in _CASTS and len(args) == 1:
-            return args[0].to(_CASTS[name])
-        args = tuple(_wider(a) for a in args)
-        kwargs = {key: _wider(a) for key, a in (kwargs or {}).items()}
+            return args[0].to(_COMPLEX[self._wide] if _CASTS[name] else self._wide)
+        if name == "type" and len(args) == 2 and not isinstance(args[1], torch.dtype):
+            args = (args[0], torch.empty(0).type(args[1]).dtype)
+        args = tuple(self._wider(a) for a in args)
+        kwargs = {key: self._wider(a) for key, a in (kwargs or {}).items()}
+        args, kwargs = spelled_out(name, args, kwargs, self._implicit)
         if not self._eps:
-            if isinstance(kwargs.get("eps"), float):
-                kwargs["eps"] *= EPS_FACTOR
-            place = _POSITION.get(name)
-            if place is not None and len(args) > place and isinstance(args[place], float):
-                args = (*args[:place], args[place] * EPS_FACTOR, *args[place + 1 :])
-            if name in _BY_HAND:
-                args = tuple(_without(a) for a in args)
-                kwargs = {key: _without(a) if key in ("other", "min") else a for key, a in kwargs.items()}
-        return func(*args, **kwargs)
+            result = floor(name, args, kwargs)
+            if result is not None:
+                return result
+            args, kwargs = set_aside(name, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _wider(self, value: Any) -> Any:
+        return widened(value, self._wide) if isinstance(value, torch.dtype) else value
 
 
-def _wider(value: Any) -> Any:
-    return _WIDER.get(value, value) if isinstance(value, torch.dtype) else value
+def _real(dtype: torch.dtype) -> torch.dtype:
+    """The type of the real part."""
+    return _REAL.get(dtype, dtype)
 
 
-def _without(value: Any) -> Any:
-    """`value`, made smaller if it is a number that may be an eps."""
-    number = isinstance(value, float) or (
-        isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point() and not value.requires_grad
-    )
-    return value * EPS_FACTOR if number and 0 < value <= SMALL else value
+def _cast(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda t: t.to(widened(t.dtype, dtype))
