@@ -53,7 +53,9 @@ def cuts(model: nn.Module, name: str) -> list[Cut]:
         if q is not None and key != leaf and (0 < q.ndim < p.ndim or (q.ndim == p.ndim == 1 and "bias" in key))
     }
     found = []
-    for granularity, rows in _ways(p, transposed=getattr(owner, "groups", 1) if getattr(owner, "transposed", False) else 1):
+    for granularity, rows in _ways(
+        p, transposed=getattr(owner, "groups", 1) if getattr(owner, "transposed", False) else 1
+    ):
         count = rows.layout(p, 1).batch[0]
         if count < p.numel() or count == 1:  # a positive number on its own has no direction
             found.append(Cut(name, granularity, rows, (), count))

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..manifolds import Rows
-from .cuts import Cut, cuts
+from .cuts import cuts
 from .euler import Euler, Tolerances
 from .leaks import leaks
 from .probe import Probe, ProbeError
@@ -109,6 +108,7 @@ def _scattered(
 
     What is not invariant after all may fail for such weights; then they stay where they are, and rescaling decides.
     """
+
     def exponents(count: int, generator: torch.Generator) -> Tensor:
         up = torch.randint(2, (count,), generator=generator) * 2.0 - 1
         return (-1) ** turn * up * spread(*EXPONENTS)(count, generator)

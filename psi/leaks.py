@@ -80,7 +80,9 @@ def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: in
     except ProbeError:
         return  # a model that cannot run in its own dtype here
     # What is large is certain. Those in doubt come last, so that halving finds them together.
-    unsure = sorted((cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED), key=lambda cut: found[cut.name].worst)
+    unsure = sorted(
+        (cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED), key=lambda cut: found[cut.name].worst
+    )
     for gains in (False, True):
         some = [cut for cut in unsure if gains == (probe.weights[cut.name].ndim < 2)]
         for cut in agreeing(some, doubling.harmless)[1]:
@@ -130,7 +132,9 @@ class _Doubling:
         """Change of an output by doubling over that by a random move of the same length, the largest of all outputs."""
         if self._probe.passes + 2 > self._limit:
             raise OutOfPasses
-        doubled = self._changes({part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts})
+        doubled = self._changes(
+            {part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts}
+        )
         if not any(doubled):
             return 0.0
         moves = {part: self._only(cut, part, torch.randn_like(self._own[part]), point) for part in cut.parts}

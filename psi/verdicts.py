@@ -6,14 +6,14 @@ import math
 
 from torch import Tensor, nn
 
+from ..manifolds import Rows
 from ..manifolds.rows import gather
 from .cuts import Cut
 from .euler import Euler, Evidence
 from .leaks import ALLOWED, Leak
 from .probe import Probe
-from .reasons import UNUSED
+from .reasons import STARVED, UNUSED
 from .report import Finding, Report
-from ..manifolds import Rows
 
 __all__ = ["Search", "report"]
 
@@ -78,7 +78,9 @@ class Search:
                     break
                 other = next((bound[part] for part in cut.parts[1:] if part in bound), None)
                 if other is not None:
-                    self.notes[name] = f"scales only with {', '.join(cut.joined)}, which belongs to the points of {other}"
+                    self.notes[name] = (
+                        f"scales only with {', '.join(cut.joined)}, which belongs to the points of {other}"
+                    )
                     break
                 bound |= dict.fromkeys(cut.parts[1:], name)
                 found.append(cut)
@@ -126,18 +128,17 @@ def report(probe: Probe, search: Search, reasons: dict[str, str], leaks: dict[st
             reason = f"shared with {others[0]}"
         else:
             reason = _reason(name, probe, search, reasons)
-        findings.append(
-            Finding(name, "none", Rows(), (), search.radial.get(name, math.nan), math.nan, reason, shape)
-        )
-    return Report(findings)
+        findings.append(Finding(name, "none", Rows(), (), search.radial.get(name, math.nan), math.nan, reason, shape))
+    return Report(findings, notes=probe.notes)
 
 
 def _reason(name: str, probe: Probe, search: Search, reasons: dict[str, str]) -> str:
     """Why a parameter is not invariant: what was measured, else what the graph says."""
     if name in probe.passed_over:
         return probe.passed_over[name]
-    if reasons.get(name) == UNUSED:
-        return UNUSED
+    dead = search.notes.get(name) == DEAD
+    if reasons[name] == UNUSED or (dead and reasons[name] == STARVED):
+        return reasons[name]
     return search.notes.get(name) or _part(probe, search.ways[name], search.evidence) or reasons[name]
 
 
@@ -157,9 +158,7 @@ def _part(probe: Probe, ways: list[Cut], evidence: dict[Cut, Evidence]) -> str |
             per = "row" if size == 1 else f"block of {size}"
             joined = f" with {', '.join(cut.joined)}" if cut.joined else ""
             rows = " and ".join(spans) if len(spans) < 4 else f"{', '.join(spans[:3])} …"
-            return (
-                f"only rows {rows} of {size * cut.count} are invariant, per {per}{joined}: split the parameter to declare them"
-            )
+            return f"only rows {rows} of {size * cut.count} are invariant, per {per}{joined}: split the parameter to declare them"
     return None
 
 
@@ -169,7 +168,9 @@ def _obstacle(model: nn.Module, cut: Cut, leak: Leak) -> str | None:
     if not leak.decided:
         return "cannot tell within the number of forward passes how much an eps leaks"
     if leak.worst > ALLOWED:
-        leaking = f"{leak.leaking} of {cut.count} {cut.granularity}s leak" if leak.leaking else "all points together leak"
+        leaking = (
+            f"{leak.leaking} of {cut.count} {cut.granularity}s leak" if leak.leaking else "all points together leak"
+        )
         return f"a norm's eps hides it: {leaking}, up to {leak.worst:.0e}"
     parts = [model.get_parameter(part) for part in cut.parts]
     frozen = [part for part, p in zip(cut.parts, parts, strict=True) if not p.requires_grad]
@@ -178,4 +179,3 @@ def _obstacle(model: nn.Module, cut: Cut, leak: Leak) -> str | None:
     points = gather([part.detach() for part in parts], [cut.rows.layout(part, 1) for part in parts])
     zero = (points == 0).all(1)
     return f"invariant, but row {int(zero.int().argmax())} is zero" if zero.any() else None
-
