@@ -88,7 +88,7 @@ class Euler:
             if refuted and cut.rows.axis != 0:
                 break  # one point that fails is enough
             if refuted and not evidence.held:
-                evidence.part = holds
+                evidence.part = holds & (product.abs() <= self._tolerances.identity**2 * square.sqrt())
         evidence.held = max(evidence.held, held)
         evidence.refuted |= refuted and sound
         evidence.suspect |= refuted

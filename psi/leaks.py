@@ -21,11 +21,13 @@ from .rescaling import OutOfPasses, agreeing, changes
 
 __all__ = ["ALLOWED", "Leak", "leaks"]
 
-ALLOWED = 0.01
-"""Beyond it the norm of a point matters to the network."""
+ALLOWED = 0.005
+"""Half of the hundredth beyond which the norm of a point is said to matter to the network, since random moves differ."""
 DOUBT = 10.0
 """Derivatives that see more than so many times what is allowed need no confirmation: at w itself an eps leaks at most 8/3 of
 the ratio that doubling shows."""
+SURE = 0.5
+"""Nor do derivatives of a point that see less than this part of it: a move is not small, and random ones differ."""
 ROUNDING = 4
 """Changes of an output relative to its norm that are so many times the rounding of the weights' dtype do not count."""
 FUNCTIONALS = 3
@@ -88,7 +90,7 @@ def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: in
         for cut in agreeing(some, doubling.harmless)[1]:
             found[cut.name].decided = False
     for cut in unsure:
-        if found[cut.name].single > ALLOWED >= found[cut.name].together:
+        if found[cut.name].single > SURE * ALLOWED and found[cut.name].together <= ALLOWED:
             doubling.measure_point(cut)
 
 

@@ -209,7 +209,7 @@ class Probe:
         # Not torch.autograd.grad, which would switch `Exact` off: checkpointed parts are computed again on the way.
         weights = tuple(self.weights[name] for name in names)
         found = torch.autograd.Variable._execution_engine.run_backward(
-            (loss,), (torch.ones_like(loss),), False, False, weights, allow_unreachable=True, accumulate_grad=False
+            (loss,), (None,), False, False, weights, allow_unreachable=True, accumulate_grad=False
         )
         return {
             name: torch.zeros_like(self.weights[name]) if g is None else g.to_dense() if g.is_sparse else g

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -88,12 +89,12 @@ class Rescaling:
         for turn, exponents in enumerate(turns):
             # One by one, only cuts that have so many points; the others have been tested.
             tested = cuts if turn < 3 else [cut for cut in cuts if turn - 3 < cut.count <= FEW]
-            good, late = agreeing(tested, lambda some, t=turn, e=exponents: self._same(some, e, t))
+            good, late = agreeing(tested, partial(self._same, exponents, turn))
             undecided += late
             cuts = [cut for cut in cuts if cut in good or (cut not in tested and cut not in undecided)]
         return cuts, undecided
 
-    def _same(self, cuts: list[Cut], exponents: Exponents, turn: int) -> bool:
+    def _same(self, exponents: Exponents, turn: int, cuts: list[Cut]) -> bool:
         if self._probe.passes >= self._limit:
             raise OutOfPasses
         number = turn % len(self._bases)
