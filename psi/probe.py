@@ -201,7 +201,7 @@ class Probe:
             )
         norms = [float(t.detach().norm()) for t in live]
         least = FAINT * max(norms) or 1.0
-        loss = sum(
+        loss: Tensor = sum(  # type: ignore[assignment]
             (t / max(norm, least) * torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.device)).sum()
             for t, norm in zip(live, norms, strict=True)
         )
@@ -209,7 +209,7 @@ class Probe:
         # Not torch.autograd.grad, which would switch `Exact` off: checkpointed parts are computed again on the way.
         weights = tuple(self.weights[name] for name in names)
         found = torch.autograd.Variable._execution_engine.run_backward(
-            (loss,), (None,), False, False, weights, allow_unreachable=True, accumulate_grad=False
+            (loss,), (torch.ones_like(loss),), False, False, weights, allow_unreachable=True, accumulate_grad=False
         )
         return {
             name: torch.zeros_like(self.weights[name]) if g is None else g.to_dense() if g.is_sparse else g
