@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..manifolds import Rows
 
@@ -20,6 +21,8 @@ class Cut:
     granularity: str
     rows: Rows
     joined: tuple[str, ...]
+    count: int
+    """How many points it has."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -32,31 +35,58 @@ def sibling(name: str, leaf: str) -> str:
     return f"{name.rpartition('.')[0]}.{leaf}".lstrip(".")
 
 
-def cuts(model: nn.Module, name: str) -> Iterator[Cut]:
-    """Every cut of a parameter, from the finest to the whole tensor, each alone and with its module's bias.
+def cuts(model: nn.Module, name: str) -> list[Cut]:
+    """Every cut of a parameter that `Rows` can say, from the finest to the whole tensor, each alone and with one partner.
 
-    Alone first: a bias that is dead (in front of BatchNorm) does not mind to scale along, and need not.
+    Alone first: a bias that is dead (in front of BatchNorm) does not mind to scale along, and need not. A finer cut has more
+    points, so that sorting by their number tries it first.
     """
     path, _, leaf = name.rpartition(".")
     owner = model.get_submodule(path)
     p = owner.get_parameter(leaf)
-    if p.ndim == 0:
-        return
-    ways: list[tuple[str, Rows]] = [("row", Rows())]
-    if p.ndim > 1:
-        groups = getattr(owner, "groups", 1) if getattr(owner, "transposed", False) else 1
-        ways.append(("row", Rows(axis=1, groups=groups)))
-    ways += [("block", Rows(blocks=g)) for g in range(p.shape[0] - 1, 1, -1) if p.shape[0] % g == 0]
-    ways.append(("tensor", Rows(blocks=1)))
-    # What may scale along: vectors beside a matrix, the shift beside a gain.
-    partners = [
-        (key, q.shape[0])
+    if p.ndim == 0 or p.numel() == 0:
+        return []
+    # What may scale along: vectors beside a matrix, matrices beside a stack of them, the shift beside a gain.
+    partners = {
+        key: q
         for key, q in owner._parameters.items()
-        if q is not None and q.ndim == 1 and key != leaf and (p.ndim > 1 or ("bias" in key and "weight" in leaf))
-    ]
-    for granularity, rows in ways:
-        yield Cut(name, granularity, rows, ())
-        for key, size in partners:
-            fits = size % rows.blocks == 0 if rows.blocks is not None else (size,) == rows.layout(p, 1).batch
-            if fits:
-                yield Cut(name, granularity, rows, (key,))
+        if q is not None and key != leaf and (0 < q.ndim < p.ndim or (q.ndim == p.ndim == 1 and "bias" in key))
+    }
+    found = []
+    for granularity, rows in _ways(
+        p, transposed=getattr(owner, "groups", 1) if getattr(owner, "transposed", False) else 1
+    ):
+        count = rows.layout(p, 1).batch[0]
+        if count < p.numel() or count == 1:  # a positive number on its own has no direction
+            found.append(Cut(name, granularity, rows, (), count))
+        found += [Cut(name, granularity, rows, (key,), count) for key, q in partners.items() if _fits(rows, q, count)]
+    return sorted(found, key=lambda cut: -cut.count)
+
+
+def _ways(p: Tensor, transposed: int) -> Iterator[tuple[str, Rows]]:
+    """Granularities and cuts of `p` that differ from each other; `transposed` is the number of groups of a transposed
+    convolution."""
+    wide = [axis for axis, size in enumerate(p.shape) if size > 1]
+    if p.shape[0] == 1 or wide == [0]:
+        yield "row", Rows()
+    channels = transposed > 1 and p.ndim > 1 and (p.shape[1] > 1 or p.shape[0] > transposed)
+    if channels:
+        yield "row", Rows(axis=1, groups=transposed)
+    for size in range(1, len(wide)):
+        for axes in combinations(wide, size):
+            if not (channels and transposed == p.shape[0] and axes == (0, 1)):
+                yield "row", Rows(axis=axes if size > 1 else axes[0])
+    divisors = [g for g in range(p.shape[0] - 1, 1, -1) if p.shape[0] % g == 0]
+    if wide[:2] == [0, 1]:
+        yield from (("row", Rows(axis=1, groups=g)) for g in divisors if g != transposed)
+    yield from (("block", Rows(blocks=g)) for g in divisors if not (channels and p.shape[1] == 1 and g == transposed))
+    if p.shape[0] > 1:
+        yield "tensor", Rows(blocks=1)
+
+
+def _fits(rows: Rows, partner: Tensor, count: int) -> bool:
+    """Whether `rows` cuts `partner` into as many points."""
+    if rows.blocks is not None:
+        return partner.shape[0] % rows.blocks == 0
+    vector = partner.ndim == 1 and rows.axis in (0, 1)
+    return (vector or max(rows.axes) < partner.ndim) and rows.layout(partner, 1).batch == (count,)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,84 +12,136 @@ from torch import Tensor
 from ..manifolds import Rows
 from .cuts import Cut
 
-__all__ = ["Euler"]
+__all__ = ["Euler", "Evidence", "Tolerances"]
 
 CHUNK = 2**17
 """Elements whose products are summed at a time."""
-DEAD = 1e-12
-"""‖w‖ ‖g‖ relative to the largest in the model, below which a gradient is rounding and says nothing."""
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What counts as rounding, given the `precision` of the coarsest type that the network is measured in."""
+
+    precision: float
+
+    @property
+    def identity(self) -> float:
+        """Of |Σ w g| / √Σ (w g)² at an invariant point. Also the chance that products with random signs pass."""
+        return max(1e-3, 100 * math.sqrt(self.precision))
+
+    @property
+    def dead(self) -> float:
+        """√Σ (w g)² below which the rounding of a gradient may be more than that, for outputs of length 1."""
+        return 1e3 * self.precision / self.identity
+
+    @property
+    def outputs(self) -> float:
+        """Relative change of an output that counts as none."""
+        return max(1e-7, 1e3 * self.precision)
+
+
+@dataclass
+class Evidence:
+    """What the gradients have said of a cut so far, over all passes."""
+
+    held: int = 0
+    """How many points satisfied the identity in one pass, at most."""
+    refuted: bool = False
+    """Whether a point did not in any of them."""
+    suspect: bool = False
+    """Whether a point did not in a pass that is no proof."""
+    radial: float = math.nan
+    """The largest |⟨w, g⟩| / (‖w‖ ‖g‖) of a point in the last pass in which one had a gradient."""
+    part: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """Which points satisfied it in the first pass, where others did not."""
 
 
 class Euler:
     """Euler's identity for any cut at given weights and gradients.
 
-    Keeps sums per row and per channel only, from which blocks and whole tensors follow, so that the gradients
-    can go: they are as large as the weights.
+    ⟨w, g⟩ = Σ wᵢ gᵢ is held against √Σ (wᵢ gᵢ)², the size that it would have if the products had random signs: unlike ‖w‖ ‖g‖
+    that does not depend on how large the parts of a point are.
     """
 
-    def __init__(self, weights: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
-        self.weights = weights
-        self._gradients = gradients
-        self._sums: dict[tuple[str, Rows], Tensor] = {}
-        influence = {n: float(w.detach().norm() * gradients[n].norm()) for n, w in weights.items()}
-        self._influence = influence
-        self._floor = DEAD * max(influence.values(), default=0.0)
+    def __init__(self, weights: dict[str, Tensor], gradients: dict[str, Tensor], tolerances: Tolerances) -> None:
+        self.weights, self._gradients, self._tolerances = weights, gradients, tolerances
+        self._rows: dict[str, Tensor] = {}
+        # The functional is of unit size, so that a network all of whose gradients are rounding has no live ones.
+        sizes = (float(self._full(name, Rows(), 1)[1].sum().sqrt()) for name, w in weights.items() if w.numel())
+        self.floor = tolerances.dead * max(1.0, *sizes, 1.0)
 
-    def forget(self) -> None:
-        """Let the gradients go; cuts not asked for before cannot be asked for now."""
-        self._gradients = {}
+    def whole(self, name: str) -> float:
+        """|⟨w, g⟩| / (‖w‖ ‖g‖) of one tensor; 0 without a gradient."""
+        product, square, w2, g2 = self._full(name, Rows(), 1).sum(1).tolist()
+        return abs(product) / math.sqrt(w2 * g2) if square > self.floor**2 else 0.0
 
-    def dead(self, name: str) -> bool:
-        """Whether the gradient is nothing but rounding."""
-        return self._influence[name] <= self._floor
+    def judge(self, cut: Cut, evidence: Evidence, *, sound: bool) -> None:
+        """Add to `evidence` what this pass says of `cut`; if it is not `sound`, a failure is only a suspicion."""
+        held, alive, worst, refuted = 0, False, 0.0, False
+        for product, square, w2, g2 in self.sums(cut):
+            live = square > self.floor**2
+            holds = (product.abs() <= self._tolerances.identity * square.sqrt()) & live
+            held += int(holds.sum())
+            if live.any():
+                alive, refuted = True, refuted or not bool(holds[live].all())
+                worst = max(worst, float((product.abs() / (w2 * g2).sqrt())[live].max()))
+            if refuted and cut.rows.axis != 0:
+                break  # one point that fails is enough
+            if refuted and not evidence.held:
+                evidence.part = holds & (product.abs() <= self._tolerances.identity**2 * square.sqrt())
+        evidence.held = max(evidence.held, held)
+        evidence.refuted |= refuted and sound
+        evidence.suspect |= refuted
+        evidence.radial = worst if alive and not refuted else evidence.radial
 
-    def ratios(self, cut: Cut) -> tuple[Tensor, int]:
-        """|⟨w, g⟩| / (‖w‖ ‖g‖) of every point that has a gradient, and the number of coordinates."""
-        sums = torch.stack([self._point_sums(part, cut.rows) for part in cut.parts]).sum(0)
-        product, w2, g2 = sums
-        size = (w2 * g2).sqrt()
-        live = size > self._floor
-        n = sum(self.weights[part].numel() for part in cut.parts) // max(1, product.numel())
-        return product.abs()[live] / size[live], n
+    def sums(self, cut: Cut) -> Iterator[Tensor]:
+        """⟨w, g⟩, Σ (w g)², ‖w‖², ‖g‖² of the points of `cut`, (4, points) in pieces."""
+        if cut.rows.axis == 0 or cut.joined:
+            yield self.full(cut)
+        else:
+            yield from self._pieces(cut.name, cut.rows)
 
-    def holding(self, cut: Cut, threshold: float) -> tuple[int, int]:
-        """How many points have √n |⟨w, g⟩| ≤ threshold ‖w‖ ‖g‖, and how many have a gradient at all.
+    def full(self, cut: Cut) -> Tensor:
+        """As `sums`, in one piece."""
+        return torch.stack([self._full(part, cut.rows, cut.count) for part in cut.parts]).sum(0)
 
-        With n coordinates and a gradient in a random direction the left side is about the right side at threshold 1,
-        whatever n; so a threshold t lets a point pass by accident with probability t.
-        """
-        ratios, n = self.ratios(cut)
-        return int((ratios * math.sqrt(n) <= threshold).sum()), ratios.numel()
+    def _full(self, name: str, rows: Rows, count: int) -> Tensor:
+        """The sums of one parameter, (4, points). Those of axis 0, of which blocks are made, are kept."""
+        if name in self._rows and rows.axis == 0:
+            kept = self._rows[name]
+        else:
+            # Filled piece by piece: small results between large intermediate ones would scatter memory.
+            first = self.weights[name].shape[0] if rows.axis == 0 and self.weights[name].ndim else count
+            kept, start = self.weights[name].new_empty(4, first), 0
+            for piece in self._pieces(name, Rows() if rows.axis == 0 else rows):
+                kept[:, start : start + piece.shape[1]] = piece
+                start += piece.shape[1]
+            if rows.axis == 0:
+                self._rows[name] = kept
+        return kept if rows.blocks is None else kept.view(4, rows.blocks, -1).sum(-1)
 
-    def holds(self, cut: Cut, threshold: float) -> bool:
-        """Whether every point with a gradient satisfies the identity in this sense, and there is one."""
-        good, live = self.holding(cut, threshold)
-        return 0 < live == good
+    def _pieces(self, name: str, rows: Rows) -> Iterator[Tensor]:
+        w, g = self.weights[name].detach(), self._gradients[name]
+        if w.ndim == 0:
+            w, g = w.view(1), g.view(1)
+        layout = rows.layout(w, 1)
+        yield from _sums(layout.arrange(w), layout.arrange(g), layout.axes)
 
-    def worst(self, cut: Cut) -> float:
-        """Largest ratio over the points, 0 if none has a gradient."""
-        ratios, _ = self.ratios(cut)
-        return float(ratios.max()) if ratios.numel() else 0.0
 
-    def _point_sums(self, name: str, rows: Rows) -> Tensor:
-        """⟨w, g⟩, ‖w‖², ‖g‖² per point of one parameter, (3, points)."""
-        if rows.blocks is not None:
-            return self._point_sums(name, Rows(axis=0)).view(3, rows.blocks, -1).sum(-1)
-        key = name, rows
-        if key not in self._sums:
-            w, g = self.weights[name].detach(), self._gradients[name]
-            layout = rows.layout(w, 1)
-            if w.ndim == 0:
-                self._sums[key] = torch.stack([w * g, w * w, g * g]).view(3, 1)
-                return self._sums[key]
-            a, b = layout.arrange(w), layout.arrange(g)
-            sums = w.new_empty(3, *layout.arranged[: layout.axes])
-            step = max(1, CHUNK * a.shape[0] // max(1, a.numel()))
-            inside = tuple(range(layout.axes, a.ndim))
-            for start in range(0, a.shape[0], step):
-                part = slice(start, start + step)
-                for row, (s, t) in zip(sums, ((a, b), (a, a), (b, b)), strict=True):
-                    product = s[part] * t[part]
-                    row[part] = product.sum(inside) if inside else product
-            self._sums[key] = sums.view(3, -1)
-        return self._sums[key]
+def _sums(w: Tensor, g: Tensor, axes: int) -> Iterator[Tensor]:
+    """Σ w g, Σ (w g)², Σ w², Σ g² over all but the first `axes`, (4, points) in pieces that need little memory."""
+    each = w.numel() // max(1, w.shape[0]) if w.ndim else 0
+    if w.numel() > CHUNK:
+        step = max(1, CHUNK // each)
+        parts = zip(w.split(step), g.split(step), strict=True) if each <= CHUNK else zip(w, g, strict=True)
+        inner = axes if each <= CHUNK else max(0, axes - 1)
+        pieces = (piece for s, t in parts for piece in _sums(s, t, inner))
+        if axes:
+            yield from pieces
+        else:
+            yield sum(pieces, w.new_zeros(4, 1))
+        return
+    product = w * g
+    terms = (product, product.square(), w.square(), g.square())
+    inside = tuple(range(axes, w.ndim))
+    yield torch.stack([(term.sum(inside) if inside else term).flatten() for term in terms])

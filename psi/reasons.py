@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["UNUSED", "explain"]
+__all__ = ["STARVED", "UNUSED", "explain"]
 
 UNUSED = "not used in the forward pass"
+STARVED = (
+    "cannot tell: BatchNorm sees two values per channel, which become ±1 whatever the weights are; give more samples"
+)
 
-_NORMS = ("BatchNorm", "LayerNorm", "GroupNorm", "RmsNorm", "InstanceNorm")
+# Of norms written by hand, what divides by a length.
+_BY_HAND = ("Rsqrt", "Sqrt", "Std", "Var")
 # Functions f with f(a x) ≠ a f(x), by the name of their autograd node.
 _NONLINEAR = {
     "Silu": "SiLU",
@@ -72,13 +78,15 @@ def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
         for node in layer:
             for consumer in consumers[node]:
                 kind = re.sub(r"Backward\d*$", "", type(consumer).__name__)
-                if any(name in kind for name in _NORMS) and not first:
+                if (("Norm" in kind and "WeightNorm" not in kind) or kind in _BY_HAND) and not first:
+                    if not (blocker or norm_behind) and _starved(kind, consumer):
+                        return STARVED
                     norm_behind = True
                     frozen = frozen or (not blocker and getattr(consumer, "_saved_training", True) is False)
                 elif not norm_behind and not blocker:
                     if kind in _NONLINEAR:
                         blocker = f"{_NONLINEAR[kind]} between weight and norm"
-                    elif kind == "Add":
+                    elif kind == "Add" and _sums(consumer):
                         blocker = "feeds a residual sum"
                 if consumer not in seen:
                     seen.add(consumer)
@@ -89,3 +97,16 @@ def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
     if not norm_behind:
         return "no norm behind it"
     return blocker or "not every path to a norm scales with it"
+
+
+def _starved(kind: str, node: Any) -> bool:
+    """Whether `node` is a BatchNorm over two values per channel."""
+    if "BatchNorm" not in kind or getattr(node, "_saved_training", True) is False:
+        return False
+    shape = node._input_metadata[0].shape
+    return len(shape) > 1 and math.prod(shape) == 2 * shape[1]
+
+
+def _sums(node: Any) -> bool:
+    """Whether `node` adds two things that were computed, rather than a bias or an eps."""
+    return sum(source is not None and not hasattr(source, "variable") for source, _ in node.next_functions) > 1

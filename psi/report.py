@@ -26,10 +26,12 @@ class Finding:
     joined: tuple[str, ...]
     """Names of parameters of the same module that scale along."""
     radial: float
-    """Largest |⟨w, g⟩| / (‖w‖ ‖g‖) over the points, with the weights scaled up so that no norm's eps shows; Euler's
-    identity says 0. For ``"none"``, that of the whole tensor at its present scale."""
+    """Largest |⟨w, g⟩| / (‖w‖ ‖g‖) over the points, next to the weights and with every eps set aside; Euler's
+    identity says 0. For ``"none"``, that of the whole tensor."""
     leak: float
-    """The same at the present scale: what the norm's eps leaves of the invariance. NaN for ``"none"``."""
+    """What the eps of norms leaves of the invariance at the model's own weights: the change of an output when a point is doubled,
+    divided by its change when the point makes a random move of the same length. The largest over the points one at a time
+    and over all of them at once; at most 0.01, or there is no finding. NaN for ``"none"``."""
     reason: str
     """One phrase."""
     shape: tuple[int, ...]
@@ -45,8 +47,16 @@ class Finding:
 class Report(Sequence[Finding]):
     """The findings on all parameters of a model, in the model's order."""
 
-    def __init__(self, findings: Sequence[Finding], declared: Sequence[str] = (), manifold: Manifold = PSI()) -> None:
+    def __init__(
+        self,
+        findings: Sequence[Finding],
+        declared: Sequence[str] = (),
+        manifold: Manifold = PSI(),
+        notes: Sequence[str] = (),
+    ) -> None:
         self._findings = tuple(findings)
+        self.notes = tuple(notes)
+        """What a reader of the verdicts must know: outputs that were not looked at, state that could not be copied."""
         self.declared = tuple(declared)
         """Names of the parameters that `psi.declare` put on the manifold, joined ones included; none after `find`."""
         self._manifold = manifold
@@ -100,7 +110,7 @@ class Report(Sequence[Finding]):
         told = f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
         if self.declared:
             told += f"\nDeclared on {self._manifold!r}: {len(self.declared)} of {len(self)} tensors, {self._share(self.declared)}."
-        return told
+        return "\n".join([told, *(f"Note: {note}." for note in self.notes)])
 
     def _share(self, names: Collection[str]) -> str:
         sizes = {f.name: math.prod(f.shape) for f in self}

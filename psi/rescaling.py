@@ -3,90 +3,134 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .cuts import Cut
-from .probe import Probe, ProbeError
+from .probe import FAINT, Probe, ProbeError
 
-__all__ = ["first_agreeing", "multiply", "unchanged"]
+__all__ = ["EXPONENTS", "OutOfPasses", "Rescaling", "agreeing", "changes", "multiplied", "spread"]
 
-EXPONENTS = (5, 6, 7)
-"""Random factors are 2^±5 … 2^±7: powers of two can be undone without a trace, and a clamp within a factor of 32 of what
-it clamps shows."""
-TIGHT = 1e-6
-"""Relative change of the outputs that counts as none: rounding stays far below it, and so does an eps that is set aside."""
+REACH = 7.0
+"""Factors lie between 2^-7 and 2^7."""
+EXPONENTS = (5.0, REACH)
+"""Where all points go the same way, random factors are 2^±5 … 2^±7, so that a clamp within a factor of 32 shows."""
+FEW = 8
+"""Cuts of at most so many points are tested point by point, too."""
 
-Direction = Literal["up", "down", "either"]
-
-
-def multiply(weights: dict[str, Tensor], cuts: Sequence[Cut], direction: Direction, *, undo: bool = False) -> None:
-    """Multiply the points of `cuts` by random powers of two, in place: above one, below one or either, or divide again."""
-    generator = torch.Generator().manual_seed(0)
-    for cut in cuts:
-        layouts = [cut.rows.layout(weights[part], 1) for part in cut.parts]
-        shape = layouts[0].batch
-        exponent = torch.randint(EXPONENTS[0], EXPONENTS[-1] + 1, shape, generator=generator)
-        if direction == "either":
-            exponent *= 2 * torch.randint(2, shape, generator=generator) - 1
-        if (direction == "down") != undo:
-            exponent = -exponent
-        for part, layout in zip(cut.parts, layouts, strict=True):
-            points = layout.arrange(weights[part])
-            factor = (2.0 ** exponent.double()).to(points.device)
-            points.mul_(factor.view(layout.arranged[: layout.axes] + (1,) * layout.coordinates))
+Exponents = Callable[[int, torch.Generator], Tensor]
+"""Exponents of 2 for that many points."""
 
 
-def unchanged(probe: Probe, cuts: Sequence[Cut], bases: Sequence[list[Tensor]]) -> bool:
-    """Whether all points of `cuts` may be enlarged together by random factors, and made smaller, without changing what the
-    model returns without eps: `bases`, one entry per input.
+class OutOfPasses(Exception):  # noqa: N818
+    """The number of forward passes that were allowed is used up."""
 
-    All in one direction at a time: factors of layers that follow each other must not cancel.
+
+def spread(low: float, high: float) -> Exponents:
+    """Different exponents for all points, evenly between `low` and `high`, in random order."""
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        places = (torch.randperm(count, generator=generator) + torch.rand(1, generator=generator).double()) / count
+        return low + (high - low) * places
+
+    return draw
+
+
+def single(number: int) -> Exponents:
+    """Only point `number` is enlarged."""
+
+    def draw(count: int, generator: torch.Generator) -> Tensor:
+        return REACH * (torch.arange(count) == number % count).double()
+
+    return draw
+
+
+@contextmanager
+def multiplied(weights: dict[str, Tensor], cuts: Sequence[Cut], exponents: Exponents, seed: int) -> Iterator[None]:
+    """Multiply the points of `cuts` by powers of 2 for the time being, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = [2.0 ** exponents(cut.count, generator) for cut in cuts]
+    _multiply(weights, cuts, factors)
+    try:
+        yield
+    finally:
+        _multiply(weights, cuts, [1 / factor for factor in factors])
+
+
+@torch.no_grad()
+def _multiply(weights: dict[str, Tensor], cuts: Sequence[Cut], factors: Sequence[Tensor]) -> None:
+    for cut, factor in zip(cuts, factors, strict=True):
+        for part in cut.parts:
+            layout = cut.rows.layout(weights[part], 1)
+            shape = layout.arranged[: layout.axes] + (1,) * layout.coordinates
+            layout.arrange(weights[part]).mul_(factor.to(weights[part]).view(shape))
+
+
+class Rescaling:
+    """All points at once by factors of their own: enlarged, made smaller, both, and one by one where there are few.
+
+    `bases` are the outputs without eps, one entry per input; the turns take them one after the other. No test begins
+    once the probe has made `limit` passes.
     """
-    for turn in range(max(2, len(bases))):
-        number = min(turn, len(bases) - 1)
-        direction: Direction = "down" if turn % 2 else "up"
-        multiply(probe.weights, cuts, direction)
+
+    def __init__(self, probe: Probe, bases: Sequence[list[Tensor]], tolerance: float, limit: int) -> None:
+        self._probe, self._bases, self._tolerance, self._limit = probe, bases, tolerance, limit
+
+    def unchanged(self, cuts: list[Cut]) -> tuple[list[Cut], list[Cut]]:
+        """Those of `cuts` whose points may be rescaled without changing an output, and those that there was no pass left for."""
+        few = max((cut.count for cut in cuts if cut.count <= FEW), default=1)
+        turns = [spread(*EXPONENTS), spread(*(-e for e in EXPONENTS)), spread(-REACH, REACH)]
+        turns += [single(number) for number in range(few if few > 1 else 0)]
+        undecided: list[Cut] = []
+        for turn, exponents in enumerate(turns):
+            # One by one, only cuts that have so many points; the others have been tested.
+            tested = cuts if turn < 3 else [cut for cut in cuts if turn - 3 < cut.count <= FEW]
+            good, late = agreeing(tested, partial(self._same, exponents, turn))
+            undecided += late
+            cuts = [cut for cut in cuts if cut in good or (cut not in tested and cut not in undecided)]
+        return cuts, undecided
+
+    def _same(self, exponents: Exponents, turn: int, cuts: list[Cut]) -> bool:
+        if self._probe.passes >= self._limit:
+            raise OutOfPasses
+        number = turn % len(self._bases)
+        with multiplied(self._probe.weights, cuts, exponents, turn):
+            try:
+                gaps = changes(self._probe.run(number, eps=False), self._bases[number])
+            except ProbeError:
+                return False  # what runs for the weights as they are and fails for rescaled ones is not invariant
+        return max(gaps, default=0.0) <= self._tolerance
+
+
+def agreeing(cuts: list[Cut], test: Callable[[list[Cut]], bool]) -> tuple[list[Cut], list[Cut]]:
+    """Those of `cuts` that pass `test`, tried all together, then in halves; and those undecided when it is out of passes."""
+    undecided: list[Cut] = []
+
+    def halves(some: list[Cut], fails: bool) -> list[Cut]:
         try:
-            gap = _gap(probe.run(number, eps=False), bases[number])
-        except ProbeError:
-            gap = math.inf  # what runs for the weights as they are and fails for rescaled ones is not invariant
-        multiply(probe.weights, cuts, direction, undo=True)
-        if not gap <= TIGHT:
-            return False
-    return True
+            if not some or (not fails and test(some)):
+                return some
+        except OutOfPasses:
+            undecided.extend(some)
+            return []
+        if len(some) == 1:
+            return []
+        half = len(some) // 2
+        first = halves(some[:half], False)
+        # If all together fail and the first half does not, the second does.
+        return first + halves(some[half:], len(first) == half < len(some) - 1)
+
+    return halves(cuts, False), undecided
 
 
-def first_agreeing(options: dict[str, list[Cut]], test: Callable[[list[Cut]], bool]) -> list[Cut]:
-    """Per parameter the first of its cuts, in the order given, that passes `test` together with the others'."""
-    pending = {name: list(cuts) for name, cuts in options.items() if cuts}
-    kept: list[Cut] = []
-    while pending:
-        good = _agreeing([cuts[0] for cuts in pending.values()], test)
-        kept += good
-        done = {cut.name for cut in good}
-        pending = {name: rest[1:] for name, rest in pending.items() if name not in done and len(rest) > 1}
-    return kept
-
-
-def _agreeing(cuts: list[Cut], test: Callable[[list[Cut]], bool]) -> list[Cut]:
-    """Those of `cuts` that pass `test`, tried all together, then in halves."""
-    if not cuts or test(cuts):
-        return cuts
-    if len(cuts) == 1:
-        return []
-    half = len(cuts) // 2
-    return _agreeing(cuts[:half], test) + _agreeing(cuts[half:], test)
-
-
-def _gap(run: list[Tensor], base: list[Tensor]) -> float:
-    """Largest change of an output tensor relative to its norm."""
+def changes(run: list[Tensor], base: list[Tensor]) -> list[float]:
+    """Change of every output tensor relative to its norm, which counts as at least `FAINT` times that of the largest."""
     if len(run) != len(base) or any(t.shape != b.shape for t, b in zip(run, base, strict=True)):
-        return math.inf
-    gaps = [
-        float((t - b).norm() / b.norm().clamp(min=torch.finfo(b.dtype).tiny)) for t, b in zip(run, base, strict=True)
-    ]
-    return max(gaps, default=0.0)
+        return [math.inf]
+    norms = [float(b.norm()) for b in base]
+    least = FAINT * max(norms, default=0.0) or 1.0
+    return [float((t - b).norm()) / max(norm, least) for t, b, norm in zip(run, base, norms, strict=True)]

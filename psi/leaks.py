@@ -1,0 +1,208 @@
+"""What an eps leaves of an invariance, measured at the model's own weights, with its eps, in its own dtype.
+
+The leak of a point is how much doubling it changes the outputs, relative to what a random move of the same length changes.
+Derivatives tell it for all points at once: with random functionals L of the outputs, √n |⟨w, ∇L⟩| / (‖w‖ ‖∇L‖) is that ratio for
+small moves. What they leave in doubt is doubled and moved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .cuts import Cut
+from .euler import Euler, Tolerances
+from .probe import Probe, ProbeError
+from .rescaling import OutOfPasses, agreeing, changes
+
+__all__ = ["ALLOWED", "Leak", "leaks"]
+
+ALLOWED = 0.005
+"""Half of the hundredth beyond which the norm of a point is said to matter to the network, since random moves differ."""
+DOUBT = 10.0
+"""Derivatives that see more than so many times what is allowed need no confirmation: at w itself an eps leaks at most 8/3 of
+the ratio that doubling shows."""
+SURE = 0.5
+"""Nor do derivatives of a point that see less than this part of it: a move is not small, and random ones differ."""
+ROUNDING = 4
+"""Changes of an output relative to its norm that are so many times the rounding of the weights' dtype do not count."""
+FUNCTIONALS = 3
+"""A leak that is this many random numbers squared is 10 times too small for one tensor in a thousand."""
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Leak:
+    """Of one cut."""
+
+    single: float
+    """The ratio of the worst point."""
+    together: float
+    """The ratio of all points at once."""
+    point: int
+    """The worst of them."""
+    leaking: int
+    """How many of them leak more than is allowed."""
+    influence: float
+    """Change of the outputs, relative to their norm, by a small random move, extrapolated to the length of the tensor."""
+    decided: bool = True
+    """False if there was no pass left to tell."""
+
+    @property
+    def worst(self) -> float:
+        """The larger of both ratios."""
+        return max(self.single, self.together)
+
+
+def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[str, Leak]:
+    """The leak of every cut, by name, with at most `limit` passes of the probe. What does not show at the model's own weights
+    (a branch behind a gain of zero) is measured next to them."""
+    found: dict[str, Leak] = {}
+    for noise in (False, True):
+        rest = [cut for cut in cuts if cut.name not in found]
+        if rest:
+            found |= _derivatives(probe, rest, tolerances, noise)
+    for cut in cuts:
+        found.setdefault(cut.name, Leak(0.0, 0.0, 0, 0, 0.0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        _double(probe, cuts, found, limit)
+    return found
+
+
+def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: int) -> None:
+    """Correct what derivatives say by doubling what they leave in doubt."""
+    try:
+        doubling = _Doubling(probe, found, limit)
+    except ProbeError:
+        return  # a model that cannot run in its own dtype here
+    # What is large is certain. Those in doubt come last, so that halving finds them together.
+    unsure = sorted(
+        (cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED), key=lambda cut: found[cut.name].worst
+    )
+    for gains in (False, True):
+        some = [cut for cut in unsure if gains == (probe.weights[cut.name].ndim < 2)]
+        for cut in agreeing(some, doubling.harmless)[1]:
+            found[cut.name].decided = False
+    for cut in unsure:
+        if found[cut.name].single > SURE * ALLOWED and found[cut.name].together <= ALLOWED:
+            doubling.measure_point(cut)
+
+
+class _Doubling:
+    """Outputs of the model as it is, with points doubled or moved."""
+
+    def __init__(self, probe: Probe, found: dict[str, Leak], limit: int) -> None:
+        self._probe, self._found, self._limit = probe, found, limit
+        own = dict(probe.model.named_parameters())
+        self._own = {name: own[name].detach() for name in probe.weights}
+        self._base = self._outputs({})
+        # What rounding does to each output, seen by changing the weights by as much.
+        rounded = self._outputs({name: _rounded(w) for name, w in self._own.items()})
+        unit = max(torch.finfo(w.dtype).eps for w in self._own.values())
+        self._noise = [ROUNDING * max(gap, unit) for gap in changes(rounded, self._base)]
+
+    def harmless(self, cuts: list[Cut]) -> bool:
+        """Whether doubling all points of all `cuts` changes the outputs by less than is allowed for any of them alone."""
+        if len(cuts) == 1:
+            leak = self._found[cuts[0].name]
+            leak.together = self._ratio(cuts[0], None)
+            return leak.together <= ALLOWED
+        gap = math.hypot(*self._changes({part: 2 * self._own[part] for cut in cuts for part in cut.parts}))
+        # By how much a random move changes the outputs: they cannot change by more than about their own length.
+        moves = [(leak, leak.influence / (1 + leak.influence)) for leak in (self._found[cut.name] for cut in cuts)]
+        if any(gap > ALLOWED * move for _, move in moves):
+            return False
+        for leak, move in moves:
+            leak.together = min(leak.together, gap / move if gap else 0.0)
+        return True
+
+    def measure_point(self, cut: Cut) -> None:
+        """Double the worst point of `cut` alone."""
+        leak = self._found[cut.name]
+        try:
+            leak.single = self._ratio(cut, leak.point)
+        except OutOfPasses:
+            leak.decided = False
+
+    def _ratio(self, cut: Cut, point: int | None) -> float:
+        """Change of an output by doubling over that by a random move of the same length, the largest of all outputs."""
+        if self._probe.passes + 2 > self._limit:
+            raise OutOfPasses
+        doubled = self._changes(
+            {part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts}
+        )
+        if not any(doubled):
+            return 0.0
+        moves = {part: self._only(cut, part, torch.randn_like(self._own[part]), point) for part in cut.parts}
+        stretch = _length(self._only(cut, part, self._own[part], point) for part in cut.parts) / _length(moves.values())
+        for part, move in moves.items():
+            move.mul_(stretch).add_(self._own[part])
+        moved = self._changes(moves)
+        return max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, moved, strict=True))
+
+    def _only(self, cut: Cut, part: str, tensor: Tensor, point: int | None) -> Tensor:
+        """`tensor` with all points but one set to zero."""
+        if point is None:
+            return tensor
+        layout = cut.rows.layout(self._own[part], 1)
+        mask = torch.zeros(cut.count, dtype=tensor.dtype, device=tensor.device)
+        mask[point] = 1.0
+        kept = tensor.clone()
+        layout.arrange(kept).mul_(mask.view(layout.arranged[: layout.axes] + (1,) * layout.coordinates))
+        return kept
+
+    def _changes(self, changed: dict[str, Tensor]) -> list[float]:
+        """Of every output, where rounding does not count."""
+        try:
+            gaps = changes(self._outputs(changed), self._base)
+        except ProbeError:
+            return [math.inf] * len(self._base)
+        return [gap if gap > noise else 0.0 for gap, noise in zip(gaps, self._noise, strict=True)]
+
+    def _outputs(self, changed: dict[str, Tensor]) -> list[Tensor]:
+        if self._probe.passes >= self._limit:
+            raise OutOfPasses
+        return self._probe.as_is(changed)
+
+
+def _rounded(w: Tensor) -> Tensor:
+    """`w` with every entry moved by about its rounding."""
+    return torch.randn_like(w).mul_(torch.finfo(w.dtype).eps).add_(1).mul_(w)
+
+
+def _length(tensors: Iterable[Tensor]) -> float:
+    return math.hypot(*(float((t.float() if t.dtype in HALF else t).norm()) for t in tensors))
+
+
+def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: bool) -> dict[str, Leak]:
+    """What derivatives say of those cuts that have any."""
+    probe.fill(noise=noise)
+    sums: dict[str, list[Tensor]] = {cut.name: [] for cut in cuts}
+    floor = 0.0
+    for functional in range(FUNCTIONALS):
+        euler = Euler(probe.weights, probe.differentiate(0, functional=functional)[1], tolerances)
+        floor = max(floor, euler.floor)
+        for cut in cuts:
+            sums[cut.name].append(euler.full(cut))
+        del euler
+    found = {}
+    for cut in cuts:
+        product, _, w2, g2 = torch.stack(sums[cut.name], 1)
+        n = sum(probe.weights[part].numel() for part in cut.parts)
+        # Over the functionals, per point and of all points together.
+        random = (w2 * g2).mean(0)
+        radial = product.square().mean(0)
+        whole = float(w2[0].sum() * g2.sum(1).mean())
+        if whole <= floor**2:
+            continue
+        ratios = torch.where(random > floor**2, radial * (n / cut.count) / random, 0.0).sqrt()
+        together = math.sqrt(float(product.sum(1).square().mean()) * n / whole)
+        point, leaking = int(ratios.argmax()), int((ratios > ALLOWED).sum())
+        found[cut.name] = Leak(float(ratios[point]), together, point, leaking, math.sqrt(whole / n))
+    return found
