@@ -6,6 +6,7 @@ An architecture is skipped where its package is missing; `make .venv/architectur
 """
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
