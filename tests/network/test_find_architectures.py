@@ -31,8 +31,8 @@ def measure(name, result):
     model.train()
     twin = in_general_position(widened(copy.deepcopy(model)))
     report = psi.find(model, *args, **kwargs)
-    oracle = BruteForce(twin, wide(args), wide(kwargs), context=without_eps, points=3)
-    result.add(name, report, oracle, BruteForce(model, args, kwargs, points=3))
+    oracle = BruteForce(twin, wide(args), wide(kwargs), context=without_eps, points=3, moves=2)
+    result.add(name, report, oracle, BruteForce(model, args, kwargs, points=3, moves=2))
 
 
 def test_names():

@@ -18,8 +18,10 @@ REACH = 7.0
 """Factors lie between 2^-7 and 2^7."""
 FAR = 17.0
 """The same for what is to count as missed: what holds for moderate factors only is invariant within limits."""
-SAME = 1e-7
-"""Relative change of an output in float64 that counts as none. Rounding leaves 1e-13 or so."""
+SAME = 1e-4
+"""Change of an output, relative to what a move as long as the tensor does, that counts as none; but never more than `BARELY`, and
+never less than `ROUNDING`, relative to the output."""
+BARELY, ROUNDING = 1e-7, 1e-11
 LIVE = 1e-6
 """Relative change of an output that a move as long as the tensor must cause, or nothing can be told about it."""
 
@@ -82,10 +84,12 @@ WHOLE = Rows(blocks=1)
 class BruteForce:
     """A model whose weights are changed in place, run, and put back. It belongs to the tester: pass a copy."""
 
-    def __init__(self, model, args=(), kwargs=None, context=nullcontext, points=8):
-        self.model, self.args, self.kwargs, self.context, self.points = model, args, kwargs or {}, context, points
+    def __init__(self, model, args=(), kwargs=None, context=nullcontext, points=8, moves=4):
+        self.model, self.args, self.kwargs, self.context = model, args, kwargs or {}, context
+        self.points, self.moves = points, moves
         self.weights = dict(model.named_parameters(remove_duplicate=False))
         self.base = self.outputs()
+        self._live = {}
 
     @torch.no_grad()
     def outputs(self):
@@ -133,16 +137,22 @@ class BruteForce:
         trials = [reach * draws[0], -reach * draws[1], reach * (2 * draws[2] - 1)]
         for i in torch.randperm(count, generator=generator)[: self.points].tolist() if count > 1 else []:
             trials += [torch.where(torch.arange(count) == i, turn * reach, 0.0) for turn in (1, -1)]
-        return all(bool((self.changes(self.scaled(cut, 2.0**t)) <= SAME).all()) for t in trials)
+        limit = min(BARELY, max(ROUNDING, SAME * max(self.live(name) for name in cut)))
+        return all(bool((self.changes(self.scaled(cut, 2.0**t)) <= limit).all()) for t in trials)
 
     def live(self, name, mask=None):
         """Largest relative change of an output when the tensor, or the entries in `mask`, move by their own length."""
+        if mask is None and name in self._live:
+            return self._live[name]
         w = self.weights[name].detach()
         move = torch.randn(w.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(w)
         if mask is not None:
             move = move * mask
         size = (w if mask is None else w * mask).norm()
-        return float(self.changes({name: w + move * (size / move.norm())}).max())
+        change = float(self.changes({name: w + move * (size / move.norm())}).max())
+        if mask is None:
+            self._live[name] = change
+        return change
 
     def partners(self, name):
         """Vectors of the same module: none of them, each, and every two."""
@@ -170,7 +180,7 @@ class BruteForce:
 
     def visible(self, cut):
         """How doubling a cut changes the outputs, as a share of what a random move of that length does: (of the whole, the largest of
-        some single points). What rounding a weight does is not counted."""
+        some single points). Random moves are averaged; what rounding a weight does is not counted."""
         count = 1 + max(int(part.max()) for part in cut.values())
         generator = torch.Generator().manual_seed(count)
         whole = self._visible(cut, None, generator)
@@ -183,14 +193,21 @@ class BruteForce:
             for name, at in cut.items()
         }
         parts = {name: self.weights[name].detach() * mask for name, mask in masks.items()}
-        moves = {n: torch.randn(m.shape, generator=generator, dtype=torch.float64).to(m) * m for n, m in masks.items()}
-        stretch = _length(parts) / _length(moves)
         doubled = self.changes({n: self.weights[n].detach() + part for n, part in parts.items()})
-        moved = self.changes({n: self.weights[n].detach() + stretch * move for n, move in moves.items()})
         unit = torch.finfo(next(iter(parts.values())).dtype).eps
-        rounded = self.changes({n: self.weights[n].detach() + unit * stretch * move for n, move in moves.items()})
-        noise = 4 * torch.maximum(rounded, torch.full_like(rounded, unit))
-        return float(torch.where(doubled > noise, doubled / moved.clamp(min=1e-300), 0.0).max())
+        if (doubled <= 4 * unit).all():
+            return 0.0
+        moved, rounded = [], []
+        for _ in range(self.moves):
+            way = {
+                n: torch.randn(m.shape, generator=generator, dtype=torch.float64).to(m) * m for n, m in masks.items()
+            }
+            stretch = _length(parts) / max(_length(way), 1e-300)
+            moved.append(self.changes({n: self.weights[n].detach() + stretch * w for n, w in way.items()}))
+            rounded.append(self.changes({n: self.weights[n].detach() + unit * stretch * w for n, w in way.items()}))
+        size = torch.stack(moved).square().mean(0).sqrt().clamp(min=1e-300)
+        noise = 4 * torch.stack(rounded).amax(0).clamp(min=unit)
+        return float(torch.where(doubled > noise, doubled / size, 0.0).max())
 
 
 def _length(tensors):

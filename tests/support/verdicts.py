@@ -15,6 +15,10 @@ MISSES = {
 """Kinds of misses, and the largest share of all weights that each may be. All but the last two are measured to be right as they are."""
 LEAKY = 0.01
 """Doubling a declared point may change an output by so much of what a random move of that length does."""
+TIGHT = 0.001
+"""What shows less than this must be found; between the two either verdict is right."""
+FAINT = 1e-4
+"""A tensor that a random move of its own length changes the outputs less than this: a hundredth of it is rounding in float32."""
 
 
 class Survey:
@@ -104,11 +108,11 @@ def alive(name, cut, count, twin):
 
 def kind_of_miss(f, best, twin, actual):
     """What a missed tensor is, by measurement: without influence, hidden by an eps, or plainly missed."""
-    if twin.live(f.name) <= LIVE:
+    if twin.live(f.name) <= LIVE or actual.live(f.name) <= FAINT:
         return "no influence"
     if signs_only(twin.cut(f.name, *best[1:]), best[0]):
         return "signs only"
-    if max(actual.visible(actual.cut(f.name, *best[1:]))) > LEAKY:
+    if max(actual.visible(actual.cut(f.name, *best[1:]))) > TIGHT:
         return "hidden by an eps"
     if "cannot tell" in f.reason:
         return "cannot tell"
