@@ -6,7 +6,7 @@ The modules `architectures_*` have tables of them by name. Packages are imported
 import importlib
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from importlib.util import find_spec, module_from_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +24,7 @@ def load(module, *, bare=False):
     than is installed."""
     package = module.partition(".")[0]
     if bare and package not in sys.modules:
-        stub = ModuleType(package)
-        stub.__path__ = importlib.util.find_spec(package).submodule_search_locations
-        sys.modules[package] = stub
+        sys.modules[package] = module_from_spec(find_spec(package))
     return importlib.import_module(module)
 
 

@@ -1,5 +1,6 @@
 """Verdicts of `psi.find` against `brute_force`: what is wrong, what was missed, and of what kind that is."""
 
+import math
 from collections import Counter
 
 from brute_force import FAR, LIVE, numbers, ways
@@ -7,12 +8,14 @@ from brute_force import FAR, LIVE, numbers, ways
 MISSES = {
     "no influence": 1.0,  # no output depends on it, so there is nothing to see and nothing to train
     "partly without influence": 1.0,  # the cut holds because some of its points are dead
+    "no real numbers": 1.0,  # complex and integer parameters are passed over
     "signs only": 1.0,  # points of one coordinate have no direction
     "hidden by an eps": 1.0,  # declaring it would be wrong: doubling shows
     "cannot tell": 0.01,  # find says so
     "missed": 0.0,
 }
-"""Kinds of misses, and the largest share of all weights that each may be. All but the last two are measured to be right as they are."""
+"""Kinds of misses, and the largest share of all weights that each may be. All but
+the last two are right as they are."""
 LEAKY = 0.01
 """Doubling a declared point may change an output by so much of what a random move of that length does."""
 TIGHT = 0.001
@@ -72,7 +75,10 @@ def verdict(f, twin, actual, taken):
                 yield ("eps shows" if whole > LEAKY else "eps shows at a point"), said
             yield from finer(f, twin)
         return
-    if len(f.shape) < 2:
+    if len(f.shape) < 2 or not math.prod(f.shape):
+        return
+    if not actual.weights[f.name].is_floating_point():
+        yield "no real numbers", "not looked at"
         return
     best = twin.finest(f.name, FAR)
     if best is None or (best[2] and set(best[2]) & taken):
