@@ -14,7 +14,8 @@ demo: .venv/demo
 test: .venv/dev
 	$(BIN)/python -m pytest -q --device $(DEVICE)
 
-# What takes minutes. MNIST=DIR, the folder with MNIST's four .gz files, for the tests that need it.
+# What takes minutes. MNIST=DIR, the folder with MNIST's four .gz files, for the tests that need it; `make .venv/architectures`
+# first for the networks of public packages, which are skipped without them.
 test-long: .venv/dev
 	MNIST=$(MNIST) $(BIN)/python -m pytest -q --device $(DEVICE) -m long
 
@@ -53,5 +54,10 @@ endef
 
 .venv/docs: .venv/created $(SOURCES)
 	$(call install,experiments$(comma)docs)
+
+# What psi.find is tried on. vit-pytorch asks for torchvision, which its networks do not need: it comes alone.
+.venv/architectures: .venv/dev $(SOURCES)
+	$(PIP) install -q --no-deps -c constraints.txt vit-pytorch
+	$(call install,architectures)
 
 comma := ,
