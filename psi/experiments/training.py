@@ -17,8 +17,13 @@ from torch import Tensor, nn
 
 from ...manifolds.errors import RetractError
 from . import checkpoint
+from .data import whole
+from .pickles import shown
 
 __all__ = ["Epoch", "Record", "Trainer", "drops", "finished"]
+
+_MOST = 2**24
+"""Bytes of a run.json; an epoch takes about 150."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -76,10 +81,32 @@ class Record:
     def read(cls, path: Path) -> Record:
         """From a ``run.json``. Raises `RetractError` naming the file that is none."""
         try:
-            content = json.loads(path.read_text())
-            return cls(content["settings"], [Epoch(**epoch) for epoch in content["epochs"]])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RetractError(f"{path} is not the run.json of a run ({type(error).__name__}: {error})") from error
+            content = json.loads(whole(path, _MOST, "named run.json"))
+            return cls.of(content)
+        except (ValueError, RecursionError) as error:
+            told = shown(str(error))
+            raise RetractError(
+                f"{path} is not the run.json of a run ({told}): delete it, or name another folder"
+            ) from error
+
+    @classmethod
+    def of(cls, content: Any) -> Record:
+        """From a dict of plain values with settings and epochs, as files hold it. Raises `ValueError` where it is none."""
+        if not isinstance(content, dict) or not isinstance(settings := content.get("settings"), dict):
+            raise ValueError("no settings in it")
+        if wrong := [key for key, value in settings.items() if not isinstance(value, (str, int, float, type(None)))]:
+            raise ValueError(f"its setting {shown(wrong[0])} is no plain value")
+        rows, count = content.get("epochs"), settings.get("epochs")
+        if type(count) is not int or not isinstance(rows, list) or len(rows) > count:
+            raise ValueError(f"no list of at most as many epochs as its settings say, {shown(repr(count))}")
+        names = {field.name for field in fields(Epoch)}
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or set(row) != names or any(type(v) not in (int, float) for v in row.values()):
+                raise ValueError(f"its epoch {number} does not hold numbers for {', '.join(sorted(names))}")
+        try:
+            return cls(settings, [Epoch(**{name: float(row[name]) for name in names}) for row in rows])
+        except OverflowError:
+            raise ValueError("a number of its epochs is too large") from None
 
 
 @dataclass
@@ -107,17 +134,14 @@ class Trainer:
         computes the same twice, as a CPU with as many threads does. Where processes have joined a group, all of them train
         (DistributedDataParallel), each on its own batches, and process 0 writes and reports.
 
-        Raises `RetractError` if `folder` holds a run with other settings.
+        Raises `RetractError` if `folder` holds a run with other settings, or files that are not those of a run.
         """
         found = finished(folder, settings)
         if found is not None:
             return found
         record, path = Record(settings, []), folder / "checkpoint.pt"
         if path.is_file():
-            state = checkpoint.load(path)
-            _same(state["settings"], settings, folder)
-            self.load(state)
-            record = Record(settings, [Epoch(**epoch) for epoch in state["epochs"]])
+            record = self._resume(path, settings)
         alone = not dist.is_initialized()
         first = alone or dist.get_rank() == 0
         if first:
@@ -147,6 +171,26 @@ class Trainer:
         for part, saved in zip(self._parts(), state["parts"], strict=True):
             part.load_state_dict(saved)
         self.generator.set_state(state["generator"])
+
+    def _resume(self, path: Path, settings: dict[str, Any]) -> Record:
+        state = checkpoint.load(path)
+        try:
+            record = Record.of(state)
+        except ValueError as error:
+            raise RetractError(
+                f"{path} is not the checkpoint of a run ({error}): delete it, and the run starts afresh"
+            ) from None
+        _same(record.settings, settings, path.parent)
+        try:
+            self.load(state)
+        except (
+            Exception
+        ) as error:  # modules, optimizers and schedules raise what a foreign state happens to meet in them
+            told = shown(f"{type(error).__name__}: {error}")
+            raise RetractError(
+                f"{path} does not fit this run ({told}): delete it, and the run starts afresh"
+            ) from error
+        return record
 
     def _parts(self) -> tuple[Any, ...]:
         return self.model, self.optimizer, self.schedule
@@ -196,7 +240,7 @@ def finished(folder: Path, settings: dict[str, Any]) -> Record | None:
         return None
     record = Record.read(folder / "run.json")
     _same(record.settings, settings, folder)
-    return record if record.finished else None
+    return Record(settings, record.epochs) if record.finished else None
 
 
 def drops(
@@ -219,5 +263,5 @@ def _over_processes(value: Tensor, count: int) -> tuple[float, float]:
 def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
-        told = ", ".join(f"{key} {found.get(key)!r} instead of {wanted[key]!r}" for key in differing)
+        told = ", ".join(f"{key} {shown(repr(found.get(key)))} instead of {wanted[key]!r}" for key in differing)
         raise RetractError(f"{folder} holds a run with {told}: name another folder with --out, or delete this one")
