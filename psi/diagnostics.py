@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..manifolds import GeodesicManifold, Manifold, Rows, ScalingQuotient, numerics
 from ..manifolds.declare import walk
-from ..manifolds.errors import OptionError
+from ..manifolds.errors import MissingExtraError, OptionError
 from ..manifolds.rows import Layout, gather
 
 __all__ = ["Monitor", "Observation"]
@@ -175,8 +175,12 @@ class Monitor:
 
     def plot(self) -> Any:
         """A matplotlib figure: norms, turns, gradients and leaks of each group over the steps, one above the other, with a cross on
-        the norms where points were brought back. Needs matplotlib."""
-        from matplotlib import pyplot as plt
+        the norms where points were brought back. Raises `MissingExtraError` without matplotlib."""
+        try:
+            from matplotlib import pyplot as plt
+        except ModuleNotFoundError as error:
+            told = "Monitor.plot needs matplotlib: pip install '.[experiments]' in a checkout of retract"
+            raise MissingExtraError(told) from error
 
         panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
             "norm: smallest, median, largest": lambda o: (o.norm_min, o.norm_median, o.norm_max),

@@ -62,13 +62,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
 
 
 def _check(path: Path) -> None:
-    """Raises for what would keep torch's own reader busy, or fill the memory: records that unpack to more than they take in the
-    file, which `torch.save` does not write, and pickles that are no tree of plain values."""
+    """Raises for what has changed since it was written, and for what would keep torch's own reader busy or fill the memory: records
+    that unpack to more than they take in the file, which `torch.save` does not write, and pickles that are no tree of plain values."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(
             record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size for record in records
         ):
             raise RetractError("it is compressed, and checkpoints are not")
+        if damaged := archive.testzip():  # torch does not look at the checksums that it writes
+            raise RetractError(f"the checksum of {damaged} is wrong")
         (index,) = (record for record in records if record.filename.endswith("/data.pkl"))
         pickles.read(archive.read(index), "plain values", lambda name: True, _MOST)

@@ -181,6 +181,12 @@ class Trainer:
                 f"{path} is not the checkpoint of a run ({error}): delete it, and the run starts afresh"
             ) from None
         _same(record.settings, settings, path.parent)
+        usual = self._after_a_step()
+        place = _differs({key: state.get(key) for key in usual}, usual)
+        if place is not None:
+            raise RetractError(
+                f"{path} does not fit this run (at {shown(place)}): delete it, and the run starts afresh"
+            )
         try:
             self.load(state)
         except (
@@ -191,6 +197,14 @@ class Trainer:
                 f"{path} does not fit this run ({told}): delete it, and the run starts afresh"
             ) from error
         return record
+
+    def _after_a_step(self) -> dict[str, Any]:
+        """What `state` is like, with other numbers. The step is of zeros, on weights that are about to be replaced."""
+        for p in self.model.parameters():
+            p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return self.state()
 
     def _parts(self) -> tuple[Any, ...]:
         return self.model, self.optimizer, self.schedule
@@ -258,6 +272,25 @@ def _over_processes(value: Tensor, count: int) -> tuple[float, float]:
         dist.all_reduce(both)
     first, second = both.tolist()
     return first, second
+
+
+def _differs(found: Any, usual: Any, place: str = "state") -> str | None:
+    """Where `found` has other keys, lengths, types or shapes than `usual`, if anywhere."""
+    if isinstance(usual, Tensor):
+        same = isinstance(found, Tensor) and (found.shape, found.dtype) == (usual.shape, usual.dtype)
+        return None if same else place
+    if isinstance(usual, float):
+        return None if type(found) in (int, float) else place
+    if not isinstance(found, type(usual)):
+        return place
+    if isinstance(usual, (list, tuple)):
+        usual, found = dict(enumerate(usual)), dict(enumerate(found))
+    if not isinstance(usual, dict):
+        return None
+    if usual.keys() != found.keys():
+        return place
+    parts = (_differs(found[key], usual[key], f"{place}[{key!r}]") for key in usual)
+    return next((part for part in parts if part is not None), None)
 
 
 def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:

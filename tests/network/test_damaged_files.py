@@ -337,6 +337,16 @@ def test_states_of_something_else(valid, tmp_path):
     whole = checkpoint.load(path)
     changes = [{"parts": [{}, *whole["parts"][1:]]}, {"parts": whole["parts"][:2]}, {"parts": 3}, {"parts": [None] * 3}]
     changes += [{"generator": torch.zeros(3)}, {"generator": None}, {"parts": [whole["parts"][0]] * 3}]
+    model, optimizer, schedule = whole["parts"]
+    (group,), held = optimizer["param_groups"], optimizer["state"]
+    for wrong in (
+        {"param_groups": [{key: value for key, value in group.items() if key != "weight_decay"}], "state": held},
+        {"param_groups": [{**group, "lr": "0.1"}], "state": held},
+        {"param_groups": [group], "state": {**held, 0: {"momentum_buffer": torch.zeros(3)}}},
+        {"param_groups": [group], "state": {**held, 0: {}}},
+    ):
+        changes.append({"parts": [model, wrong, schedule]})
+    changes.append({"parts": [model, optimizer, {**schedule, "milestones": {}}]})
     for change in changes:
         checkpoint.save({**whole, **change}, path)
         with pytest.raises(
@@ -369,6 +379,13 @@ def test_checkpoints_made_to_do_harm(valid, tmp_path, monkeypatch):
             pytest.raises(RetractError, match=f"checkpoint.pt is not a whole checkpoint .*{message}"),
         ):
             checkpoint.load(path)
+    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        (start,) = (record.header_offset for record in archive.infolist() if record.filename.endswith("/data/0"))
+    at = content.index(records[index.replace("data.pkl", "data/0")], start)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(RetractError, match=r"checkpoint.pt is not a whole checkpoint .*checksum of .*data/0 is wrong"):
+        checkpoint.load(path)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, held in {**records, index.replace("data.pkl", "data/0"): bytes(10**8)}.items():
             archive.writestr(name, held)
