@@ -44,7 +44,8 @@ class Observation:
     """Root mean square of the Riemannian gradients' norms at the points before the step: on PSI ‖w‖ ‖∇_w L‖, the gradient with
     respect to the unit row (v coordinates)."""
     leak: float
-    """Largest |⟨w, ∇_w L⟩| / (‖w‖ ‖∇_w L‖) on scaling quotients, where it would be 0 but for the norm's eps; elsewhere NaN."""
+    """Largest |⟨w, ∇_w L⟩| / (‖w‖ ‖∇_w L‖) on scaling quotients, which is 0 except for what the eps of a
+    normalization layer does; elsewhere NaN."""
     brought_back: int
     """Points whose norm has fallen by more than a factor of 16 since the observation before: renormalised, under ``radius="free"``."""
 

@@ -44,7 +44,7 @@ class Arch(str, Enum):
     resnet50 = "resnet50"
 
 
-_LR = typer.Option(help="of the weights in front of norms, or of all; the published one if not given")
+_LR = typer.Option(help="of the weights in front of normalization layers, or of all; the published one if not given")
 _DECAY = typer.Option(min=0.0, help="L2; on the parameters that are on no manifold only, where there is one")
 _ALPHA = typer.Option(min=0.0, help="α of SGDG and Adam-G; the paper's Table 1 has 0, its Table 2 has 0.1")
 _BF16 = typer.Option(help="bfloat16 by autocast")

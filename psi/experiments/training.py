@@ -225,7 +225,7 @@ class Trainer:
         losses = [self.step(x, y, forward) for x, y in self.train(self.generator)]
         total, steps = _over_processes(torch.stack(losses).double().sum(), len(losses))  # the one wait for a GPU
         seconds = time.perf_counter() - start
-        if dist.is_initialized():  # a norm's statistics are each process's own, and process 0's are kept
+        if dist.is_initialized():  # each process has running statistics of its own; those of process 0 are kept
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
         accuracy, test_loss = self.evaluate()

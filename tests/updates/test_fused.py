@@ -181,7 +181,11 @@ def test_without_numba(monkeypatch):
 
     expected = one_step(foreach=False)
     for attribute, replacement, reason in (
-        ("util.find_spec", missing, "numba is not installed; install it with pip install '..fused.' in a checkout of retract"),
+        (
+            "util.find_spec",
+            missing,
+            "numba is not installed; install it with pip install '..fused.' in a checkout of retract",
+        ),
         (
             "import_module",
             broken,
