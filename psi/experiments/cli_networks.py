@@ -45,6 +45,7 @@ class Arch(str, Enum):
 
 
 _LR = typer.Option(help="of the weights in front of normalization layers, or of all; the published one if not given")
+_METHODS = typer.Option(metavar="METHOD", help=f"may be given several times: {', '.join(METHODS)}")
 _DECAY = typer.Option(min=0.0, help="L2; on the parameters that are on no manifold only, where there is one")
 _ALPHA = typer.Option(min=0.0, help="α of SGDG and Adam-G; the paper's Table 1 has 0, its Table 2 has 0.1")
 _BF16 = typer.Option(help="bfloat16 by autocast")
@@ -58,7 +59,7 @@ def cifar(
     data_dir: Annotated[Path, typer.Option(help="folder with cifar-10-batches-py or cifar-100-python")],
     dataset: Annotated[Dataset, typer.Option()] = Dataset.cifar10,
     depth: Annotated[int, typer.Option(help="6n + 2: 20, 32, 44, 56")] = 20,
-    method: Annotated[list[Method], typer.Option(help="may be given several times")] = [Method.psi_sgdm],  # type: ignore[attr-defined]  # noqa: B006
+    method: Annotated[list[Method], _METHODS] = [Method.psi_sgdm],  # type: ignore[attr-defined]  # noqa: B006
     lr: Annotated[float | None, _LR] = None,
     sweep: Annotated[
         bool,
@@ -81,7 +82,7 @@ def cifar(
     out: Annotated[Path, _OUT] = Path("out/cifar"),
     plot: Annotated[Path | None, typer.Option(help="PNG of the curves; cifar.png in --out if not given")] = None,
 ) -> None:
-    """Tables 1 and 2, Figure 3: CIFAR ResNets under any of the methods. The same command goes on where it was interrupted."""
+    """Tables 1 and 2, Figure 3: ResNets on CIFAR. Under any of the methods; the same command goes on where it was interrupted."""
     console = Console()
     with readable(f"Interrupted. Finished epochs are in {out}; the same command goes on from there."):
         if sweep and lr is not None:
@@ -195,7 +196,7 @@ def imagenet(
 
 def epoch_time(
     depth: Annotated[int, typer.Option(help="6n + 2: 20, 32, 44, 56")] = 56,
-    method: Annotated[list[Method] | None, typer.Option(help="all, if not given")] = None,
+    method: Annotated[list[Method] | None, _METHODS] = None,
     rounds: Annotated[int, typer.Option(min=2, help="training steps of each method")] = 20,
     batch: Annotated[int, typer.Option(min=2)] = 128,
     orthogonality: Annotated[float, _ALPHA] = 0.0,
@@ -203,7 +204,7 @@ def epoch_time(
     device: Annotated[Device, _DEVICE] = Device.auto,
     markdown: Annotated[Path | None, typer.Option(help="the table, as Markdown")] = None,
 ) -> None:
-    """Seconds per epoch, §6.2: a CIFAR ResNet under all methods, interleaved, and the optimizer's share."""
+    """Seconds per epoch, §6.2. A CIFAR ResNet under all methods, interleaved, and the optimizer's share."""
     console = Console()
     names = [one.value for one in method] if method else list(METHODS)
     if "sgd" not in names:
@@ -247,7 +248,7 @@ def table(
     plot: Annotated[Path, typer.Option(help="PNG of the table")] = Path("table.png"),
     markdown: Annotated[Path | None, typer.Option(help="the tables, as Markdown")] = None,
 ) -> None:
-    """The paper's table from runs of cifar: mean ± std over seeds, beside the published numbers; and the sweeps."""
+    """The paper's table from runs of cifar. Mean ± std over seeds, beside the published numbers; and the sweeps."""
     console = Console()
     with readable():
         check_files(plot, markdown)

@@ -41,7 +41,7 @@ def unbalanced(
     markdown: Annotated[Path | None, typer.Option(help="the table, as Markdown")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="all numbers, as JSON")] = None,
 ) -> None:
-    """Figure 1: training from a balanced start, and from the same function with rescaled rows."""
+    """Figure 1: a balanced start against a rescaled one. Both are the same function; only its rows are rescaled."""
     console = Console()
     config = figure1.Config(epochs=epochs, scale=scale, eps=eps, seed=seed)
     with readable():
@@ -129,7 +129,7 @@ def toy(
     markdown: Annotated[Path | None, typer.Option(help="the tables, as Markdown")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="the runs of the tables, as JSON")] = None,
 ) -> None:
-    """Figure 4: how small gradients become in full-batch regression, with rates swept for every method and start."""
+    """Figure 4: how small gradients become. In full-batch regression, with rates swept for every method and start."""
     console, config = Console(), figure4.Config(steps=steps, seed=seed)
     pairs = [(method, scale) for scale in figure4.SCALES for method in figure4.METHODS]
     with readable():
@@ -173,7 +173,7 @@ def rates(
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="of data, initialization and batches")] = 0,
     markdown: Annotated[Path | None, typer.Option(help="the tables, as Markdown")] = None,
 ) -> None:
-    """Theorems 2 and 3: their constants computed along the path, and their bounds checked. Exit code 1 if one fails."""
+    """Theorems 2 and 3: constants and bounds. Computed along the path, and checked; exit code 1 if a bound fails."""
     console, config = Console(), theorems.Config(seed=seed)
     with readable(), progress(console) as bar:
         check_files(markdown)

@@ -1,10 +1,12 @@
 """The command line on screens of 80 and 60 columns: nothing is cut off, and the bar says how long it takes."""
 
 import io
+import re
 import sys
 
 import pytest
 import torch
+import typer
 from cifar_folders import write_cifar10
 from retract import param_groups, psi
 from retract.manifolds.errors import MissingExtraError
@@ -58,6 +60,19 @@ def test_the_tables_of_figures_are_tables_at_80_columns(name):
     """Not the lists that narrower screens get."""
     table = widest()[name]
     assert cli_shared._fits(table, Console(file=io.StringIO(), width=80))
+
+
+@pytest.mark.parametrize(
+    "command", [command.callback.__name__.replace("_", "-") for command in app.registered_commands]
+)
+def test_help_is_not_cut_off(command):
+    """Every option by its whole name, and in the list of commands a whole sentence."""
+    text = CliRunner().invoke(app, [command, "--help"]).output
+    assert max(map(len, text.splitlines())) <= 80
+    options = typer.main.get_command(app).commands[command].params
+    assert not [name for option in options for name in option.opts if option.name != "folder" and name not in text]
+    listed = CliRunner().invoke(app, ["--help"]).output
+    assert not re.search(r"\w\.\.\.", listed)
 
 
 def test_seconds_per_epoch_on_a_narrow_screen(monkeypatch):
