@@ -195,7 +195,7 @@ def batch(extra):
 
 
 BOMBS = {
-    "a key nested twice over": (batch(nested(40, True)[2:] + b"}h\x28K\x01s"), "has a tuple of other than plain values as a key"),
+    "a key nested twice over": (batch(nested(20, True)[2:] + b"}h\x14K\x01s"), "has a tuple of other than plain values as a key"),
     "a key in a dict inside": (b"\x80\x02}(X\x04\x00\x00\x00datah\x00u.", "cut off"),
     "a value nested twice over": (nested(60, True) + b".", "nested more than 100 deep, or more than"),
     "a value nested deeply": (b"\x80\x02]" + b"]" * 2000 + b"a" * 2000 + b".", "has more than 1,120 opcodes"),
@@ -363,11 +363,11 @@ def test_checkpoints_made_to_do_harm(valid, tmp_path, monkeypatch):
         records = {name: archive.read(name) for name in archive.namelist()}
     (index,) = (name for name in records if name.endswith("data.pkl"))
     for made, message in (
-        (nested(40, True) + b"}h\x28K\x01s.", "has a tuple of other than plain values as a key"),
+        (nested(20, True) + b"}h\x14K\x01s.", "has a tuple of other than plain values as a key"),
         (nested(60, True) + b".", "nested more than 100 deep"),
         (b"\x80\x02]q\x00h\x00a.", "nested more than 100 deep"),
         (
-            b"\x80\x02cbuiltins\nset\n(" + nested(40, True)[2:] + b"]h\x28at\x85R.",
+            b"\x80\x02cbuiltins\nset\n(" + nested(20, True)[2:] + b"]h\x14at\x85R.",
             "has a tuple of other than plain values as a key",
         ),
     ):
