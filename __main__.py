@@ -14,7 +14,7 @@ def main() -> None:
         if package not in ("typer", "rich", "sklearn", "matplotlib"):
             raise
         sys.exit(
-            f"python -m retract needs {package}, which is not installed: add the extra with pip install 'retract[experiments]'"
+            f"python -m retract needs {package}, which is not installed: add the extra with pip install '.[experiments]' in a checkout of retract"
         )
     app()
 

@@ -99,8 +99,11 @@ def tell_undocumented(app, env):
 
 
 def escape(app, what, name, obj, options, lines):
-    """Shapes, (*batch, *event), and absolute values, |x|, are no markup."""
+    """Shapes, (*batch, *event), and absolute values, |x|, are no markup, and what an attribute is stands in its annotation: napoleon
+    would take everything in front of a colon in its first line for its type."""
     lines[:] = [re.sub(r"\*(?=batch|event)|\|", r"\\\g<0>", line) for line in lines]
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
 
 
 def setup(app):

@@ -66,11 +66,11 @@ _STACKABLE = (Euclidean, PSI, Sphere, Lines)
 def _kernel(package: str, module: str) -> Kernel | str:
     """The backend, or why it is not there."""
     if importlib.util.find_spec(package) is None:
-        return f"{package} is not installed; install it with pip install 'retract[fused]'"
+        return f"{package} is not installed; install it with pip install '.[fused]' in a checkout of retract"
     try:
         return cast(Kernel, importlib.import_module(f".{module}", __package__))
     except ImportError as error:
-        return f"{package} cannot be used ({error}); mend that, or reinstall it with pip install 'retract[fused]'"
+        return f"{package} cannot be used ({error}); mend that, or reinstall it with pip install '.[fused]' in a checkout of retract"
 
 
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> Kernel | str:

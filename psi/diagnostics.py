@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..manifolds import GeodesicManifold, Manifold, Rows, ScalingQuotient, numerics
 from ..manifolds.declare import walk
-from ..manifolds.errors import OptionError
+from ..manifolds.errors import MissingExtraError, OptionError
 from ..manifolds.rows import Layout, gather
 
 __all__ = ["Monitor", "Observation"]
@@ -44,7 +44,8 @@ class Observation:
     """Root mean square of the Riemannian gradients' norms at the points before the step: on PSI ‖w‖ ‖∇_w L‖, the gradient with
     respect to the unit row (v coordinates)."""
     leak: float
-    """Largest |⟨w, ∇_w L⟩| / (‖w‖ ‖∇_w L‖) on scaling quotients, where it would be 0 but for the norm's eps; elsewhere NaN."""
+    """Largest |⟨w, ∇_w L⟩| / (‖w‖ ‖∇_w L‖) on scaling quotients, which is 0 except for what the eps of a
+    normalization layer does; elsewhere NaN."""
     brought_back: int
     """Points whose norm has fallen by more than a factor of 16 since the observation before: renormalised, under ``radius="free"``."""
 
@@ -175,8 +176,12 @@ class Monitor:
 
     def plot(self) -> Any:
         """A matplotlib figure: norms, turns, gradients and leaks of each group over the steps, one above the other, with a cross on
-        the norms where points were brought back. Needs matplotlib."""
-        from matplotlib import pyplot as plt
+        the norms where points were brought back. Raises `MissingExtraError` without matplotlib."""
+        try:
+            from matplotlib import pyplot as plt
+        except ModuleNotFoundError as error:
+            told = "Monitor.plot needs matplotlib: pip install '.[experiments]' in a checkout of retract"
+            raise MissingExtraError(told) from error
 
         panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
             "norm: smallest, median, largest": lambda o: (o.norm_min, o.norm_median, o.norm_max),

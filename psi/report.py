@@ -124,7 +124,9 @@ class Report(Sequence[Finding]):
             from matplotlib import pyplot as plt
             from matplotlib.patches import Patch
         except ModuleNotFoundError as error:
-            raise MissingExtraError("Report.plot needs matplotlib: pip install 'retract[experiments]'") from error
+            raise MissingExtraError(
+                "Report.plot needs matplotlib: pip install '.[experiments]' in a checkout of retract"
+            ) from error
         if ax is None:
             _, ax = plt.subplots(figsize=(8, 1 + 0.2 * len(self)), layout="constrained")
         colors = {"row": "#2171b5", "block": "#6baed6", "tensor": "#9ecae1", "none": "#d94801"}

@@ -69,3 +69,5 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
+    for page in (tmp_path / "site" / "api").glob("*.html"):  # where an attribute's text was taken for its type
+        assert not re.search(r"<dt[^>]*>Type<", page.read_text()), page.name

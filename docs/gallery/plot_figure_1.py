@@ -21,7 +21,7 @@ plt.style.use("tableau-colorblind10")
 config = unbalanced.Config(epochs=30)
 digits = data.digits()
 print(unbalanced.invariance(digits, config))
-print(f"relative change of the outputs by T_a: {unbalanced.eps_leak(digits, config):.0e} in float64,")
+print(f"relative change of the outputs by rescaling: {unbalanced.eps_leak(digits, config):.0e} in float64,")
 print(f"and {unbalanced.eps_leak(digits, unbalanced.Config(eps=1e-5)):.1f} with an eps of 1e-5")
 
 # %%

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...manifolds.errors import RetractError
+from . import pickles
 
 __all__ = ["load", "save"]
+
+_MOST = 3_000_000
+"""Opcodes and values of a checkpoint, of which a tensor in it takes about thirty."""
 
 
 def save(state: Any, path: Path) -> None:
@@ -49,8 +54,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> Any:
     if not path.is_file():
         raise RetractError(f"no checkpoint {path}; start afresh, or name the file that save() wrote")
     try:
+        _check(path)
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises what the zip file and the unpickler happen to raise
-        raise RetractError(
-            f"{path} is not a whole checkpoint of plain values ({type(error).__name__}: {error}); use an earlier one"
-        ) from error
+        told = pickles.shown(str(error) if isinstance(error, RetractError) else f"{type(error).__name__}: {error}")
+        raise RetractError(f"{path} is not a whole checkpoint of plain values ({told}); use an earlier one") from error
+
+
+def _check(path: Path) -> None:
+    """Raises for what has changed since it was written, and for what would keep torch's own reader busy or fill the memory: records
+    that unpack to more than they take in the file, which `torch.save` does not write, and pickles that are no tree of plain values."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if any(
+            record.compress_type != zipfile.ZIP_STORED or record.file_size > record.compress_size for record in records
+        ):
+            raise RetractError("it is compressed, and checkpoints are not")
+        if damaged := archive.testzip():  # torch does not look at the checksums that it writes
+            raise RetractError(f"the checksum of {damaged} is wrong")
+        (index,) = (record for record in records if record.filename.endswith("/data.pkl"))
+        pickles.read(archive.read(index), "plain values", lambda name: True, _MOST)

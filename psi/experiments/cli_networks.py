@@ -18,7 +18,7 @@ from . import cifar as tables_1_and_2
 from . import epoch_time as section_6_2
 from . import imagenet as torchvision_runs
 from . import table as results
-from .cli_shared import Device, check_files, chosen, progress, readable, show
+from .cli_shared import Device, check_files, chosen, new_table, progress, readable, show
 from .methods import METHODS
 from .plots import accuracies, training_curves
 from .training import Epoch, Record
@@ -44,7 +44,8 @@ class Arch(str, Enum):
     resnet50 = "resnet50"
 
 
-_LR = typer.Option(help="of the weights in front of norms, or of all; the published one if not given")
+_LR = typer.Option(help="of the weights in front of normalization layers, or of all; the published one if not given")
+_METHODS = typer.Option(metavar="METHOD", help=f"may be given several times: {', '.join(METHODS)}")
 _DECAY = typer.Option(min=0.0, help="L2; on the parameters that are on no manifold only, where there is one")
 _ALPHA = typer.Option(min=0.0, help="α of SGDG and Adam-G; the paper's Table 1 has 0, its Table 2 has 0.1")
 _BF16 = typer.Option(help="bfloat16 by autocast")
@@ -58,7 +59,7 @@ def cifar(
     data_dir: Annotated[Path, typer.Option(help="folder with cifar-10-batches-py or cifar-100-python")],
     dataset: Annotated[Dataset, typer.Option()] = Dataset.cifar10,
     depth: Annotated[int, typer.Option(help="6n + 2: 20, 32, 44, 56")] = 20,
-    method: Annotated[list[Method], typer.Option(help="may be given several times")] = [Method.psi_sgdm],  # type: ignore[attr-defined]  # noqa: B006
+    method: Annotated[list[Method], _METHODS] = [Method.psi_sgdm],  # type: ignore[attr-defined]  # noqa: B006
     lr: Annotated[float | None, _LR] = None,
     sweep: Annotated[
         bool,
@@ -81,7 +82,7 @@ def cifar(
     out: Annotated[Path, _OUT] = Path("out/cifar"),
     plot: Annotated[Path | None, typer.Option(help="PNG of the curves; cifar.png in --out if not given")] = None,
 ) -> None:
-    """Tables 1 and 2, Figure 3: CIFAR ResNets under any of the methods. The same command goes on where it was interrupted."""
+    """Tables 1 and 2, Figure 3: ResNets on CIFAR. Under any of the methods; the same command goes on where it was interrupted."""
     console = Console()
     with readable(f"Interrupted. Finished epochs are in {out}; the same command goes on from there."):
         if sweep and lr is not None:
@@ -93,19 +94,24 @@ def cifar(
         records = []
         with progress(console) as bar:
             total = len(method) * (4 * sweep_epochs * sweep + seeds * epochs)
-            task, done = bar.add_task("epochs", total=total), dict[str, int]()
+            task, done, earlier = bar.add_task("epochs", total=total), dict[str, int](), 0
 
             def report(config: tables_1_and_2.Config, number: int, epoch: Epoch) -> None:
                 told = f"{config.name}: {number} of {config.epochs}, {_told(epoch)}"
                 console.print(told, highlight=False, soft_wrap=True)
-                done[config.name] = number
-                bar.update(task, completed=sum(done.values()))
+                advance(config, number, trained=1)
 
             def settle(record: Record) -> None:
                 """A run that was finished before, or has diverged, reports less than its epochs."""
                 config = tables_1_and_2.Config(**record.settings)
-                done[config.name] = config.epochs
-                bar.update(task, completed=sum(done.values()))
+                advance(config, config.epochs, trained=0)
+
+            def advance(config: tables_1_and_2.Config, number: int, trained: int) -> None:
+                """To epoch `number` of a run, of which `trained` have taken time since the last call."""
+                nonlocal earlier
+                earlier += number - done.get(config.name, 0) - trained
+                done[config.name] = number
+                bar.update(task, completed=sum(done.values()), earlier=earlier)
 
             for one in method:
                 base = tables_1_and_2.Config(
@@ -127,7 +133,7 @@ def cifar(
                     bar.update(task, total=total)
                     for trial_run in trials:
                         settle(trial_run)
-                    console.print(_sweep_table(one.value, trials))
+                    show([_sweep_table(one.value, trials)], console, None)
                     base = replace(base, lr=tables_1_and_2.best(trials))
                 for seed in range(seeds):
                     config = replace(base, epochs=epochs, images=images, seed=seed)
@@ -175,7 +181,8 @@ def imagenet(
 
                 def report(number: int, epoch: Epoch) -> None:
                     console.print(f"{config.name}: {number} of {config.epochs}, {_told(epoch)}", soft_wrap=True)
-                    bar.update(task, completed=number)
+                    earlier = bar.tasks[task].fields.get("earlier", number - 1)
+                    bar.update(task, completed=number, earlier=earlier)
 
                 record = torchvision_runs.train(config, data_dir, place, workers, out, report)
         finally:
@@ -189,7 +196,7 @@ def imagenet(
 
 def epoch_time(
     depth: Annotated[int, typer.Option(help="6n + 2: 20, 32, 44, 56")] = 56,
-    method: Annotated[list[Method] | None, typer.Option(help="all, if not given")] = None,
+    method: Annotated[list[Method] | None, _METHODS] = None,
     rounds: Annotated[int, typer.Option(min=2, help="training steps of each method")] = 20,
     batch: Annotated[int, typer.Option(min=2)] = 128,
     orthogonality: Annotated[float, _ALPHA] = 0.0,
@@ -197,7 +204,7 @@ def epoch_time(
     device: Annotated[Device, _DEVICE] = Device.auto,
     markdown: Annotated[Path | None, typer.Option(help="the table, as Markdown")] = None,
 ) -> None:
-    """Seconds per epoch, §6.2: a CIFAR ResNet under all methods, interleaved, and the optimizer's share."""
+    """Seconds per epoch, §6.2. A CIFAR ResNet under all methods, interleaved, and the optimizer's share."""
     console = Console()
     names = [one.value for one in method] if method else list(METHODS)
     if "sgd" not in names:
@@ -217,13 +224,12 @@ def epoch_time(
             orthogonality,
         )
     reference = next(timing.epoch for timing in timings if timing.method == "sgd")
-    summary = Table(
-        title=f"ResNet-{depth} on {place}: an epoch of 50,000 images in batches of {batch}",
-        caption="± half the distance between the quartiles; published: ResNet-56 on a V100",
+    summary = new_table(
+        f"ResNet-{depth} on {place}: an epoch of 50,000 images in batches of {batch}",
+        "± half the distance between the quartiles; published: ResNet-56 on a V100",
+        ["method"],
+        ["s per epoch", "±", "/ SGD", "optimizer, ms of a step", "published / SGD"],
     )
-    summary.add_column("method")
-    for name in ("s per epoch", "±", "/ SGD", "optimizer, ms of a step", "published / SGD"):
-        summary.add_column(name, justify="right")
     for timing in timings:
         published = section_6_2.PUBLISHED.get(timing.method, math.nan) / section_6_2.PUBLISHED["sgd"]
         summary.add_row(
@@ -242,7 +248,7 @@ def table(
     plot: Annotated[Path, typer.Option(help="PNG of the table")] = Path("table.png"),
     markdown: Annotated[Path | None, typer.Option(help="the tables, as Markdown")] = None,
 ) -> None:
-    """The paper's table from runs of cifar: mean ± std over seeds, beside the published numbers; and the sweeps."""
+    """The paper's table from runs of cifar. Mean ± std over seeds, beside the published numbers; and the sweeps."""
     console = Console()
     with readable():
         check_files(plot, markdown)
@@ -263,7 +269,7 @@ def _told(epoch: Epoch) -> str:
 
 def _sweep_table(method: str, records: list[Record]) -> Table:
     title = f"{METHODS[method].title}: chosen by accuracy on held-out training images"
-    result = Table("lr", "accuracy", "training loss", title=title)
+    result = new_table(title, None, ["lr", "accuracy", "training loss"], [])
     for record in records:
         best = " ←" * (record.settings["lr"] == tables_1_and_2.best(records))
         result.add_row(f"{record.settings['lr']:g}", f"{record.accuracy:.2f} %{best}", f"{record.epochs[-1].loss:.4f}")
@@ -272,14 +278,12 @@ def _sweep_table(method: str, records: list[Record]) -> Table:
 
 def _table(lines: list[results.Row]) -> Table:
     of = "5,000 held-out training images" if lines[0].settings["held_out"] else "the test set"
-    result = Table(
-        title=f"Accuracy in % on {of}, after the last epoch",
-        caption="mean ± standard deviation (seeds); training loss; published: 200 epochs, rate not swept",
+    result = new_table(
+        f"Accuracy in % on {of}, after the last epoch",
+        "mean ± standard deviation (seeds); training loss; published: 200 epochs, rate not swept",
+        ["network", "method"],
+        ["lr", "accuracy", "loss", "published"],
     )
-    result.add_column("network")
-    result.add_column("method")
-    for name in ("lr", "accuracy", "loss", "published"):
-        result.add_column(name, justify="right")
     for row in lines:
         s = row.settings
         images = f" of {s['images']:,} images" if s["images"] else ""

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import torch
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 from ...manifolds.errors import RetractError
 
-__all__ = ["Device", "check_files", "chosen", "progress", "readable", "show", "write_json"]
+__all__ = ["Device", "check_files", "chosen", "new_table", "progress", "readable", "show", "write_json"]
 
 
 class Device(str, Enum):
@@ -58,25 +60,75 @@ def readable(on_interrupt: str = "Interrupted.") -> Iterator[None]:
 
 
 def progress(console: Console, disable: bool = False) -> Progress:
-    """A bar with the time that is left, unless `disable`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=disable)
+    """A bar with the time that is left, unless `disable`. A task's field ``earlier`` counts steps of former processes."""
+    # What is done comes last and takes what is left of the line, so that a long description hides nothing else.
+    description = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), _TimeLeft(), description)
+    return Progress(*columns, console=console, disable=disable, expand=True)
+
+
+class _TimeLeft(ProgressColumn):
+    """The steps left, at the mean time of those made in this process. Unlike rich's column, which forgets after 30 seconds, also
+    where a step takes minutes."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._last: dict[int, tuple[float, float]] = {}
+        """For each task the steps that were done when it was last rendered with a new number of them, and the time then."""
+
+    def render(self, task: Task) -> Text:
+        """As hours, minutes and seconds; dashes before the first step."""
+        made = task.completed - task.fields.get("earlier", 0)
+        if task.total is None or task.elapsed is None or made <= 0:
+            return Text("-:--:-- left", style="progress.remaining")
+        completed, since = self._last.get(task.id, (-1.0, 0.0))
+        if completed != task.completed:
+            completed, since = self._last[task.id] = task.completed, task.elapsed
+        left = (task.total - completed) * since / made - (task.elapsed - since)
+        return Text(f"{timedelta(seconds=round(max(0.0, left)))} left", style="progress.remaining")
+
+
+def new_table(title: str, caption: str | None, left: Sequence[str], right: Sequence[str]) -> Table:
+    """An empty table, as narrow as can be read, with columns that are justified to the left and, for numbers, to the right."""
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
 
 
 def show(tables: Sequence[Table], console: Console, markdown: Path | None) -> None:
     """Print `tables`, and write them to `markdown` if that is given."""
     for table in tables:
-        console.print(table)
+        console.print(table if _fits(table, console) else _upright(table))
     if markdown is not None:
         text = io.StringIO()
         plain = Console(file=text, width=10_000)
         for table in tables:
             table.box = box.MARKDOWN
+            table.pad_edge = True
             title, caption, table.title, table.caption = table.title, table.caption, None, None
             plain.print(f"{title}\n", table, f"{caption or ''}\n", sep="\n")
         markdown.parent.mkdir(parents=True, exist_ok=True)
         markdown.write_text("\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip() + "\n")
         console.print(f"Markdown: {markdown}", soft_wrap=True)
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether rich cuts no cell off, which it marks by an ellipsis."""
+    with console.capture() as captured:
+        console.print(table)
+    texts = [table.title, table.caption, *(cell for column in table.columns for cell in (column.header, *column.cells))]
+    return captured.get().count("…") == "".join(map(str, texts)).count("…")
+
+
+def _upright(table: Table) -> Text:
+    """A line for each cell of each row, for a screen that is too narrow for the table."""
+    names = [column.header for column in table.columns]
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    blocks = ["\n".join(f"{name}: {cell}" for name, cell in zip(names, row, strict=True)) for row in rows]
+    return Text("\n\n".join([str(table.title), *blocks, str(table.caption or "")]).rstrip() + "\n")
 
 
 def write_json(content: Any, path: Path | None, console: Console) -> None:

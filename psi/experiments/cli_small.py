@@ -15,7 +15,7 @@ from . import data as readers
 from . import rates as theorems
 from . import toy as figure4
 from . import unbalanced as figure1
-from .cli_shared import Device, check_files, chosen, progress, readable, show, write_json
+from .cli_shared import Device, check_files, chosen, new_table, progress, readable, show, write_json
 from .plots import loss_curves, toy_curves
 
 __all__ = ["rates", "toy", "unbalanced"]
@@ -41,7 +41,7 @@ def unbalanced(
     markdown: Annotated[Path | None, typer.Option(help="the table, as Markdown")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="all numbers, as JSON")] = None,
 ) -> None:
-    """Figure 1: training from a balanced start and from T_a of it, the same function with rows rescaled."""
+    """Figure 1: a balanced start against a rescaled one. Both are the same function; only its rows are rescaled."""
     console = Console()
     config = figure1.Config(epochs=epochs, scale=scale, eps=eps, seed=seed)
     with readable():
@@ -107,13 +107,12 @@ def _check(config: figure1.Config) -> None:
 
 
 def _table(outcomes: list[figure1.Outcome]) -> Table:
-    table = Table(
-        title="Training loss and test accuracy after the last epoch, from both starts",
-        caption="difference: the largest between the two starts' epoch means of the loss; bitwise: no step differs in any bit",
+    table = new_table(
+        "Training loss and test accuracy after the last epoch, from both starts",
+        "difference: the largest between the two starts' epoch means of the loss; bitwise: no step differs in any bit",
+        ["method"],
+        ["loss", "loss, rescaled", "accuracy", "accuracy, rescaled", "difference"],
     )
-    table.add_column("method")
-    for name in ("loss", "loss from T_a", "accuracy", "accuracy from T_a", "difference"):
-        table.add_column(name, justify="right")
     for o in outcomes:
         losses = [f"{o.epoch_means[start][-1]:.5f}" for start in figure1.STARTS]
         accuracies = [f"{o.accuracy[start]:.2f} %" for start in figure1.STARTS]
@@ -130,7 +129,7 @@ def toy(
     markdown: Annotated[Path | None, typer.Option(help="the tables, as Markdown")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="the runs of the tables, as JSON")] = None,
 ) -> None:
-    """Figure 4: how small gradients become in full-batch regression, with rates swept for every method and start."""
+    """Figure 4: how small gradients become. In full-batch regression, with rates swept for every method and start."""
     console, config = Console(), figure4.Config(steps=steps, seed=seed)
     pairs = [(method, scale) for scale in figure4.SCALES for method in figure4.METHODS]
     with readable():
@@ -160,11 +159,9 @@ def toy(
 
 
 def _toy_table(criterion: str, runs: list[figure4.Run]) -> Table:
-    table = Table(title=f"After the last step, at the rates chosen by {criterion}", caption="W₂: how its rows start")
-    table.add_column("W₂")
-    table.add_column("method")
-    for name in ("lr", "lr_g", "‖∇_V‖", "‖∇_W‖", "‖∇_g‖", "loss"):
-        table.add_column(name, justify="right")
+    title, caption = f"After the last step, at the rates chosen by {criterion}", "W₂: how its rows start"
+    right = ["lr", "lr_g", "‖∇_V‖", "‖∇_W‖", "‖∇_g‖", "loss"]
+    table = new_table(title, caption, ["W₂", "method"], right)
     for run in runs:
         ends = (run.grad_v[-1], run.grad_w[-1], run.grad_g[-1])
         numbers = [f"{run.lr:.3g}", f"{run.lr_g:.3g}", *(f"{end:.2e}" for end in ends), f"{run.loss[-1]:.5f}"]
@@ -176,7 +173,7 @@ def rates(
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="of data, initialization and batches")] = 0,
     markdown: Annotated[Path | None, typer.Option(help="the tables, as Markdown")] = None,
 ) -> None:
-    """Theorems 2 and 3: their constants computed along the path, and their bounds checked. Exit code 1 if one fails."""
+    """Theorems 2 and 3: constants and bounds. Computed along the path, and checked; exit code 1 if a bound fails."""
     console, config = Console(), theorems.Config(seed=seed)
     with readable(), progress(console) as bar:
         check_files(markdown)
@@ -187,22 +184,20 @@ def rates(
             bar.update(task, advance=1, description=f"Theorem 3, T = {steps}")
             expected.append(theorems.theorem_3(config, steps))
         bar.advance(task)
-    second = Table(
-        title="Theorem 2: PSI-GD with η_i = 1 / L̃_i",
-        caption=f"descent over ½ Σ η_i ‖∇_i‖² in the first {config.ratios} steps: {float(descent.ratios.min()):.3f} … "
+    second = new_table(
+        "Theorem 2: PSI-GD with η_i = 1 / L̃_i",
+        f"descent over ½ Σ η_i ‖∇_i‖² in the first {config.ratios} steps: {float(descent.ratios.min()):.3f} … "
         f"{float(descent.ratios.max()):.3f}, between 1 and 3 by theory; constants cover the path after {descent.rounds} rounds",
+        [],
+        ["T", "min ‖∇‖²", "bound (15)"],
     )
-    third = Table(
-        title="Theorem 3: PSI-SGD with η_i = 1 / (L̃_i √T)",
-        caption=f"over {config.seeds} seeds, constants from the paths of {config.covered} of them; deviation of the exact "
+    third = new_table(
+        "Theorem 3: PSI-SGD with η_i = 1 / (L̃_i √T)",
+        f"over {config.seeds} seeds, constants from the paths of {config.covered} of them; deviation of the exact "
         "expected descent from Σ η_i ‖∇_i‖², in units of what the constants allow: at most 1 by theory",
+        [],
+        ["T", "min E‖∇‖²", "bound (16)", "deviation", "rounds"],
     )
-    for table, names in (
-        (second, ("T", "min ‖∇‖²", "bound (15)")),
-        (third, ("T", "min E‖∇‖²", "bound (16)", "deviation", "rounds")),
-    ):
-        for name in names:
-            table.add_column(name, justify="right")
     for power in range(config.steps.bit_length()):
         second.add_row(f"{2**power}", *(f"{side:.4g}" for side in descent.bound(2**power)))
     for e in expected:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
+import math
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from ...manifolds.errors import RetractError
 
-__all__ = ["Split", "digits", "mnist"]
+__all__ = ["Split", "digits", "mnist", "whole"]
 
 _MNIST = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", 60_000),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", 10_000),
 }
+_MOST = 16 + 60_000 * 28 * 28
+"""Bytes of MNIST's largest file, unpacked; packed it has fewer."""
 # scikit-learn's digits come without a split; this many of the 1,797 train.
 _DIGITS_TRAIN = 1_500
 
@@ -49,7 +52,7 @@ def digits() -> Split:
 def mnist(folder: Path) -> Split:
     """MNIST from its four gzipped idx files in `folder` or in ``folder/MNIST/raw``: float32 rows in [0, 1], (N, 784).
 
-    Raises `RetractError` naming the file that is missing or is not what its name says.
+    Raises `RetractError` naming the file that is missing, too large, damaged, or is not what its name says.
     """
     raw = folder / "MNIST" / "raw"
     folder = raw if raw.is_dir() else folder
@@ -58,24 +61,51 @@ def mnist(folder: Path) -> Split:
         x, y = _read_idx(folder / images, 3), _read_idx(folder / labels, 1)
         if x.shape != (count, 28, 28) or y.shape != (count,):
             raise RetractError(
-                f"{folder / images} holds {x.shape} and its labels {y.shape}, not {count} images of 28 × 28"
+                f"{folder / images} holds {x.shape} and its labels {y.shape}, not {count} images of 28 × 28; fetch both again"
             )
+        if y.max() > 9:
+            raise RetractError(f"{folder / labels} has labels up to {y.max()}, outside 0 … 9; fetch it again")
         parts += [torch.from_numpy(x.reshape(count, -1) / np.float32(255)), torch.from_numpy(y.astype(np.int64))]
     return Split(*parts)
+
+
+def whole(path: Path, most: int, what: str) -> bytes:
+    """The content of a file that should be one `what`. Raises `RetractError` for one of more than `most` bytes, before it is read,
+    and for one that cannot be read."""
+    try:
+        size = path.stat().st_size
+        if size <= most:
+            return path.read_bytes()
+    except OSError as error:
+        raise RetractError(
+            f"{path} cannot be read ({error.strerror}): see to it that it is a file you may read"
+        ) from error
+    raise RetractError(f"{path} has {size:,} bytes, more than a file {what} can have ({most:,}); fetch it again")
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
     if not path.is_file():
         raise RetractError(f"no file {path}: --data-dir is the folder with the four idx .gz files of MNIST")
+    packed = whole(path, _MOST, "of MNIST")
+    # Not the gzip module: this stops where there is more than MNIST has, however little of the file that takes.
+    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError) as error:
+        content = stream.decompress(packed, _MOST + 1)
+    except zlib.error as error:
         raise RetractError(f"{path} is not a whole gzip file ({error}); fetch it again") from error
+    if not stream.eof or stream.unused_data:
+        long = len(content) > _MOST or stream.unused_data
+        told = f"it holds more than one stream of {_MOST:,} bytes" if long else "it is cut off"
+        raise RetractError(f"{path} is not a whole gzip file ({told}); fetch it again")
     # Magic number: two zero bytes, type 8 (unsigned byte), number of dimensions; then each size, big-endian.
-    if content[:4] != bytes([0, 0, 8, ndim]):
-        raise RetractError(f"{path} is not an idx file of {ndim}-dimensional bytes (magic {content[:4].hex()})")
     header = 4 + 4 * ndim
-    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).astype(int))
-    if len(content) != header + int(np.prod(shape)):
-        raise RetractError(f"{path} is cut off: {len(content) - header} bytes for shape {shape}")
+    if content[:4] != bytes([0, 0, 8, ndim]) or len(content) < header:
+        raise RetractError(
+            f"{path} is not an idx file of {ndim}-dimensional bytes (it begins with {content[:header].hex()}); fetch it again"
+        )
+    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).tolist())
+    held, needed = len(content) - header, math.prod(shape)
+    if held != needed:
+        fault = "is cut off" if held < needed else "goes on after its end"
+        raise RetractError(f"{path} {fault}: {held} bytes for shape {shape}; fetch it again")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -68,7 +68,7 @@ def build(
         model: in train mode.
         example: one batch of inputs.
         name: of `METHODS`.
-        lr: of the weights in front of norms; of all parameters, where the method has no manifold.
+        lr: of the weights in front of normalization layers; of all parameters, where the method has no manifold.
         weight_decay: of all parameters; of those on no manifold, where the method has one.
         orthogonality: α of SGDG and Adam-G.
 

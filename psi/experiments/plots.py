@@ -44,8 +44,10 @@ def loss_curves(outcomes: list[Outcome], config: Config, path: Path) -> None:
         panel.set_title(f"{outcome.method}\n{verdict}", fontsize=11)
         panel.set_yscale("log")
         panel.grid(alpha=0.3)
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle("The same function from two starts", fontsize=12)
     figure.supxlabel("epoch", fontsize=11)
-    figure.supylabel("training loss", fontsize=11)
+    figure.supylabel("training loss (cross-entropy, nats)", fontsize=11)
     panels[0].legend(fontsize=9, loc="best")
     _save(figure, path)
 

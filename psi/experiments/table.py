@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...manifolds.errors import RetractError
+from .cifar import Config
 from .methods import METHODS
+from .pickles import shown
 from .training import Record
 
 __all__ = ["PUBLISHED", "Row", "collect", "rows", "title"]
@@ -106,12 +108,27 @@ def title(settings: dict[str, Any]) -> str:
 
 
 def collect(folders: Sequence[Path]) -> list[Record]:
-    """The finished runs under `folders`. Raises `RetractError` if there are none."""
-    records = [Record.read(path) for folder in folders for path in sorted(folder.rglob("run.json"))]
+    """The finished runs of `cifar` under `folders`. Raises `RetractError` if there are none, and naming a file that is not what a
+    run writes."""
+    records = []
+    for path in (path for folder in folders for path in sorted(folder.rglob("run.json"))):
+        record = Record.read(path)
+        if "dataset" in record.settings:
+            _check(record.settings, path)
+        records.append(record)
     finished = [record for record in records if record.finished and "dataset" in record.settings]
     if not finished:
         raise RetractError(f"no finished run of cifar under {', '.join(map(str, folders))}: {len(records)} unfinished")
     return finished
+
+
+def _check(settings: dict[str, Any], path: Path) -> None:
+    usual = asdict(Config())
+    fits = set(settings) == set(usual) and all(isinstance(settings[key], (type(usual[key]), int)) for key in usual)
+    if not fits or settings["dataset"] not in ("cifar10", "cifar100") or settings["method"] not in METHODS:
+        raise RetractError(
+            f"{path} is not the run.json of a run of cifar: {shown(settings)}; take it out of the folder"
+        )
 
 
 def rows(records: Sequence[Record], held_out: bool) -> list[Row]:

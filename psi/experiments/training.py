@@ -17,8 +17,13 @@ from torch import Tensor, nn
 
 from ...manifolds.errors import RetractError
 from . import checkpoint
+from .data import whole
+from .pickles import shown
 
 __all__ = ["Epoch", "Record", "Trainer", "drops", "finished"]
+
+_MOST = 2**24
+"""Bytes of a run.json; an epoch takes about 150."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -76,10 +81,32 @@ class Record:
     def read(cls, path: Path) -> Record:
         """From a ``run.json``. Raises `RetractError` naming the file that is none."""
         try:
-            content = json.loads(path.read_text())
-            return cls(content["settings"], [Epoch(**epoch) for epoch in content["epochs"]])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RetractError(f"{path} is not the run.json of a run ({type(error).__name__}: {error})") from error
+            content = json.loads(whole(path, _MOST, "named run.json"))
+            return cls.of(content)
+        except (ValueError, RecursionError) as error:
+            told = shown(str(error))
+            raise RetractError(
+                f"{path} is not the run.json of a run ({told}): delete it, or name another folder"
+            ) from error
+
+    @classmethod
+    def of(cls, content: Any) -> Record:
+        """From a dict of plain values with settings and epochs, as files hold it. Raises `ValueError` where it is none."""
+        if not isinstance(content, dict) or not isinstance(settings := content.get("settings"), dict):
+            raise ValueError("no settings in it")
+        if wrong := [key for key, value in settings.items() if not isinstance(value, (str, int, float, type(None)))]:
+            raise ValueError(f"its setting {shown(wrong[0])} is no plain value")
+        rows, count = content.get("epochs"), settings.get("epochs")
+        if type(count) is not int or not isinstance(rows, list) or len(rows) > count:
+            raise ValueError(f"no list of at most as many epochs as its settings say, {shown(repr(count))}")
+        names = {field.name for field in fields(Epoch)}
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict) or set(row) != names or any(type(v) not in (int, float) for v in row.values()):
+                raise ValueError(f"its epoch {number} does not hold numbers for {', '.join(sorted(names))}")
+        try:
+            return cls(settings, [Epoch(**{name: float(row[name]) for name in names}) for row in rows])
+        except OverflowError:
+            raise ValueError("a number of its epochs is too large") from None
 
 
 @dataclass
@@ -107,17 +134,14 @@ class Trainer:
         computes the same twice, as a CPU with as many threads does. Where processes have joined a group, all of them train
         (DistributedDataParallel), each on its own batches, and process 0 writes and reports.
 
-        Raises `RetractError` if `folder` holds a run with other settings.
+        Raises `RetractError` if `folder` holds a run with other settings, or files that are not those of a run.
         """
         found = finished(folder, settings)
         if found is not None:
             return found
         record, path = Record(settings, []), folder / "checkpoint.pt"
         if path.is_file():
-            state = checkpoint.load(path)
-            _same(state["settings"], settings, folder)
-            self.load(state)
-            record = Record(settings, [Epoch(**epoch) for epoch in state["epochs"]])
+            record = self._resume(path, settings)
         alone = not dist.is_initialized()
         first = alone or dist.get_rank() == 0
         if first:
@@ -148,6 +172,40 @@ class Trainer:
             part.load_state_dict(saved)
         self.generator.set_state(state["generator"])
 
+    def _resume(self, path: Path, settings: dict[str, Any]) -> Record:
+        state = checkpoint.load(path)
+        try:
+            record = Record.of(state)
+        except ValueError as error:
+            raise RetractError(
+                f"{path} is not the checkpoint of a run ({error}): delete it, and the run starts afresh"
+            ) from None
+        _same(record.settings, settings, path.parent)
+        usual = self._after_a_step()
+        place = _differs({key: state.get(key) for key in usual}, usual)
+        if place is not None:
+            raise RetractError(
+                f"{path} does not fit this run (at {shown(place)}): delete it, and the run starts afresh"
+            )
+        try:
+            self.load(state)
+        except (
+            Exception
+        ) as error:  # modules, optimizers and schedules raise what a foreign state happens to meet in them
+            told = shown(f"{type(error).__name__}: {error}")
+            raise RetractError(
+                f"{path} does not fit this run ({told}): delete it, and the run starts afresh"
+            ) from error
+        return record
+
+    def _after_a_step(self) -> dict[str, Any]:
+        """What `state` is like, with other numbers. The step is of zeros, on weights that are about to be replaced."""
+        for p in self.model.parameters():
+            p.grad = torch.zeros_like(p)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return self.state()
+
     def _parts(self) -> tuple[Any, ...]:
         return self.model, self.optimizer, self.schedule
 
@@ -167,7 +225,7 @@ class Trainer:
         losses = [self.step(x, y, forward) for x, y in self.train(self.generator)]
         total, steps = _over_processes(torch.stack(losses).double().sum(), len(losses))  # the one wait for a GPU
         seconds = time.perf_counter() - start
-        if dist.is_initialized():  # a norm's statistics are each process's own, and process 0's are kept
+        if dist.is_initialized():  # each process has running statistics of its own; those of process 0 are kept
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, 0)
         accuracy, test_loss = self.evaluate()
@@ -196,7 +254,7 @@ def finished(folder: Path, settings: dict[str, Any]) -> Record | None:
         return None
     record = Record.read(folder / "run.json")
     _same(record.settings, settings, folder)
-    return record if record.finished else None
+    return Record(settings, record.epochs) if record.finished else None
 
 
 def drops(
@@ -216,8 +274,27 @@ def _over_processes(value: Tensor, count: int) -> tuple[float, float]:
     return first, second
 
 
+def _differs(found: Any, usual: Any, place: str = "state") -> str | None:
+    """Where `found` has other keys, lengths, types or shapes than `usual`, if anywhere."""
+    if isinstance(usual, Tensor):
+        same = isinstance(found, Tensor) and (found.shape, found.dtype) == (usual.shape, usual.dtype)
+        return None if same else place
+    if isinstance(usual, float):
+        return None if type(found) in (int, float) else place
+    if not isinstance(found, type(usual)):
+        return place
+    if isinstance(usual, (list, tuple)):
+        usual, found = dict(enumerate(usual)), dict(enumerate(found))
+    if not isinstance(usual, dict):
+        return None
+    if usual.keys() != found.keys():
+        return place
+    parts = (_differs(found[key], usual[key], f"{place}[{key!r}]") for key in usual)
+    return next((part for part in parts if part is not None), None)
+
+
 def _same(found: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     if differing:
-        told = ", ".join(f"{key} {found.get(key)!r} instead of {wanted[key]!r}" for key in differing)
+        told = ", ".join(f"{key} {shown(repr(found.get(key)))} instead of {wanted[key]!r}" for key in differing)
         raise RetractError(f"{folder} holds a run with {told}: name another folder with --out, or delete this one")

@@ -142,5 +142,5 @@ def test_without_the_extra_one_line_names_it(missing):
     assert result.returncode == 1
     assert (
         result.stderr.strip()
-        == f"python -m retract needs {missing}, which is not installed: add the extra with pip install 'retract[experiments]'"
+        == f"python -m retract needs {missing}, which is not installed: add the extra with pip install '.[experiments]' in a checkout of retract"
     )

@@ -1,32 +1,39 @@
 """The checks of torch's own optimizer tests, on every input of its database for SGD and Adam.
 
 They are written anew and named as in torch's test suite; each runs in flat space, where it compares with torch, and on
-manifolds where it means something there. What is not run is listed with its reason, and the lists are exact.
+manifolds where it means something there. What is not run is listed with its reason, inputs and paths in
+``support/torch_database.py``, and the lists are exact.
 """
 
-import copy
 import inspect
-import io
 import itertools
-import sys
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from paths import PATHS
-from retract.manifolds import PSI, Sphere
 from retract.manifolds.errors import OptionError
 from retract.optim import RiemannianAdam, RiemannianSGD
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-
-database = pytest.importorskip("torch.testing._internal.common_optimizers")
-
-OURS = {"SGD": RiemannianSGD, "Adam": RiemannianAdam}
-INFOS = {info.name: info for info in database.optim_db}
-GEOMETRIES = {"flat": None, "PSI": PSI(), "Sphere": Sphere()}
-CURVED = [name for name, manifold in GEOMETRIES.items() if manifold is not None]
+from torch_database import (
+    CURVED,
+    INFOS,
+    OURS,
+    SKIPPED_INPUTS,
+    SKIPPED_PATHS,
+    SPACES,
+    Problem,
+    close,
+    database,
+    described,
+    each_input,
+    equal,
+    fresh,
+    options_of,
+    paths_of,
+    torchs,
+)
 
 OTHER_OPTIMIZERS = dict.fromkeys(
     ("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop"),
@@ -37,15 +44,6 @@ OTHER_OPTIMIZERS = dict.fromkeys(
     "Muon": "orthogonalizes steps in flat space",
     "SparseAdam": "is for sparse gradients, which are refused",
 }
-SKIPPED_INPUTS = dict.fromkeys(
-    (
-        ("Adam", "amsgrad"),
-        ("Adam", "capturable, amsgrad"),
-        ("Adam", "Tensor lr with capturable and amsgrad"),
-        ("Adam", "Tensor lr, Tensor betas, with capturable and amsgrad"),
-    ),
-    "amsgrad is no option: a maximum over time is not kept per point; a state_dict with it is refused",
-)
 SKIPPED_ERRORS = dict.fromkeys(
     (
         ("Adam", "lr as Tensor doesn't work with foreach & not capturable"),
@@ -53,9 +51,6 @@ SKIPPED_ERRORS = dict.fromkeys(
         ("Adam", r"betas\[0\] as a Tensor is not supported for capturable=False and foreach=True"),
     ),
     "no error here: tensors are read once per step on every path",
-)
-SKIPPED_PATHS = dict.fromkeys(
-    ("foreach", "fused"), "a step that can be captured runs on the reference path; both raise"
 )
 SKIPPED_CHECKS = {
     "test_defaults_changed_to_foreach": "which of torch's paths is the default on a GPU; ours is execute._choose",
@@ -90,101 +85,6 @@ MESSAGES = {
 """Where our wording is another than torch's."""
 
 
-def described(name, which):
-    """(description, entry) of the database's inputs, those for a GPU included, or of its errors."""
-    if which == "inputs":
-        return [(entry.desc, entry) for entry in INFOS[name].optim_inputs_func("cuda")]
-    return [
-        (entry.optimizer_error_input.desc, entry) for entry in INFOS[name].optim_error_inputs_func("cpu", torch.float32)
-    ]
-
-
-def options_of(entry):
-    """The keyword arguments of an input; amsgrad=False asks for nothing."""
-    return {key: value for key, value in entry.kwargs.items() if (key, value) != ("amsgrad", False)}
-
-
-INPUTS = [
-    pytest.param(name, options_of(entry), id=f"{name}-{desc}".replace(" ", "_"))
-    for name in OURS
-    for desc, entry in described(name, "inputs")
-    if (name, desc) not in SKIPPED_INPUTS
-]
-SPACES = pytest.mark.parametrize("space", GEOMETRIES)
-each_input = pytest.mark.parametrize(("name", "options"), INPUTS)
-
-
-class Problem:
-    """A matrix and a vector: ‖w x + b‖², or with w's rows normalized where they live on a manifold."""
-
-    def __init__(self, space, device, dtype=torch.float64, contiguous=True):
-        torch.manual_seed(0)
-        self.space, self.manifold = space, GEOMETRIES[space]
-        w, b, self.x = torch.randn(10, 5), torch.randn(10), torch.randn(5).to(device, dtype)
-        if self.manifold is not None:
-            w = self.manifold.nearest(w)
-        w, b = w.to(device, dtype), b.to(device, dtype)
-        if not contiguous:
-            w, b = torch.stack([w, w], -1)[..., 0], torch.stack([b, b], -1)[..., 0]
-        self.w, self.b = nn.Parameter(w), nn.Parameter(b)
-        assert self.w.is_contiguous() == contiguous
-
-    def groups(self, **options):
-        """Groups of matrix and vector; weight decay goes to the vector where the matrix refuses it."""
-        curved = {} if self.manifold is None else {"manifold": self.manifold, "weight_decay": 0.0}
-        return [{"params": [self.w], **curved, **options}, {"params": [self.b]}]
-
-    def loss(self):
-        w = self.w if self.manifold is None else nn.functional.normalize(self.w, dim=1)
-        return (w.mv(self.x) + self.b).square().sum()
-
-    def run(self, optimizer, steps=10, schedulers=()):
-        """Losses of `steps`, by a closure."""
-
-        def closure():
-            optimizer.zero_grad()
-            loss = self.loss()
-            loss.backward()
-            return loss.detach()
-
-        losses = []
-        for _ in range(steps):
-            losses.append(optimizer.step(closure))
-            for scheduler in schedulers:
-                scheduler.step(*[losses[-1]] if isinstance(scheduler, ReduceLROnPlateau) else [])
-        return torch.stack(losses)
-
-    def weights(self):
-        return [self.w.detach(), self.b.detach()]
-
-
-def equal(mine, theirs):
-    return all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-
-
-def close(mine, theirs, dtype=torch.float64):
-    tolerance = 200 * torch.finfo(dtype).eps
-    return all(torch.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(mine, theirs, strict=True))
-
-
-def paths_of(options):
-    """The paths that go with the options of an input."""
-    return [path for path in PATHS if path not in SKIPPED_PATHS] if options.get("capturable") else list(PATHS)
-
-
-def fresh(options):
-    """Options with tensors of their own, which schedulers write to, and torch's rate, for which the inputs are made."""
-    return {"lr": 1e-3, **copy.deepcopy(options)}
-
-
-def torchs(name, problem, options):
-    """torch's own optimizer on the same; it has no capture on a CPU."""
-    its = {key: value for key, value in fresh(options).items() if key != "capturable"}
-    if "betas" in its:
-        its["betas"] = tuple(float(beta) for beta in its["betas"])
-    return INFOS[name].optim_cls(problem.groups(), foreach=False, **its)
-
-
 def test_what_is_skipped_is_what_the_lists_say():
     assert set(OTHER_OPTIMIZERS) == set(INFOS) - set(OURS)
     refused, accepted = set(), set()
@@ -202,7 +102,8 @@ def test_what_is_skipped_is_what_the_lists_say():
                     pass
     assert refused == set(SKIPPED_INPUTS)
     assert accepted == set(SKIPPED_ERRORS)
-    here = {name for name, value in vars(sys.modules[__name__]).items() if name.startswith("test_") and callable(value)}
+    files = Path(__file__).parent.glob("test_torch_optim_db*.py")
+    here = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
     lists = [here, set(SKIPPED_CHECKS), set(ELSEWHERE)]
     assert all(not a & b for a, b in itertools.combinations(lists, 2))
     for place in ELSEWHERE.values():
@@ -386,276 +287,3 @@ def test_step_is_noop_for_zero_grads(name, options, space, device):
             problem.w.grad, problem.b.grad = torch.zeros_like(problem.w), torch.zeros_like(problem.b)
             optimizer.step()
         assert equal(problem.weights(), before), path
-
-
-@each_input
-@SPACES
-def test_non_empty_state(name, options, space, device):
-    """Names and shapes of the state are torch's, with one number per point on a manifold."""
-    problem, twin = Problem(space, device), Problem("flat", device)
-    optimizer, theirs = OURS[name](problem.groups(), **fresh(options)), torchs(name, twin, options)
-    problem.run(optimizer, 1)
-    twin.run(theirs, 1)
-    mine = optimizer.state[problem.w]
-    expected = {key for key, value in theirs.state[twin.w].items() if value is not None}
-    assert set(mine) - {"radius"} == expected
-    assert ("radius" in mine) == (space == "PSI")
-    for key in expected:
-        per_point = key == "exp_avg_sq" and problem.manifold is not None
-        assert mine[key].shape == ((10, 1) if per_point else theirs.state[twin.w][key].shape)
-        assert not mine[key].requires_grad
-
-
-@each_input
-@SPACES
-def test_state_dict_deterministic(name, options, space, device):
-    """Loading leaves what it is given as it is, and two instances go on bitwise alike."""
-    problem, twin = Problem(space, device), Problem(space, device)
-    optimizer, other = (OURS[name](p.groups(), **fresh(options)) for p in (problem, twin))
-    problem.run(optimizer)
-    with torch.no_grad():
-        twin.w.copy_(problem.w)
-        twin.b.copy_(problem.b)
-    saved = copy.deepcopy(optimizer.state_dict())
-    kept = copy.deepcopy(saved)
-    other.load_state_dict(saved)
-    assert repr(saved) == repr(kept)
-    assert torch.equal(problem.run(optimizer), twin.run(other))
-    assert equal(problem.weights(), twin.weights())
-    assert repr(optimizer.state_dict()) == repr(other.state_dict())
-
-
-@each_input
-@SPACES
-def test_save_load_equality_with_weights_only(name, options, space, device):
-    problem = Problem(space, device)
-    optimizer = OURS[name](problem.groups(), **fresh(options))
-    problem.run(optimizer, 3)
-    buffer = io.BytesIO()
-    torch.save(optimizer.state_dict(), buffer)
-    buffer.seek(0)
-    loaded = torch.load(buffer, weights_only=True)
-    assert repr(loaded) == repr(optimizer.state_dict())
-    twin = OURS[name](Problem(space, device).groups(), **fresh(options))
-    twin.load_state_dict(loaded)
-    assert repr(twin.state_dict()) == repr(loaded)
-
-
-@each_input
-@SPACES
-def test_can_load_older_state_dict(name, options, space, device):
-    """One from before a flag was there."""
-    problem = Problem(space, device)
-    optimizer = OURS[name](problem.groups(), **fresh(options))
-    problem.run(optimizer, 3)
-    for flag in INFOS[name].not_og_supported_flags:
-        old = copy.deepcopy(optimizer.state_dict())
-        for group in old["param_groups"]:
-            del group[flag]
-        optimizer.load_state_dict(old)
-        assert all(flag in group for group in optimizer.param_groups)
-        problem.run(optimizer, 1)
-
-
-@each_input
-@SPACES
-def test_load_nontensor_step(name, options, space, device):
-    """As torch kept the number of the step once."""
-    problem, twin = Problem(space, device), Problem(space, device)
-    optimizer, other = (OURS[name](p.groups(), **fresh(options)) for p in (problem, twin))
-    problem.run(optimizer, 3)
-    twin.run(other, 3)
-    old = copy.deepcopy(other.state_dict())
-    for state in old["state"].values():
-        if "step" in state:
-            state["step"] = state["step"].item()
-    other.load_state_dict(old)
-    assert torch.equal(problem.run(optimizer), twin.run(other))
-    assert repr(optimizer.state_dict()) == repr(other.state_dict())
-
-
-@SPACES
-@pytest.mark.parametrize("name", OURS)
-def test_can_load_from_to_named_state_dict(name, space, device):
-    """Parameters with and without names; the state is one."""
-    for mine, its in itertools.product((True, False), repeat=2):
-        ends = []
-        problem, twin = Problem(space, device), Problem(space, device)
-        for one, named in ((problem, mine), (twin, its)):
-            groups = one.groups()
-            for group, label in zip(groups, ("w", "b"), strict=True):
-                group["params"] = [(label, p) for p in group["params"]] if named else group["params"]
-            ends.append(OURS[name](groups, lr=0.01))
-        problem.run(ends[0])
-        saved = ends[0].state_dict()
-        assert ("param_names" in saved["param_groups"][0]) == mine
-        ends[1].load_state_dict(saved)
-        twin.run(ends[1], 2)
-        assert [group["manifold"] for group in ends[1].param_groups] == [g["manifold"] for g in ends[0].param_groups]
-
-
-@each_input
-@SPACES
-def test_deepcopy_copies_all_public_attrs(name, options, space, device):
-    problem = Problem(space, device)
-    optimizer = OURS[name](problem.groups(), **fresh(options))
-    problem.run(optimizer, 2)
-
-    def public(one):
-        return {key for key in vars(one) if not key.startswith("_")}
-
-    assert public(copy.deepcopy(optimizer)) == public(optimizer)
-
-
-@each_input
-@SPACES
-def test_optimizer_can_be_printed(name, options, space, device):
-    optimizer = OURS[name](Problem(space, device).groups(), **fresh(options))
-    text = repr(optimizer)
-    assert text.startswith(f"Riemannian{name} (")
-    assert f"manifold: {GEOMETRIES[space] or 'Euclidean(event_ndim=0)'!r}".replace("'", "") in text
-
-
-@SPACES
-@pytest.mark.parametrize("name", OURS)
-def test_param_groups_lr(name, space, device):
-    """A group of rate 0 stays, bitwise; the other moves."""
-    problem = Problem(space, device)
-    before = [value.clone() for value in problem.weights()]
-    losses = problem.run(OURS[name](problem.groups(lr=0.0), lr=0.01))
-    assert torch.equal(problem.w, before[0])
-    assert not torch.equal(problem.b, before[1])
-    assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_param_groups_weight_decay(name, device):
-    """In one group and not in the other, as torch."""
-    ends = []
-    for make in (OURS[name], INFOS[name].optim_cls):
-        problem = Problem("flat", device)
-        problem.run(make(problem.groups(weight_decay=0.5), lr=0.01, foreach=False))
-        ends.append(problem.weights())
-    assert equal(*ends)
-
-
-@SPACES
-@pytest.mark.parametrize("name", OURS)
-def test_param_group_with_lrscheduler_goes_right_direction(name, space, device):
-    for makers in INFOS[name].scheduler_inputs:
-        problem = Problem(space, device)
-        optimizer = OURS[name](problem.groups(lr=0.01), lr=1e-3)
-        losses = problem.run(optimizer, schedulers=[make(optimizer) for make in makers])
-        assert losses[-1] < losses[0]
-
-
-@SPACES
-@pytest.mark.parametrize("name", OURS)
-def test_set_default_dtype_works_with_foreach(name, space, device):
-    former, ends = torch.get_default_dtype(), []
-    try:
-        for default in (torch.float64, torch.float32):
-            torch.set_default_dtype(default)
-            problem = Problem(space, device, torch.float32)
-            with torch.no_grad():  # the same start, whatever the numbers were drawn in
-                generator = torch.Generator().manual_seed(1)
-                for value in (problem.w, problem.b, problem.x):
-                    value.copy_(torch.randn(value.shape, generator=generator, dtype=torch.float32))
-                if problem.manifold is not None:
-                    problem.w.copy_(problem.manifold.nearest(problem.w))
-            for path in ("foreach", "reference"):
-                problem.run(OURS[name](problem.groups(), **PATHS[path]))
-            ends.append(problem.weights())
-    finally:
-        torch.set_default_dtype(former)
-    assert equal(*ends)
-
-
-@SPACES
-@pytest.mark.parametrize("name", OURS)
-def test_step_all_hooks(name, space, device):
-    """Global and local hooks in torch's order, and none after they were taken away."""
-    problem, calls = Problem(space, device), []
-    optimizer = OURS[name](problem.groups(), lr=0.01)
-    handles = [
-        register_optimizer_step_pre_hook(lambda *_: calls.append("global pre")),
-        register_optimizer_step_post_hook(lambda *_: calls.append("global post")),
-        optimizer.register_step_pre_hook(lambda *_: calls.append("pre")),
-        optimizer.register_step_post_hook(lambda *_: calls.append("post")),
-    ]
-    try:
-        problem.run(optimizer, 1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    expected = ["global pre", "pre", "post", "global post"]
-    assert calls == expected
-    problem.run(optimizer, 1)
-    assert calls == expected
-
-
-@SPACES
-@pytest.mark.parametrize("name", OURS)
-def test_state_dict_pre_post_hook(name, space, device):
-    problem, calls = Problem(space, device), []
-    optimizer = OURS[name](problem.groups(), lr=0.01)
-    optimizer.register_state_dict_pre_hook(lambda its: calls.append(its is optimizer))
-    optimizer.register_state_dict_post_hook(lambda _, saved: {**saved, "note": "mine"})
-    saved = optimizer.state_dict()
-    assert calls == [True]
-    assert saved["note"] == "mine"
-    optimizer.load_state_dict(saved)
-
-
-@SPACES
-@pytest.mark.parametrize("name", OURS)
-def test_load_state_dict_pre_hook_and_prepend_hook(name, space, device):
-    """Hooks may change what is loaded, the last of them first where it is prepended."""
-    problem = Problem(space, device)
-    optimizer = OURS[name](problem.groups(), lr=0.01)
-    calls = []
-
-    def rate(value):
-        def hook(_, saved):
-            calls.append(value)
-            saved = copy.deepcopy(saved)
-            for group in saved["param_groups"]:
-                group["lr"] = value
-            return saved
-
-        return hook
-
-    optimizer.register_load_state_dict_pre_hook(rate(0.2))
-    optimizer.register_load_state_dict_pre_hook(rate(0.3))
-    optimizer.register_load_state_dict_pre_hook(rate(0.1), prepend=True)
-    optimizer.register_load_state_dict_post_hook(lambda its: calls.append(its.param_groups[0]["lr"]))
-    optimizer.load_state_dict(optimizer.state_dict())
-    assert calls == [0.1, 0.2, 0.3, 0.3]
-
-
-@each_input
-@SPACES
-def test_a_step_leaves_no_graph(name, options, space, device):
-    """Under no_grad, enable_grad and by default."""
-    for mode in (torch.no_grad, torch.enable_grad):
-        for path in paths_of(options):
-            problem = Problem(space, device)
-            optimizer = OURS[name](problem.groups(), **PATHS[path], **fresh(options))
-            for _ in range(2):
-                problem.w.grad, problem.b.grad = torch.ones_like(problem.w), torch.ones_like(problem.b)
-                with mode():
-                    optimizer.step()
-            for p in (problem.w, problem.b):
-                assert p.is_leaf
-                assert p.requires_grad
-                assert not any(torch.is_tensor(v) and v.requires_grad for v in optimizer.state[p].values())
-
-
-@pytest.mark.parametrize("name", OURS)
-def test_the_profiler_names_the_step(name, device):
-    problem = Problem("Sphere", device)
-    optimizer = OURS[name](problem.groups(), lr=0.01)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        problem.run(optimizer, 1)
-    names = {event.name for event in profile.events()}
-    assert {f"Optimizer.step#Riemannian{name}.step", f"Optimizer.zero_grad#Riemannian{name}.zero_grad"} <= names

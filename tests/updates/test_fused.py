@@ -181,11 +181,15 @@ def test_without_numba(monkeypatch):
 
     expected = one_step(foreach=False)
     for attribute, replacement, reason in (
-        ("util.find_spec", missing, "numba is not installed; install it with pip install 'retract.fused.'"),
+        (
+            "util.find_spec",
+            missing,
+            "numba is not installed; install it with pip install '..fused.' in a checkout of retract",
+        ),
         (
             "import_module",
             broken,
-            "numba cannot be used .no LLVM.; mend that, or reinstall it with pip install 'retract.fused.'",
+            "numba cannot be used .no LLVM.; mend that, or reinstall it with pip install '..fused.' in a checkout of retract",
         ),
     ):
         with monkeypatch.context() as patch:
