@@ -21,8 +21,8 @@ from .rescaling import OutOfPasses, agreeing, changes
 
 __all__ = ["ALLOWED", "Leak", "leaks"]
 
-ALLOWED = 0.005
-"""Half of the hundredth beyond which the norm of a point is said to matter to the network, since random moves differ."""
+ALLOWED = 0.01
+"""Beyond it the norm of a point matters to the network."""
 DOUBT = 10.0
 """Derivatives that see more than so many times what is allowed need no confirmation: at w itself an eps leaks at most 8/3 of
 the ratio that doubling shows."""

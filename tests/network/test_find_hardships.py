@@ -233,7 +233,8 @@ def test_leaks_that_hide_an_invariance():
         assert report[0].reason.startswith(f"a norm's eps hides it: {words}, up to ")
         assert not report.invariant
         model[1].eps = 1e-30
-        assert psi.find(model, torch.randn(64, 8))[0].leak < 1e-9
+        # What float32 rounds beside a bias that is 1e4 times as large is seen, too.
+        assert psi.find(model, torch.randn(64, 8))[0].leak < 1e-3
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "compile", "autocast"])
