@@ -3,7 +3,8 @@
 import re
 
 import pytest
-from mutants import MUTANTS, ROOT, copied, outcome
+from mutant import ROOT, copied, outcome
+from mutants import MUTANTS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.kind)
