@@ -30,7 +30,6 @@ _MAPS = frozenset(
 
 
 def _refusing_complex(function: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(function)
     def refusing(manifold: Manifold, *arrays: Any, **named: Any) -> Any:
         for array in (*arrays, *named.values()) if named else arrays:
             if array.dtype.is_complex:
@@ -40,7 +39,9 @@ def _refusing_complex(function: Callable[..., Any]) -> Callable[..., Any]:
                 )
         return function(manifold, *arrays, **named)
 
-    return refusing
+    # torch.compile keeps a bounded number of programs per code object, so every map has one of its own.
+    refusing.__code__ = refusing.__code__.replace(co_name=function.__name__)
+    return wraps(function)(refusing)
 
 
 class Manifold(ABC):

@@ -40,15 +40,17 @@ def test_square_frames_and_shared_lines(case, generator, device):
 
 
 def test_polar_to_third_order(generator):
-    """At a frame, where all singular values are 1, tall and square."""
+    """At a frame, where all singular values are 1, and where they differ, tall and square."""
 
     def second(a):
         weights = torch.arange(1.0, 1.0 + a.numel(), dtype=a.dtype).view_as(a)
         (slope,) = torch.autograd.grad((weights * numerics.polar(a)).sin().sum(), a, create_graph=True)
         return torch.autograd.grad((slope * weights.cos()).sum(), a, create_graph=True)[0]
 
-    for n, p in ((4, 2), (3, 3)):
-        a = Stiefel().random_point(n, p, generator=generator, dtype=torch.float64).requires_grad_()
+    frame = Stiefel().random_point(4, 2, generator=generator, dtype=torch.float64)
+    stretch = torch.tensor([[2.0, 0.3], [0.3, 0.8]], dtype=torch.float64)
+    for a in (frame, frame @ stretch, stretch):
+        a = a.detach().requires_grad_()
         assert torch.autograd.gradgradcheck(numerics.polar, (a,), check_fwd_over_rev=True)
         assert torch.autograd.gradcheck(second, (a,))
 
