@@ -266,7 +266,8 @@ class Life:
         kind = self.kinds[i]
         p = self.runs[0].params[i][j].detach()
         size = math.sqrt(p.numel() / p.shape[0])
-        scale = float(p.double().norm() / p.shape[0] ** 0.5) if kind["manifold"] == PSI() else 1.0
+        points = math.prod(kind["rows"].layout(p, kind["manifold"].event_ndim).batch)
+        scale = float(p.double().norm() / points**0.5) if kind["manifold"] == PSI() else 1.0
         how = self.random.choice(["normal"] * 8 + ["zero", "radial", "zero rows"])
         noise = self.normal(p.shape) / size / max(scale, 1e-3)
         grad = {

@@ -235,11 +235,12 @@ def test_gradients_that_are_nearly_radial(manifold, n, path):
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
 def test_versions_of_all_that_is_written(manifold, path):
     """In place and copied, whatever lies otherwise: the gradient, the state, the parameter."""
-    for make in (lambda g: RiemannianSGD(g, lr=0.1, momentum=0.9), lambda g: RiemannianAdam(g, lr=0.1)):
+    makes = (lambda g: RiemannianSGD(g, lr=0.1, momentum=0.9), lambda g: RiemannianAdam(g, lr=0.1))
+    for make, first in itertools.product(makes, (0, 1)):
         w = nn.Parameter(manifold.random_point(4, 6))
         optimizer = make([{"params": [w], "manifold": manifold, **PATHS[path]}])
         for t in range(4):
-            w.grad = torch.randn(4, 6) if t % 2 else torch.randn(6, 4).T
+            w.grad = torch.randn(4, 6) if t % 2 == first else torch.randn(6, 4).T
             written = [w, *(v for k, v in optimizer.state[w].items() if k not in ("step", "radius"))] if t else [w]
             before = [each._version for each in written]
             optimizer.step()
