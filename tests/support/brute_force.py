@@ -134,7 +134,8 @@ class BruteForce:
         count = 1 + max(int(part.max()) for part in cut.values())
         generator = torch.Generator().manual_seed(count)
         draws = [torch.rand(count, generator=generator, dtype=torch.float64) for _ in range(3)]
-        trials = [reach * draws[0], -reach * draws[1], reach * (2 * draws[2] - 1)]
+        # Powers of two, which change no rounding.
+        trials = [(reach * t).round() for t in (draws[0], -draws[1], 2 * draws[2] - 1)]
         trials += [torch.full_like(draws[0], reach), torch.full_like(draws[0], -reach)]
         for i in torch.randperm(count, generator=generator)[: self.points].tolist() if count > 1 else []:
             trials += [torch.where(torch.arange(count) == i, turn * reach, 0.0) for turn in (1, -1)]
