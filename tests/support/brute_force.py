@@ -16,7 +16,7 @@ from torch import Tensor
 
 REACH = 7.0
 """Factors lie between 2^-7 and 2^7."""
-FAR = 17.0
+FAR = 10.0
 """The same for what is to count as missed: what holds for moderate factors only is invariant within limits."""
 SAME = 1e-4
 """Change of an output, relative to what a move as long as the tensor does, that counts as none; but never more than `BARELY`, and
