@@ -35,7 +35,13 @@ MONAI = {
     "SegResNet": monai("SegResNet", lambda: (images(16, channels=1),), 2, 8, 1, 2, blocks_down=(1, 2), blocks_up=(1,)),
     "DenseNet": monai("DenseNet", lambda: (images(32, channels=1),), 2, 1, 3, 8, 4, (2, 2)),
     "MONAI ResNet": monai(
-        "ResNet", lambda: (volumes(16),), "basic", [1, 1, 1, 1], [4, 8, 12, 16], n_input_channels=1, num_classes=3
+        "ResNet",
+        lambda: (volumes(16, batch=4),),
+        "basic",
+        [1, 1, 1, 1],
+        [4, 8, 12, 16],
+        n_input_channels=1,
+        num_classes=3,
     ),
     "HighResNet": monai("HighResNet", lambda: (images(16, channels=1),), 2, 1, 2),
     "Swin UNETR": monai(

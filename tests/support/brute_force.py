@@ -16,7 +16,7 @@ from torch import Tensor
 
 REACH = 7.0
 """Factors lie between 2^-7 and 2^7."""
-FAR = 17.0
+FAR = 10.0
 """The same for what is to count as missed: what holds for moderate factors only is invariant within limits."""
 SAME = 1e-4
 """Change of an output, relative to what a move as long as the tensor does, that counts as none; but never more than `BARELY`, and
@@ -134,7 +134,8 @@ class BruteForce:
         count = 1 + max(int(part.max()) for part in cut.values())
         generator = torch.Generator().manual_seed(count)
         draws = [torch.rand(count, generator=generator, dtype=torch.float64) for _ in range(3)]
-        trials = [reach * draws[0], -reach * draws[1], reach * (2 * draws[2] - 1)]
+        # Powers of two, which change no rounding.
+        trials = [(reach * t).round() for t in (draws[0], -draws[1], 2 * draws[2] - 1)]
         trials += [torch.full_like(draws[0], reach), torch.full_like(draws[0], -reach)]
         for i in torch.randperm(count, generator=generator)[: self.points].tolist() if count > 1 else []:
             trials += [torch.where(torch.arange(count) == i, turn * reach, 0.0) for turn in (1, -1)]

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from twins import in_general_position
 
 WIDTH = 6
-NO_EPS = 1e-24
+NO_EPS = 1e-28
 """Still above what rounding leaves of a constant channel."""
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-TINY = 1e-18
+TINY = 1e-22
 """What an eps is multiplied by."""
 LARGEST = 1e-3
 """Of the constants that count as an eps."""
