@@ -149,7 +149,7 @@ class _Doubling:
                 if leak.doubts[degree] > SURE * ALLOWED and leak.together <= _settled(MOVES):
                     leak.single, leak.doubts = self._ratio(cut, leak.point), NONE
             except OutOfPasses:
-                leak.decided = degree > 0
+                leak.decided = leak.decided and degree > 0
 
     def _ratio(self, cut: Cut, point: int | None) -> float:
         """Change of an output by doubling over that by a random move of the same length (root mean square of as many as it takes
