@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -35,8 +35,9 @@ def sibling(name: str, leaf: str) -> str:
     return f"{name.rpartition('.')[0]}.{leaf}".lstrip(".")
 
 
-def cuts(model: nn.Module, name: str) -> list[Cut]:
-    """Every cut of a parameter that `Rows` can say, from the finest to the whole tensor, each alone and with one partner.
+def cuts(model: nn.Module, name: str, measured: Container[str]) -> list[Cut]:
+    """Every cut of a parameter that `Rows` can say, from the finest to the whole tensor, each alone and with one partner
+    that is `measured`, too: not an integer, and not a bias that another module holds first.
 
     Alone first: a bias that is dead (in front of BatchNorm) does not mind to scale along, and need not. A finer cut has more
     points, so that sorting by their number tries it first.
@@ -50,7 +51,10 @@ def cuts(model: nn.Module, name: str) -> list[Cut]:
     partners = {
         key: q
         for key, q in owner._parameters.items()
-        if q is not None and key != leaf and (0 < q.ndim < p.ndim or (q.ndim == p.ndim == 1 and "bias" in key))
+        if q is not None
+        and key != leaf
+        and sibling(name, key) in measured
+        and (0 < q.ndim < p.ndim or (q.ndim == p.ndim == 1 and "bias" in key))
     }
     found = []
     for granularity, rows in _ways(

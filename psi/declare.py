@@ -59,7 +59,7 @@ def declare(
         undeclare(model, name)
     for commit in plan.commits:
         commit()
-    return Report(plan.findings, [name for f in plan.declared for name in f.names], manifold)
+    return Report(plan.findings, [name for f in plan.declared for name in f.names], manifold, report.notes)
 
 
 class _Plan(NamedTuple):

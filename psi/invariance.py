@@ -68,7 +68,7 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         raise ProbeError(f"probes={probes!r}: an integer, and at least 1 for the given inputs")
     _refuse_frozen(model)
     probe = Probe(model, args, kwargs)
-    search = Search({name: cuts(model, name) for name in probe.weights})
+    search = Search({name: cuts(model, name, probe.weights) for name in probe.weights})
     outputs, gradients = probe.differentiate(0, eps=False)
     tolerances = Tolerances(probe.precision)
     reasons = explain(outputs, probe.weights)

@@ -2,7 +2,7 @@
 
 The leak of a point is how much doubling it changes the outputs, relative to what a random move of the same length changes.
 Derivatives tell it for all points at once: with random functionals L of the outputs, √n |⟨w, ∇L⟩| / (‖w‖ ‖∇L‖) is that ratio for
-small moves. What they leave in doubt is doubled and moved.
+small moves. What they leave in doubt is doubled and moved, several times if the first random move does not settle it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,16 +24,22 @@ __all__ = ["ALLOWED", "Leak", "leaks"]
 
 ALLOWED = 0.01
 """Beyond it the norm of a point matters to the network."""
+MOVES = 8
+"""Random moves that are made of one point, at most."""
 DOUBT = 10.0
 """Derivatives that see more than so many times what is allowed need no confirmation: at w itself an eps leaks at most 8/3 of
 the ratio that doubling shows."""
-SURE = 0.5
-"""Nor do derivatives of a point that see less than this part of it: a move is not small, and random ones differ."""
+SURE = 0.25
+"""Nor do derivatives of a point that see less than this part of it: they are made of few functionals."""
+SATURATED = (1.0, 0.1)
+"""A move of the length of the weights changes the outputs by less than derivatives say: by not more than about their own length, and
+perhaps by not more than a tenth of it. What only the latter leaves in doubt is doubled as long as there are passes."""
 ROUNDING = 4
 """Changes of an output relative to its norm that are so many times the rounding of the weights' dtype do not count."""
 FUNCTIONALS = 3
 """A leak that is this many random numbers squared is 10 times too small for one tensor in a thousand."""
 
+NONE = [0.0, 0.0]
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -45,7 +52,11 @@ class Leak:
     together: float
     """The ratio of all points at once."""
     point: int
-    """The worst of them."""
+    """The one whose ratio may be the largest."""
+    doubts: list[float]
+    """What it may be, for either of `SATURATED`; zeros once it has been doubled."""
+    doubts_together: list[float]
+    """The same of all points at once."""
     leaking: int
     """How many of them leak more than is allowed."""
     influence: float
@@ -58,6 +69,11 @@ class Leak:
         """The larger of both ratios."""
         return max(self.single, self.together)
 
+    @property
+    def harmless(self) -> bool:
+        """Whether no ratio is beyond what is allowed, however the random moves have turned out."""
+        return self.worst <= _settled(MOVES)
+
 
 def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[str, Leak]:
     """The leak of every cut, by name, with at most `limit` passes of the probe. What does not show at the model's own weights
@@ -68,7 +84,7 @@ def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int)
         if rest:
             found |= _derivatives(probe, rest, tolerances, noise)
     for cut in cuts:
-        found.setdefault(cut.name, Leak(0.0, 0.0, 0, 0, 0.0))
+        found.setdefault(cut.name, Leak(0.0, 0.0, 0, NONE, NONE, 0, 0.0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         _double(probe, cuts, found, limit)
@@ -83,15 +99,18 @@ def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: in
         return  # a model that cannot run in its own dtype here
     # What is large is certain. Those in doubt come last, so that halving finds them together.
     unsure = sorted(
-        (cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED), key=lambda cut: found[cut.name].worst
+        (cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED),
+        key=lambda cut: found[cut.name].doubts_together[0],
     )
-    for gains in (False, True):
+    confirmed = []
+    for gains in (False, True):  # what is declared comes first
         some = [cut for cut in unsure if gains == (probe.weights[cut.name].ndim < 2)]
-        for cut in agreeing(some, doubling.harmless)[1]:
+        harmless, undecided = agreeing(some, doubling.harmless)
+        for cut in undecided:
             found[cut.name].decided = False
-    for cut in unsure:
-        if found[cut.name].single > SURE * ALLOWED and found[cut.name].together <= ALLOWED:
-            doubling.measure_point(cut)
+        doubling.confirm(harmless, 0)
+        confirmed += harmless
+    doubling.confirm(confirmed, 1)
 
 
 class _Doubling:
@@ -109,42 +128,56 @@ class _Doubling:
 
     def harmless(self, cuts: list[Cut]) -> bool:
         """Whether doubling all points of all `cuts` changes the outputs by less than is allowed for any of them alone."""
+        leaks = [self._found[cut.name] for cut in cuts]
         if len(cuts) == 1:
-            leak = self._found[cuts[0].name]
-            leak.together = self._ratio(cuts[0], None)
-            return leak.together <= ALLOWED
-        gap = math.hypot(*self._changes({part: 2 * self._own[part] for cut in cuts for part in cut.parts}))
-        # By how much a random move changes the outputs: they cannot change by more than about their own length.
-        moves = [(leak, leak.influence / (1 + leak.influence)) for leak in (self._found[cut.name] for cut in cuts)]
-        if any(gap > ALLOWED * move for _, move in moves):
+            leaks[0].together, leaks[0].doubts_together = self._ratio(cuts[0], None), NONE
+            if cuts[0].count == 1:
+                leaks[0].single, leaks[0].doubts = leaks[0].together, NONE
+            return leaks[0].together <= _settled(MOVES)
+        if any(leak.doubts_together[0] > SURE * ALLOWED for leak in leaks):
             return False
-        for leak, move in moves:
-            leak.together = min(leak.together, gap / move if gap else 0.0)
-        return True
+        gap = math.hypot(*self._changes({part: 2 * self._own[part] for cut in cuts for part in cut.parts}))
+        return all(gap <= ALLOWED * leak.influence / _saturation(leak.influence, SATURATED[0]) for leak in leaks)
 
-    def measure_point(self, cut: Cut) -> None:
-        """Double the worst point of `cut` alone."""
-        leak = self._found[cut.name]
-        try:
-            leak.single = self._ratio(cut, leak.point)
-        except OutOfPasses:
-            leak.decided = False
+    def confirm(self, cuts: list[Cut], degree: int) -> None:
+        """Double alone what is in doubt of that degree, and the worst point alone."""
+        for cut in sorted(cuts, key=lambda cut: -self._found[cut.name].doubts[degree]):
+            leak = self._found[cut.name]
+            try:
+                if leak.doubts_together[degree] > SURE * ALLOWED:
+                    self.harmless([cut])
+                if leak.doubts[degree] > SURE * ALLOWED and leak.together <= _settled(MOVES):
+                    leak.single, leak.doubts = self._ratio(cut, leak.point), NONE
+            except OutOfPasses:
+                leak.decided = leak.decided and degree > 0
 
     def _ratio(self, cut: Cut, point: int | None) -> float:
-        """Change of an output by doubling over that by a random move of the same length, the largest of all outputs."""
-        if self._probe.passes + 2 > self._limit:
-            raise OutOfPasses
+        """Change of an output by doubling over that by a random move of the same length (root mean square of as many as it takes
+        to decide), the largest of all outputs."""
         doubled = self._changes(
             {part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts}
         )
         if not any(doubled):
             return 0.0
+        squares = [0.0] * len(doubled)
+        ratio = math.inf
+        for count in range(1, MOVES + 1):
+            if self._probe.passes >= self._limit and ratio > ALLOWED:
+                break
+            squares = [s + m**2 for s, m in zip(squares, self._moved(cut, point), strict=True)]
+            means = [math.sqrt(s / count) for s in squares]
+            ratio = max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, means, strict=True))
+            if ratio <= _settled(count) or ratio >= ALLOWED**2 / _settled(count):
+                break
+        return ratio
+
+    def _moved(self, cut: Cut, point: int | None) -> list[float]:
+        """Changes by a random move as long as the points."""
         moves = {part: self._only(cut, part, torch.randn_like(self._own[part]), point) for part in cut.parts}
         stretch = _length(self._only(cut, part, self._own[part], point) for part in cut.parts) / _length(moves.values())
         for part, move in moves.items():
             move.mul_(stretch).add_(self._own[part])
-        moved = self._changes(moves)
-        return max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, moved, strict=True))
+        return self._changes(moves)
 
     def _only(self, cut: Cut, part: str, tensor: Tensor, point: int | None) -> Tensor:
         """`tensor` with all points but one set to zero."""
@@ -169,6 +202,16 @@ class _Doubling:
         if self._probe.passes >= self._limit:
             raise OutOfPasses
         return self._probe.as_is(changed)
+
+
+def _settled(count: int) -> float:
+    """A ratio that is within what is allowed, though its denominator is the mean of so many random moves only."""
+    return ALLOWED * (1 - 0.75 / math.sqrt(count))
+
+
+def _saturation(influence: Any, limit: float) -> Any:
+    """How many times smaller the change by a move of full length may be than derivatives say, if it does not exceed `limit`."""
+    return 1 + influence / limit
 
 
 def _rounded(w: Tensor) -> Tensor:
@@ -203,6 +246,15 @@ def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: b
             continue
         ratios = torch.where(random > floor**2, radial * (n / cut.count) / random, 0.0).sqrt()
         together = math.sqrt(float(product.sum(1).square().mean()) * n / whole)
-        point, leaking = int(ratios.argmax()), int((ratios > ALLOWED).sum())
-        found[cut.name] = Leak(float(ratios[point]), together, point, leaking, math.sqrt(whole / n))
+        influence, influences = math.sqrt(whole / n), (random / (n / cut.count)).sqrt()
+        far = [ratios * _saturation(influences, limit) for limit in SATURATED]
+        found[cut.name] = Leak(
+            single=float(ratios.max()),
+            together=together,
+            point=int(far[-1].argmax()),
+            doubts=[float(f.max()) for f in far],
+            doubts_together=[together * _saturation(influence, limit) for limit in SATURATED],
+            leaking=int((ratios > ALLOWED).sum()),
+            influence=influence,
+        )
     return found

@@ -10,7 +10,7 @@ from ..manifolds import Rows
 from ..manifolds.rows import gather
 from .cuts import Cut
 from .euler import Euler, Evidence
-from .leaks import ALLOWED, Leak
+from .leaks import Leak
 from .probe import Probe
 from .reasons import STARVED, UNUSED
 from .report import Finding, Report
@@ -167,7 +167,7 @@ def _obstacle(model: nn.Module, cut: Cut, leak: Leak) -> str | None:
     or a row is zero now."""
     if not leak.decided:
         return "cannot tell within the number of forward passes how much an eps leaks"
-    if leak.worst > ALLOWED:
+    if not leak.harmless:
         leaking = (
             f"{leak.leaking} of {cut.count} {cut.granularity}s leak" if leak.leaking else "all points together leak"
         )
