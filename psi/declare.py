@@ -35,9 +35,8 @@ def declare(
     their biases, as a whole: Yi (2022) trains them by plain SGD, and at the rate of the weights they do harm (docs/invariance.md).
     The report has them, and `retract.declare` takes them.
 
-    A bias that scales along with several weights, each on its own (the factors of a low-rank layer), belongs to one of them:
-    to one that `retract.declare` was called for, else to that with the most points, of these to the largest, of these to the
-    first. The others are not declared, and the report says so.
+    A bias that scales along with several weights, each on its own (the factors of a low-rank layer), belongs to the first of
+    them, or to what `retract.declare` was called for. The others are not declared, and the report says so.
 
     Called again, it declares what it finds now: what an earlier call declared and this one does not find is undeclared.
     Declarations by `retract.declare` stay, unless the same parameter is found.
@@ -86,20 +85,13 @@ def _prepared(model: nn.Module, report: Report, manifold: Manifold, representati
     written = list(entries(model))
     stays = [e for e in written if not e.declaration.found and id(e.parts[0]) not in found]
     holders = {id(part): entry.name for entry in stays for part in entry.parts}
-    by_hand = {id(e.parts[0]) for e in written if not e.declaration.found}
     names: set[str] = set()
     notes: dict[str, str] = {}
-
-    def rank(f: Finding) -> tuple[bool, int, int]:
-        p = model.get_parameter(f.name)
-        return id(p) in by_hand, f.rows.layout(p, 1).batch[0], p.numel()
-
-    for f in sorted(weights, key=rank, reverse=True):
+    for f in weights:
         parts = {name: id(model.get_parameter(name)) for name in f.names}
         taken = next((name for name, part in parts.items() if part in holders), None)
         if taken is None:
             names.add(f.name)
-            holders |= dict.fromkeys(parts.values(), f.name)
         else:
             notes[f.name] = f"not declared, {taken} belongs to the points of {holders[parts[taken]]}"
     obsolete = [entry.name for entry in written if entry not in stays and entry.name not in names]

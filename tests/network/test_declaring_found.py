@@ -81,16 +81,17 @@ def test_a_shared_bias_belongs_to_one_weight(tail):
     net, x = nn.Sequential(LowRank(), *tail(), nn.Linear(12, 3)), torch.randn(32, 8)
     for _ in range(2):
         report = psi.declare(net, x)
-        assert report.declared == ("0.U", "0.bias")  # the most points, or the larger
-        assert reasons(report)["0.V"].endswith("; not declared, 0.bias belongs to the points of 0.U")
-        assert list(declared(net)) == ["0.U"]
+        assert report.declared == ("0.V", "0.bias")  # the first in the model that needs it
+        assert reasons(report)["0.U"] == "scales only with bias, which belongs to the points of 0.V"
+        assert list(declared(net)) == ["0.V"]
         PSISGD(param_groups(net), lr=0.1)
     # A choice made by hand is kept.
-    undeclare(net, "0.U")
-    declare(net, "0.V", PSI(), Rows(blocks=1), joined=("bias",))
+    undeclare(net, "0.V")
+    declare(net, "0.U", PSI(), Rows(blocks=1), joined=("bias",))
     report = psi.declare(net, x)
-    assert report.declared == ("0.V", "0.bias")
-    assert reasons(report)["0.U"].endswith("; not declared, 0.bias belongs to the points of 0.V")
+    assert report.declared == ()
+    assert reasons(report)["0.V"].endswith("; not declared, 0.bias belongs to the points of 0.U")
+    assert list(declared(net)) == ["0.U"]
 
 
 def test_a_bias_that_other_points_hold_by_hand():
@@ -99,7 +100,7 @@ def test_a_bias_that_other_points_hold_by_hand():
     declare(net, "0.bias", Sphere(), Rows(blocks=1))
     report = psi.declare(net, x)
     assert report.declared == ()
-    assert reasons(report)["0.U"].endswith("; not declared, 0.bias belongs to the points of 0.bias")
+    assert reasons(report)["0.V"].endswith("; not declared, 0.bias belongs to the points of 0.bias")
     assert declared(net) == {"0.bias": Declaration(Sphere(), Rows(blocks=1))}
 
 
