@@ -83,11 +83,11 @@ class Spherical(GeodesicManifold):
         """
         factor = self.alignment(x, y)
         facing = factor * y
-        middle = x + facing
-        square = self.inner(x, middle, middle)  # 2 (1 + ⟨x, z⟩ₓ), without cancellation
-        antipodal = square <= 2.0 * torch.finfo(x.dtype).eps
-        share = self.inner(x, facing, v) / torch.where(antipodal, 2.0, square)
-        return torch.addcmul(v, torch.where(antipodal, facing, middle), share, value=-2.0) / factor
+        beside, share = 1.0 + self.inner(x, x, facing), -self.inner(x, facing, v)
+        antipodal = beside <= torch.finfo(x.dtype).eps
+        part = share / torch.where(antipodal, 1.0, beside)
+        along = torch.addcmul(v, x, torch.where(antipodal, 0.0, part))
+        return torch.addcmul(along, facing, part) / factor
 
 
 # log: below this tan²(θ/2), θ = 0.2, ten terms of arctan t / t are exact, above it sin θ may be divided by.
