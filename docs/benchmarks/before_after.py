@@ -100,7 +100,7 @@ def main():
                 env={**os.environ, **path},
             )
         )
-    names = [_names(side) for side in sides][0]
+    names, _ = (_names(side) for side in sides)
     print("| step | before, ms | after, ms | after / before |\n| --- | --- | --- | --- |")
     for name in names:
         times = [
