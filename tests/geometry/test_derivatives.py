@@ -95,12 +95,6 @@ def test_antipodes_and_right_angles_carry_vectors_unchanged(generator):
     carried = Grassmann(1).transport_to(x, across, v)
     Grassmann(1).check_tangent(across, carried)
     assert torch.allclose(carried.norm(dim=-1), v.norm(dim=-1))
-    # Beside the antipode the reflection is as exact as the points are: 1 + ⟨x, z⟩ is not formed by cancellation.
-    u = Sphere().random_tangent(x, generator=generator)
-    u = u * ((math.pi - 1e-4) / u.norm(dim=-1, keepdim=True))
-    there = Sphere().nearest(Sphere().exp(x, u))
-    along = Sphere().parallel_transport(x, u, v)
-    assert (Sphere().transport_to(x, there, v) - along).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -53,6 +53,13 @@ MUTANTS = [
         "tests/geometry/test_rows_of_matrices.py::test_vectors_enumerated_by_any_axes[(1, 0)-Sphere()]",
     ),
     Mutant(
+        "second derivative of a retraction at u = 0",
+        "manifolds/numerics.py",
+        "return torch.where(root_of_squares(u, ndim) > 0, moved, with_value(still, moved))",
+        "return torch.where(root_of_squares(u, ndim) > 0, moved, still)",
+        "tests/geometry/test_conformance.py::test_law[stiefel-second_derivatives_equal_differences-float64]",
+    ),
+    Mutant(
         "derivative of nearest at a point",
         "manifolds/numerics.py",
         "(8.0 + terms**0.5), with_value(a, placed), placed)",
