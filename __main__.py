@@ -7,6 +7,8 @@ import sys
 
 def main() -> None:
     """Run the command line; without the extra it needs, say so in one line."""
+    from .manifolds.errors import install
+
     try:
         from .psi.experiments.cli import app
     except ModuleNotFoundError as error:
@@ -14,7 +16,7 @@ def main() -> None:
         if package not in ("typer", "rich", "sklearn", "matplotlib"):
             raise
         sys.exit(
-            f"python -m retract needs {package}, which is not installed: add the extra with pip install '.[experiments]' in a checkout of retract"
+            f"python -m retract needs {package}, which is not installed: add the extra with {install('experiments')}"
         )
     app()
 

@@ -15,6 +15,7 @@ __all__ = [
     "RetractError",
     "StateError",
     "StepError",
+    "install",
 ]
 
 
@@ -48,3 +49,8 @@ class StepError(RetractError, RuntimeError):
 
 class MissingExtraError(RetractError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, for messages."""
+    return f"pip install '.[{extra}]' in a checkout of retract"

@@ -179,6 +179,11 @@ class Layout(NamedTuple):
         (points,), (n,) = self.batch, self.event
         return tensor.as_strided((points, n), (n, 1))
 
+    def multiply_(self, tensor: Tensor, factors: Tensor) -> None:
+        """Multiply each point of `tensor` by its own of the `factors`, (points,), in place."""
+        shape = self.arranged[: self.axes] + (1,) * self.coordinates
+        self.arrange(tensor).mul_(factors.to(tensor).view(shape))
+
     def split_scalars(self, tensor: Tensor) -> Tensor:
         """One number per point, from `scalar` shape to (*batch, 1…), a view."""
         return tensor.view(self.batch + (1,) * len(self.event))

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..manifolds import PSI, Euclidean, Manifold, Sphere
-from ..manifolds.errors import OptionError
+from ..manifolds.errors import OptionError, install
 from ..manifolds.grassmann import Lines
 from .compiled import Compiled
 from .flat import Torch, torch_has
@@ -66,11 +66,11 @@ _STACKABLE = (Euclidean, PSI, Sphere, Lines)
 def _kernel(package: str, module: str) -> Kernel | str:
     """The backend, or why it is not there."""
     if importlib.util.find_spec(package) is None:
-        return f"{package} is not installed; install it with pip install '.[fused]' in a checkout of retract"
+        return f"{package} is not installed; install it with {install('fused')}"
     try:
         return cast(Kernel, importlib.import_module(f".{module}", __package__))
     except ImportError as error:
-        return f"{package} cannot be used ({error}); mend that, or reinstall it with pip install '.[fused]' in a checkout of retract"
+        return f"{package} cannot be used ({error}); mend that, or reinstall it with {install('fused')}"
 
 
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> Kernel | str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..manifolds import GeodesicManifold, Manifold, Rows, ScalingQuotient, numerics
 from ..manifolds.declare import walk
-from ..manifolds.errors import MissingExtraError, OptionError
+from ..manifolds.errors import MissingExtraError, OptionError, install
 from ..manifolds.rows import Layout, gather
 
 __all__ = ["Monitor", "Observation"]
@@ -180,8 +180,7 @@ class Monitor:
         try:
             from matplotlib import pyplot as plt
         except ModuleNotFoundError as error:
-            told = "Monitor.plot needs matplotlib: pip install '.[experiments]' in a checkout of retract"
-            raise MissingExtraError(told) from error
+            raise MissingExtraError(f"Monitor.plot needs matplotlib: {install('experiments')}") from error
 
         panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
             "norm: smallest, median, largest": lambda o: (o.norm_min, o.norm_median, o.norm_max),

@@ -54,7 +54,7 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         probes: number of inputs: the given one and perturbed copies of it.
 
     The model comes out exactly as it went in: it runs in float64 on copies of its parameters and buffers.
-    That costs six backward and about twelve forward passes, never more than 40. Forward hooks run in each.
+    That usually costs six backward and about twelve forward passes, and never more than 40 forward passes. Forward hooks run in each.
 
     With a process group of several processes initialized, this is a collective call: every rank has to make it, and verdicts
     that differ raise on all. To look at a model on one rank only, call it before ``init_process_group``.
@@ -87,11 +87,11 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         sound += same
         if sound == 2:
             break
-    for gains, limit in ((False, PASSES - FOR_LEAKS), (True, PASSES - FOR_LEAKS)):
-        rescaling = Rescaling(probe, bases, tolerances.outputs, limit)
+    rescaling = Rescaling(probe, bases, tolerances.outputs, PASSES - FOR_LEAKS)
+    for gains in (False, True):
         while taken := [cut for cut in search.taken() if gains == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
-    del bases
+    del bases, rescaling
     return report(probe, search, reasons, leaks(probe, list(search.proven.values()), tolerances, PASSES))
 
 

@@ -65,9 +65,7 @@ def multiplied(weights: dict[str, Tensor], cuts: Sequence[Cut], exponents: Expon
 def _multiply(weights: dict[str, Tensor], cuts: Sequence[Cut], factors: Sequence[Tensor]) -> None:
     for cut, factor in zip(cuts, factors, strict=True):
         for part in cut.parts:
-            layout = cut.rows.layout(weights[part], 1)
-            shape = layout.arranged[: layout.axes] + (1,) * layout.coordinates
-            layout.arrange(weights[part]).mul_(factor.to(weights[part]).view(shape))
+            cut.rows.layout(weights[part], 1).multiply_(weights[part], factor)
 
 
 class Rescaling:

@@ -139,7 +139,9 @@ def _reason(name: str, probe: Probe, search: Search, reasons: dict[str, str]) ->
     dead = search.notes.get(name) == DEAD
     if reasons[name] == UNUSED or (dead and reasons[name] == STARVED):
         return reasons[name]
-    return search.notes.get(name) or _part(probe, search.ways[name], search.evidence) or reasons[name]
+    told = search.notes.get(name) or _part(probe, search.ways[name], search.evidence)
+    # Scattered weights enlarge what rounding leaves of a gradient that was zero before.
+    return told or (DEAD if search.radial.get(name) == 0 else reasons[name])
 
 
 def _part(probe: Probe, ways: list[Cut], evidence: dict[Cut, Evidence]) -> str | None:

@@ -1,7 +1,7 @@
 """Time of one optimizer step in two versions of the package, in one run: did a change make it slower?
 
-    git worktree add /tmp/before/retract COMMIT      # the root of the repository is the package, so the folder's name is its name
-    python docs/benchmarks/before_after.py /tmp/before
+    git worktree add ../before/retract COMMIT    # the root of the repository is the package, hence the name
+    python docs/benchmarks/before_after.py ../before
 
 Each version runs in a process of its own; they take turns, so that both see the same machine. The ratio of each pair of
 neighbours is taken, and the median of these printed.

@@ -187,6 +187,42 @@ def test_never_more_than_40_passes():
     assert [f.granularity for f in report if len(f.shape) == 3] == ["row"] * 12, f"\n{report}"
 
 
+def test_a_deep_search_ends_with_its_passes():
+    """Without the limit this network takes about a hundred; what is left open is not declared, at no coarser cut either."""
+    torch.manual_seed(0)
+    layers, calls = [], []
+    for _ in range(30):
+        layers += [nn.Conv1d(12, 12, 3, padding=1, bias=False), nn.BatchNorm1d(12), nn.ReLU6()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 9, 2))
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    report = psi.find(model, torch.randn(6, 12, 9))
+    assert len(calls) <= 40
+    for finding in report:
+        if len(finding.shape) == 3:
+            assert finding.granularity == "row" or finding.reason.startswith("cannot tell within"), finding
+
+
+def test_a_point_that_is_doubled_speaks_for_itself():
+    """Row 0 leaks and hardly matters to the output; row 1, which matters, does not clear it."""
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2))
+    with torch.no_grad():
+        w = model[0].weight
+        w.mul_((1e-5 / torch.tensor([[0.15], [0.012]])).sqrt() / w.norm(dim=1, keepdim=True))
+        model[1].weight.copy_(torch.tensor([1e-3, 1.0]))
+    finding = psi.find(model, torch.randn(64, 3))[0]
+    assert finding.granularity == "none"
+    assert "a norm's eps hides it" in finding.reason
+
+
+def test_a_small_number_over_a_smaller_one_is_no_leak():
+    """Three values in a channel leave BatchNorm one degree of freedom: derivatives are small in every direction."""
+    torch.manual_seed(1)
+    layers = [nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)]
+    report = psi.find(nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 3)), torch.randn(3, 6))
+    assert [f.granularity for f in report if f.name in ("0.weight", "3.weight")] == ["row", "row"], f"\n{report}"
+
+
 class Residual(nn.Module):
     def __init__(self, norm):
         super().__init__()

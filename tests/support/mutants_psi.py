@@ -102,6 +102,27 @@ MUTANTS = [
         "tests/network/test_find_evidence.py::test_reasons_do_not_depend_on_how_a_norm_is_written[norm1]",
     ),
     Mutant(
+        "passes without an end",
+        "psi/invariance.py",
+        "PASSES = 40\n",
+        "PASSES = 400\n",
+        "tests/network/test_find_evidence.py::test_a_deep_search_ends_with_its_passes",
+    ),
+    Mutant(
+        "a point that was doubled clears another",
+        "psi/leaks.py",
+        "points=tuple({int(ratios.argmax()), int(far[-1].argmax())}),",
+        "points=(int(far[-1].argmax()),),",
+        "tests/network/test_find_evidence.py::test_a_point_that_is_doubled_speaks_for_itself",
+    ),
+    Mutant(
+        "a small number over a smaller one is a leak",
+        "psi/leaks.py",
+        "if cut not in unsure and found[cut.name].leaking == 1], 1)",
+        "if False], 1)",
+        "tests/network/test_find_evidence.py::test_a_small_number_over_a_smaller_one_is_no_leak",
+    ),
+    Mutant(
         "state on modules is not copied for a pass",
         "psi/copies.py",
         "                return copy.deepcopy(value, self.memo)\n",
