@@ -22,6 +22,7 @@ __all__ = [
     "circular",
     "derivatives_wanted",
     "dot",
+    "exceeds",
     "full_precision",
     "hold_still",
     "norm",
@@ -29,6 +30,7 @@ __all__ = [
     "polynomial",
     "positive_qr",
     "random_normal",
+    "readable",
     "root_of_squares",
     "root_tiny",
     "safe_sqrt",
@@ -102,22 +104,28 @@ def norm(a: Tensor, ndim: int) -> Tensor:
         return a.abs()
     if a.dtype != torch.float32:
         return root_of_squares(a, ndim)
-    if (
-        a.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or (a.requires_grad and torch.is_grad_enabled())
-        or torch._C._functorch.is_functorch_wrapped_tensor(a)
-    ):
+    if not readable(a) or (a.requires_grad and torch.is_grad_enabled()):
         return root_of_squares(a, ndim, torch.float64).to(a.dtype)
     size = root_of_squares(a, ndim)
     if not squares_fit(size):
-        again = ~((size > SHORT) & (size < torch.inf)).squeeze(_event(ndim))
+        again = ~((size > SHORT) & (size < LONG)).squeeze(_event(ndim))
         size[again] = root_of_squares(a[again], ndim, torch.float64).to(a.dtype)
     return size
 
 
-SHORT = 1e-16
-"""Norm below which squares of float32 numbers lose digits."""
+SHORT, LONG = 1e-16, 1e19
+"""Norms below and above which squares of float32 numbers lose digits and overflow."""
+
+
+def readable(a: Tensor) -> bool:
+    """Whether values of `a` may decide what is computed: not on a device that would have to be waited for, nor inside `vmap` and
+    the compiler."""
+    return a.is_cpu and not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(a)
+
+
+def exceeds(a: Tensor, bound: float) -> bool:
+    """Whether all of `a` can be read and is larger than `bound`."""
+    return readable(a) and a.numel() > 0 and a.min().item() > bound
 
 
 def squares_fit(size: Tensor) -> bool:
@@ -125,7 +133,7 @@ def squares_fit(size: Tensor) -> bool:
     if not size.numel():
         return True
     low, high = torch.aminmax(size)
-    return float(low) > SHORT and float(high) < torch.inf
+    return low.item() > SHORT and high.item() < LONG
 
 
 def root_of_squares(a: Tensor, ndim: int, dtype: torch.dtype | None = None) -> Tensor:
@@ -164,7 +172,10 @@ def hold_still(u: Tensor, moved: Tensor, still: Tensor | float, ndim: int) -> Te
     With ``still = x + u``, which is then `x` bitwise, maps that re-orthonormalise get ``retract(x, 0) = x`` as an
     array. The derivatives of x + u would lack the curvature: its second one is 0.
     """
-    return torch.where(root_of_squares(u, ndim) > 0, moved, with_value(still, moved))
+    length = root_of_squares(u, ndim)
+    if exceeds(length, 0.0):
+        return moved
+    return torch.where(length > 0, moved, with_value(still, moved))
 
 
 def settle(a: Tensor | float, defect: Tensor, placed: Tensor, terms: int) -> Tensor:

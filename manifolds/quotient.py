@@ -76,6 +76,10 @@ class ScalingQuotient(ConformalManifold, QuotientManifold):
         """
         return numerics.root_of_squares(x, self.event_ndim).clamp(min=numerics.root_tiny(x.dtype))
 
+    def norm(self, x: Tensor, u: Tensor) -> Tensor:
+        """‖u‖ / ‖x‖, (*batch, 1…): as in `Manifold.norm`, without a square, which may overflow or vanish."""
+        return numerics.norm(u, self.event_ndim) / self.radius(x)
+
     def act(self, g: Tensor, x: Tensor) -> Tensor:
         """g x for positive `g` of shape (*batch, 1…)."""
         return x * g

@@ -31,6 +31,10 @@ class Spherical(GeodesicManifold):
             return "a point needs at least 2 coordinates: with 1 no direction is left to move in"
         return error
 
+    def conformal_factor(self, x: Tensor) -> Tensor | float:
+        """The factor λ in ⟨u, v⟩ₓ = u·v / λ(x), (*batch, 1) or a number: here 1, the metric of the ambient space."""
+        return 1.0
+
     @abstractmethod
     def alignment(self, x: Tensor, y: Tensor) -> Tensor:
         """Factor f, (*batch, 1), for which f·y is the representative of y's point nearest to `x`."""
@@ -83,13 +87,17 @@ class Spherical(GeodesicManifold):
         """
         factor = self.alignment(x, y)
         facing = factor * y
-        beside, share = 1.0 + self.inner(x, x, facing), -self.inner(x, facing, v)
-        antipodal = beside <= torch.finfo(x.dtype).eps
-        part = share / torch.where(antipodal, 1.0, beside)
-        along = torch.addcmul(v, x, torch.where(antipodal, 0.0, part))
-        return torch.addcmul(along, facing, part) / factor
+        middle, scale = x + facing, self.conformal_factor(x)
+        beside = scale + numerics.dot(x, facing, 1)
+        share = beside / scale
+        if not numerics.exceeds(share, _BESIDE):
+            antipodal = share <= torch.finfo(x.dtype).eps
+            middle, beside = torch.where(antipodal, facing, middle), torch.where(antipodal, scale, beside)
+        return (v - numerics.dot(facing, v, 1) / beside * middle) / factor
 
 
+# transport_to: where 1 + ⟨x, z⟩ is larger, no dtype takes z for the antipode.
+_BESIDE = 0.01
 # log: below this tan²(θ/2), θ = 0.2, ten terms of arctan t / t are exact, above it sin θ may be divided by.
 _NEAR = 0.01
 _ARCTANGENT = [(-1.0) ** j / (2 * j + 1) for j in range(12)]
@@ -109,7 +117,9 @@ class UnitVectors(Spherical, EmbeddedManifold):
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """(x + u)/‖x + u‖, (*batch, n)."""
-        moved = x + u
+        moved, length = x + u, numerics.root_of_squares(u, 1)
+        if numerics.readable(length) and numerics.squares_fit(length):
+            return moved / numerics.root_of_squares(moved, 1)
         return moved / numerics.hold_still(u, numerics.norm(moved, 1), 1.0, 1)
 
     def point_defect(self, x: Tensor) -> Tensor:

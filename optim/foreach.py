@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..manifolds.base import unguarded
 from .matrices import New, Reading
 from .memory import Memory
 from .motion import is_linear
@@ -70,7 +71,7 @@ class Foreach(Stacked):
         if stacks.radii and not batch.new.radius:
             memory.scalars["radius"] = torch.cat(stacks.radii)
         egrad: Any = Ragged(grads, points)
-        y: Any = update(self.manifold, rule, x, egrad, memory, options)
+        y: Any = update(unguarded(self.manifold), rule, x, egrad, memory, options)
         if y is not x:
             torch._foreach_copy_(stacks.x, y.parts)
         moved: Any = memory.vectors.get(rule.vectors[0], vectors)

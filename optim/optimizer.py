@@ -203,7 +203,10 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _check_settings(self) -> None:
         """Check what has changed in the groups since the last step, in all of them before the first of them moves."""
-        pairs = zip(self.settings(), self.param_groups, strict=True)
+        kept, groups = self._settings, self.param_groups
+        if len(kept) == len(groups) and all(map(Settings.hold, kept, groups)):
+            return
+        pairs = zip(self.settings(), groups, strict=True)
         changed = [(its, group, its.valid(group)) for its, group in pairs if not its.hold(group)]
         for its, group, found in changed:
             group.update(found)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..manifolds import Euclidean, Manifold, ScalingQuotient
+from ..manifolds.base import unguarded
 from ..manifolds.rows import gather, scatter_
 from .matrices import New, Reading, Seat
 from .memory import Memory
@@ -118,6 +119,7 @@ def _step(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, o
 def _update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Memory, options: Options) -> Tensor:
     """`update`, over a few rows at a time where that helps: rows do not know of each other, and temporaries that stay in
     cache cost a third of those that do not. Then `x` and `memory` are written over."""
+    manifold = unguarded(manifold)
     whole = (
         x.ndim != 2
         or manifold.event_ndim != 1

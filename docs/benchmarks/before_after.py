@@ -1,129 +1,110 @@
 """Time of one optimizer step in two versions of the package, in one run: did a change make it slower?
 
-    git worktree add ../before/retract COMMIT    # the root of the repository is the package, hence the name
+    git worktree add ../before COMMIT
     python docs/benchmarks/before_after.py ../before
 
-Each version runs in a process of its own; they take turns, so that both see the same machine. The ratio of each pair of
-neighbours is taken, and the median of these printed.
+Both versions are loaded into this process, under two names, and take turns step by step, so that both see the same machine.
+The ratio of each pair of neighbours is taken, and the median of these printed, with the interval that holds it at 95 %.
 """
 
 import argparse
-import os
+import importlib
+import importlib.util
+import math
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import torch
 from weights import LISTS, tensors
 
-HERE = Path(__file__).parent
-STEPS = {"ResNet-56": 20, "ResNet-50": 3}
-MATRICES = [(64, 16)] * 20 + [(128, 32)] * 10
+ROUNDS = {"ResNet-56": 401, "ResNet-50": 41, "30 matrices": 201}
+PATHS = {"reference": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+MOMENTUM = {"lr": 1e-5, "momentum": 0.9}
 
 
-def contenders():
-    """{name: (step, how often it runs in a turn)}."""
-    import torch
-    from retract.manifolds import PSI, Grassmann, Sphere, Stiefel
-    from retract.optim import PSISGD, SGDG, RiemannianAdam, RiemannianSGD
+def load(name, folder):
+    """The package in `folder` as the module `name`; inside it imports are relative."""
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
-    common = {"lr": 1e-5, "momentum": 0.9}
-    makes = {
-        "PSISGD": lambda group, **path: PSISGD([{**group, "manifold": PSI()}], **common, **path),
-        "RiemannianSGD, sphere": lambda group, **path: RiemannianSGD(
-            [{**group, "manifold": Sphere()}], **common, **path
-        ),
-        "SGDG": lambda group, **path: SGDG([{**group, "manifold": Grassmann(1)}], lr=1e-5, orthogonality=0.0, **path),
-        "RiemannianAdam, PSI": lambda group, **path: RiemannianAdam([{**group, "manifold": PSI()}], lr=1e-5, **path),
-        "RiemannianSGD, Euclidean": lambda group, **path: RiemannianSGD([group], **common, **path),
+
+def contenders(package):
+    """{name: what makes its step from a list of parameters}, for one version of the package."""
+    manifolds, optim = package.manifolds, package.optim
+
+    def on(manifold, optimizer, **options):
+        def make(params, **path):
+            group = {"params": params} if manifold is None else {"params": params, "manifold": manifold}
+            return optimizer([group], **options, **path).step
+
+        return make
+
+    return {
+        "PSISGD": on(manifolds.PSI(), optim.PSISGD, **MOMENTUM),
+        "RiemannianSGD, sphere": on(manifolds.Sphere(), optim.RiemannianSGD, **MOMENTUM),
+        "SGDG": on(manifolds.Grassmann(1), optim.SGDG, lr=1e-5, orthogonality=0.0),
+        "RiemannianAdam, PSI": on(manifolds.PSI(), optim.RiemannianAdam, lr=1e-5),
+        "RiemannianSGD, PSI": on(manifolds.PSI(), optim.RiemannianSGD, **MOMENTUM),
+        "RiemannianSGD, Euclidean": on(None, optim.RiemannianSGD, **MOMENTUM),
+        "RiemannianSGD, Stiefel": on(manifolds.Stiefel(), optim.RiemannianSGD, **MOMENTUM),
+        "RiemannianSGD, Grassmann(2)": on(manifolds.Grassmann(2), optim.RiemannianSGD, **MOMENTUM),
     }
-    paths = {"reference": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
-    work = {}
-    for network, often in STEPS.items():
-        for optimizer, make in makes.items():
-            for path, flags in paths.items():
-                step = make({"params": _parameters(*tensors(LISTS[network]))}, **flags).step
-                work[f"{network}: {optimizer}, {path}"] = step, often
-    for manifold in (Stiefel(), Grassmann(2)):
-        shapes = MATRICES if manifold == Stiefel() else [(n, 2) for n, _ in MATRICES]
-        points = [manifold.random_point(*shape) for shape in shapes]
-        group = {"params": _parameters(points, [1e-3 * torch.randn_like(x) for x in points]), "manifold": manifold}
-        work[f"{len(shapes)} matrices: RiemannianSGD, {manifold!r}, reference"] = (
-            RiemannianSGD([group], **common).step,
-            10,
-        )
-    return work
 
 
-def _parameters(weights, grads):
-    import torch
-
-    params = [torch.nn.Parameter(w) for w in weights]
+def parameters(weights, grads):
+    """Parameters with those gradients."""
+    params = [torch.nn.Parameter(w.clone()) for w in weights]
     for p, grad in zip(params, grads, strict=True):
-        p.grad = grad
+        p.grad = grad.clone()
     return params
 
 
-def serve():
-    """Time what is asked for, one name a line, until the end of the input."""
-    work = contenders()
-    for step, _ in work.values():
-        for _ in range(3):
-            step()
-    print("\n".join(work), end="\n\n", flush=True)
-    for line in sys.stdin:
-        step, often = work[line.strip()]
-        start = time.perf_counter()
-        for _ in range(often):
-            step()
-        print((time.perf_counter() - start) / often, flush=True)
+def cases(optimizers):
+    """(list of weights, optimizer, path, weights, gradients)."""
+    for network in ("ResNet-56", "ResNet-50"):
+        weights, grads = tensors(LISTS[network])
+        for optimizer in optimizers[:-2]:
+            for path in PATHS:
+                yield network, optimizer, path, weights, grads
+    for optimizer, columns in zip(optimizers[-2:], (16, 2), strict=True):
+        points = [torch.linalg.qr(torch.randn(n, columns))[0] for n in [64] * 20 + [128] * 10]
+        yield "30 matrices", optimizer, "reference", points, [1e-3 * torch.randn_like(x) for x in points]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", nargs="?", help="the folder that holds the other version as its sub-folder retract")
-    parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        return serve()
-    sides = []
-    for folder in (options.before, None):
-        path = {"PYTHONPATH": str(Path(folder).resolve())} if folder else {}
-        sides.append(
-            subprocess.Popen(
-                [sys.executable, str(HERE / Path(__file__).name), "--serve"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, **path},
-            )
-        )
-    names, _ = (_names(side) for side in sides)
-    print("| step | before, ms | after, ms | after / before |\n| --- | --- | --- | --- |")
-    for name in names:
-        times = [
-            [_ask(side, name) for side in sides[:: 1 if turn % 2 else -1]][:: 1 if turn % 2 else -1]
-            for turn in range(options.rounds)
-        ]
-        before, after = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
-        ratio = statistics.median(late / early for early, late in times)
-        print(f"| {name} | {before:.3f} | {after:.3f} | {ratio:.3f} |", flush=True)
-    for side in sides:
-        side.communicate()
-    return None
-
-
-def _names(side):
-    return [line.strip() for line in iter(side.stdout.readline, "\n")]
-
-
-def _ask(side, name):
-    side.stdin.write(f"{name}\n")
-    side.stdin.flush()
-    return float(side.stdout.readline())
+def compare(steps, rounds):
+    """Median milliseconds of both, the median of their ratios, and the interval that holds that."""
+    times = []
+    for turn in range(rounds + 5):
+        order = (0, 1) if turn % 2 else (1, 0)
+        pair = [0.0, 0.0]
+        for side in order:
+            start = time.perf_counter()
+            steps[side]()
+            pair[side] = time.perf_counter() - start
+        times.append(pair)
+    before, after = (1e3 * statistics.median(column) for column in zip(*times[5:], strict=True))
+    ratios = sorted(late / early for early, late in times[5:])
+    middle, reach = len(ratios) // 2, math.ceil(0.98 * math.sqrt(len(ratios)))
+    return before, after, ratios[middle], ratios[max(0, middle - reach)], ratios[min(len(ratios) - 1, middle + reach)]
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path, help="the folder of the other version")
+    options = parser.parse_args()
+    versions = load("before", options.before.resolve()), importlib.import_module("retract")
+    print("| step | before, ms | after, ms | after / before | 95 % |\n| --- | --- | --- | --- | --- |")
+    for network, optimizer, path, weights, grads in cases(list(contenders(versions[1]))):
+        flags = PATHS[path] if network != "30 matrices" else {}
+        steps = [contenders(version)[optimizer](parameters(weights, grads), **flags) for version in versions]
+        before, after, ratio, low, high = compare(steps, ROUNDS[network])
+        print(
+            f"| {network}: {optimizer}, {path} | {before:.3f} | {after:.3f} | {ratio:.3f} | {low:.3f} – {high:.3f} |",
+            flush=True,
+        )
