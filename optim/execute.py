@@ -34,13 +34,13 @@ from .compiled import Compiled
 from .flat import Torch, torch_has
 from .foreach import Foreach
 from .fused import Fused
+from .kernels.launch import Kernel
 from .matrices import Seat, seat
 from .options import Options
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .reference import Reference
 from .rules import Adam, Momentum, Rule
-from .tables import Kernel
 
 __all__ = ["Group", "check_path"]
 
@@ -51,8 +51,8 @@ SMALL = 2**16
 """Elements up to which a parameter is stacked with others by default; on a CPU foreach loses on larger ones."""
 
 _BACKENDS = {
-    "cpu": ("numba", "rows_numba", (torch.float32, torch.float64)),
-    "cuda": ("triton", "rows_triton", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+    "cpu": ("numba", "numba_rows", (torch.float32, torch.float64)),
+    "cuda": ("triton", "triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
 _COMPILED = ("cuda",)
 _NO_COMPILER = (
@@ -68,7 +68,7 @@ def _kernel(package: str, module: str) -> Kernel | str:
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed; install it with {install('fused')}"
     try:
-        return cast(Kernel, importlib.import_module(f".{module}", __package__))
+        return cast(Kernel, importlib.import_module(f".kernels.{module}", __package__))
     except ImportError as error:
         return f"{package} cannot be used ({error}); mend that, or reinstall it with {install('fused')}"
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels.launch import GRADIENT, POINTS, RADIUS, READ, SQUARE, VECTOR, Kernel, Update, X, update_of
 from .matrices import Loose, New, Reading, Seat, raise_versions
 from .options import Options
 from .plan import Batch, Plan
 from .points import State
 from .rules import Rule
 from .stages import ambient, is_penalised
-from .tables import GRADIENT, POINTS, RADIUS, READ, SQUARE, VECTOR, Kernel, Update, X, update_of
 
 __all__ = ["Fused"]
 
@@ -98,5 +98,8 @@ class Fused(Plan):
         """The options as numbers for parameters of `dtype`: those of the last step as long as nothing has changed."""
         key = (batch, dtype, *(options.get(name) for name in READ))
         if key != self._last[0] or isinstance(options["lr"], Tensor):
-            self._last = key, update_of(self.manifold, self.rule, options, batch.new.vectors, batch.step, dtype)
+            self._last = (
+                key,
+                update_of(self.manifold, self.rule, options, batch.new.vectors, batch.step, dtype, self.kept.vectors),
+            )
         return self._last[1]

@@ -67,7 +67,7 @@ class Plan(ABC):
         self.pending = False
         """Whether a first step was prepared and has not run."""
         self._loose = [seat.points for seat in seats if not self.lies(seat)]
-        self._kept = seats[0].kept
+        self.kept = seats[0].kept
         self._new: Sequence[Seat] = seats
         self._own: Sequence[dict[str, Any]] = ()
         self._steps: Sequence[Tensor] = ()
@@ -94,7 +94,7 @@ class Plan(ABC):
                 return None
             check_state(points, self.state, self.rule)
             seats.append(seat(points, grads, self.state, self.rule, options))
-            if seats[-1].kept != self._kept:
+            if seats[-1].kept != self.kept:
                 return None
         if self.matrices is None:
             return partial(self.loose, seats, options)

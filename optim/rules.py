@@ -105,7 +105,7 @@ class Adam(Rule):
         beta1, beta2 = options["betas"]
         mean, square = memory.vectors["exp_avg"], memory.scalars["exp_avg_sq"]
         length = gradient.length(manifold, x)
-        square.mul_(beta2).add_(length * length, alpha=1.0 - beta2)
+        square.mul_(beta2).add_(((1.0 - beta2) ** 0.5 * length).square())
         if scale is not None:
             gradient = gradient.times(scale)
         mean.mul_(beta1 if scale is None else beta1 * scale)

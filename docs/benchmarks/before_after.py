@@ -11,8 +11,10 @@ import argparse
 import importlib
 import importlib.util
 import math
+import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -98,6 +100,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="the folder of the other version")
     options = parser.parse_args()
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()  # what a kernel is kept as says the name of its package
     versions = load("before", options.before.resolve()), importlib.import_module("retract")
     print("| step | before, ms | after, ms | after / before | 95 % |\n| --- | --- | --- | --- | --- |")
     for network, optimizer, path, weights, grads in cases(list(contenders(versions[1]))):

@@ -166,14 +166,14 @@ MUTANTS = [
     ),
     Mutant(
         "0/0 at the antipode in the row kernel",
-        "optim/rows_numba.py",
+        "optim/kernels/numba_rows.py",
         "        if beside <= eps * metric:  # antipodal",
         "        if beside < -metric:",
         "tests/updates/test_edges.py::test_a_step_to_the_antipode[torch.float32-fused-manifold]",
     ),
     Mutant(
         "a float32 row is not summed again",
-        "optim/rows_numba.py",
+        "optim/kernels/numba_rows.py",
         "    return FEWEST < square < math.inf or square == 0",
         "    return True",
         "tests/updates/test_edges.py::test_gradients_of_every_length_keep_rows_on_the_sphere[Sphere()-fused]",

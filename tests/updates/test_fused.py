@@ -12,11 +12,11 @@ import pytest
 import torch
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.manifolds.errors import OptionError
-from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, crew, execute
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, execute, kernels
 from torch import nn
 
 numba = pytest.importorskip("numba")
-rows_numba = pytest.importorskip("retract.optim.rows_numba")
+numba_rows = pytest.importorskip("retract.optim.kernels.numba_rows")
 
 
 def problem(seed=0, shapes=((40, 300), (7, 40000), (3, 5)), manifold=None, dtype=torch.float32):
@@ -47,7 +47,7 @@ def threads():
 @pytest.mark.parametrize("torchs", [True, False], ids=["torch's threads", "Python's"])
 @pytest.mark.parametrize("make", [PSISGD, SGDG, AdamG])
 def test_the_number_of_threads_changes_no_bit(make, torchs, threads, monkeypatch):
-    monkeypatch.setattr(crew, "_forked", not torchs)
+    monkeypatch.setattr(kernels.threads, "_forked", not torchs)
     ends = []
     for number in (1, 2, 5):
         threads(number)
@@ -61,7 +61,7 @@ def test_the_number_of_threads_changes_no_bit(make, torchs, threads, monkeypatch
 
 @pytest.mark.parametrize("torchs", [True, False], ids=["torch's threads", "Python's"])
 def test_two_python_threads_step_at_once(torchs, threads, monkeypatch):
-    monkeypatch.setattr(crew, "_forked", not torchs)
+    monkeypatch.setattr(kernels.threads, "_forked", not torchs)
     threads(2)
     expected, results = [], {}
     for seed in range(4):
@@ -99,9 +99,9 @@ def test_a_loop_is_over_when_everybody_is_done():
 
     both = threading.Barrier(2)
     with pytest.raises(ArithmeticError, match="in a helper"):
-        crew.share_python(work, 2)
+        kernels.threads.share_python(work, 2)
     assert done == [False, True]
-    crew.share_python(lambda: done.append(True), 1)
+    kernels.threads.share_python(lambda: done.append(True), 1)
     assert len(done) == 3
 
 
@@ -111,7 +111,8 @@ def test_a_step_after_a_fork():
     code = """
 import os, sys, threading, torch
 from retract.manifolds import PSI
-from retract.optim import PSISGD, crew
+from retract.optim import PSISGD
+from retract.optim.kernels import threads
 torch.set_num_threads(3)
 w = torch.nn.Parameter(torch.randn(9, 40000))
 w.grad = torch.randn_like(w)
@@ -119,7 +120,7 @@ optimizer = PSISGD([{"params": [w], "manifold": PSI()}], momentum=0.9, fused=Tru
 optimizer.step()
 child = os.fork()
 optimizer.step()
-crew.share_python(threading.Barrier(3, timeout=20).wait, 3)
+threads.share_python(threading.Barrier(3, timeout=20).wait, 3)
 norm = [w[i, 7 * i].item() for i in range(9)]  # torch's own threads do not survive a fork
 if child == 0:
     print(norm, flush=True)
@@ -144,9 +145,9 @@ def one_step(**options):
 
 def test_no_folder_for_the_cache(monkeypatch):
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
-    monkeypatch.setattr(rows_numba, "_kernels", {})
+    monkeypatch.setattr(numba_rows, "_kernels", {})
     with pytest.raises(RuntimeError, match="cannot cache function"):
-        numba.cfunc("void(i8)", cache=True)(rows_numba._run_float32)
+        numba.cfunc("void(i8)", cache=True)(numba_rows._ENTRIES[torch.float32])
     assert one_step(fused=True) == pytest.approx(one_step(foreach=False))
 
 
@@ -160,8 +161,8 @@ def test_a_folder_for_the_cache_that_is_full(tmp_path, monkeypatch):
 
     monkeypatch.setattr(numba.core.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(numba.core.caching.IndexDataCacheFile, "save", save)
-    monkeypatch.setattr(rows_numba, "_kernels", {})
-    monkeypatch.setitem(rows_numba._ENTRIES, torch.float32, nothing)
+    monkeypatch.setattr(numba_rows, "_kernels", {})
+    monkeypatch.setitem(numba_rows._ENTRIES, torch.float32, nothing)
     with pytest.raises(OSError, match="no space left"):
         numba.cfunc("void(i8)", cache=True)(nothing)
     assert one_step(fused=True) == 12.0
@@ -175,7 +176,7 @@ def test_without_numba(monkeypatch):
         return None if name == "numba" else find(name, *rest)
 
     def broken(name, *rest):
-        if name == ".rows_numba":
+        if name == ".kernels.numba_rows":
             raise ImportError("no LLVM")
         return load(name, *rest)
 

@@ -17,26 +17,26 @@ COMPILE = """
 import sys
 import triton
 import triton.language as tl
-from retract.optim import rows_triton
-from retract.optim.algebra_triton import Choices
+from retract.optim.kernels import triton_rows
+from retract.optim.kernels.launch import Choices
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 dtype, names = getattr(tl, sys.argv[1]), sys.argv[2].split()
 constants = {
     "D": dtype, "REAL": tl.float64 if dtype == tl.float64 else tl.float32, "C": Choices(*(name in names for name in Choices._fields)),
-    "STRIPS": rows_triton.STRIPS, "LANES": rows_triton.LANES,
-    "PIECE": rows_triton.PIECE, "TILE": rows_triton.STRIPS * rows_triton.LANES, "BLOCK": 1024, "AGAIN": True,
+    "STRIPS": triton_rows.STRIPS, "LANES": triton_rows.LANES,
+    "PIECE": triton_rows.PIECE, "TILE": triton_rows.STRIPS * triton_rows.LANES, "BLOCK": 1024, "AGAIN": True,
 }
 pointers = {"buffer": "*i64", "sums": "*fp64", "before": "*fp64", "coefficients": "*fp64"}
-for name in ("_rows", "_sum_pieces", "_solve_rows", "_move_pieces"):
-    kernel = getattr(rows_triton, name)
+for name in ("_rows", "sum_pieces", "solve_rows", "move_pieces"):
+    kernel = getattr(triton_rows, name)
     signature = {each: "constexpr" if each in constants else pointers.get(each, "*i32") for each in kernel.arg_names}
     its = {each: value for each, value in constants.items() if each in signature}
     source = ASTSource(fn=kernel, signature=signature, constexprs=its)
-    options = {"num_warps": rows_triton.WARPS, "enable_fp_fusion": True, "maxnreg": 128}
+    options = {"num_warps": triton_rows.WARPS, "enable_fp_fusion": True, "maxnreg": 128}
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
-    assert name == "_solve_rows" or ("ld.global.v2.b64" if dtype == tl.float64 else "ld.global.v4") in ptx, f"{name} does not load 16 bytes at once"
+    assert name == "solve_rows" or ("ld.global.v2.b64" if dtype == tl.float64 else "ld.global.v4") in ptx, f"{name} does not load 16 bytes at once"
 """
 
 
@@ -64,7 +64,7 @@ def test_the_kernels_are_the_reference(device):
 
 def test_without_a_compiler_for_its_launchers():
     """Which Triton would miss at its first launch, when it is too late for another path."""
-    code = "from retract.optim.execute import _kernel; print(_kernel('triton', 'rows_triton'))"
+    code = "from retract.optim.execute import _kernel; print(_kernel('triton', 'triton_rows'))"
     assert "triton cannot be used (it needs a C compiler" in run("-c", code, PATH="", CC="", TRITON_INTERPRET="0")
 
 

@@ -1,4 +1,4 @@
-"""The Triton row kernels against the reference; run by test_rows_triton.py, in a process that has the interpreter or a GPU.
+"""The Triton row kernels against the reference; run by test_triton_rows.py, in a process that has the interpreter or a GPU.
 
 Tiles and pieces are made small, so that short arrays already take every way through the kernels.
 """
@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from retract.manifolds import PSI, Grassmann, Sphere
-from retract.optim import rows_triton
+from retract.optim.kernels import triton_rows
+from retract.optim.kernels.launch import update_of
 from retract.optim.memory import Memory
 from retract.optim.rules import Adam, Momentum
 from retract.optim.step import update
-from retract.optim.tables import Rescale, update_of
 
 SMALL = {"STRIPS": 8, "LANES": 8, "PIECE": 128}
 # Several rows to a tile, tile by tile, and in pieces; each once at multiples of 16 bytes and once not.
@@ -56,7 +56,7 @@ def quiet():
 @pytest.fixture
 def small(monkeypatch):
     for name, value in SMALL.items():
-        monkeypatch.setattr(rows_triton, name, value)
+        monkeypatch.setattr(triton_rows, name, value)
 
 
 class Points:
@@ -86,14 +86,21 @@ class Points:
 
     def step(self, rule, options, fresh=False, vector=True, **changes):
         """One step of the kernels, in place."""
-        its = update_of(self.manifold, rule, options, fresh, STEP, self.dtype)._replace(**changes)
-        held = its.rescale in (Rescale.HOLD, Rescale.RECORD)
+        its = update_of(self.manifold, rule, options, fresh, STEP, self.dtype, vector)
+        choices = its.choices._replace(**changes)
         rows = [
-            [x.data_ptr(), g.data_ptr(), v.data_ptr() * vector, r.data_ptr() * held, s.data_ptr() * its.adam, *x.shape]
+            [
+                x.data_ptr(),
+                g.data_ptr(),
+                v.data_ptr() * vector,
+                r.data_ptr() * choices.records,
+                s.data_ptr() * choices.adam,
+                *x.shape,
+            ]
             for x, g, v, r, s in self.arrays
         ]
         table = np.array(rows, dtype=np.int64)
-        rows_triton.step(table, rows_triton.schedule(table), its, self.dtype, self.device)
+        triton_rows.step(table, triton_rows.schedule(table), its._replace(choices=choices), self.dtype, self.device)
 
     def reference(self, rule, options, dtype, fresh=False, vector=True):
         """What the arrays should be after the step, computed in `dtype`."""
@@ -217,7 +224,7 @@ def test_free_norms_change_by_powers_of_two(device, small):
         points = Points(PSI(), dtype, device, scale=scale)
         still = points.copy()
         points.step(Momentum(), options)
-        still.step(Momentum(), options, rescale=int(Rescale.NONE))
+        still.step(Momentum(), options, hold=False, free=False, records=False)
         for (x, _, v, *_), (y, _, w, *_) in zip(points.arrays, still.arrays, strict=True):
             factor = 2.0 ** -torch.frexp(torch.tensor(scale)).exponent
             assert torch.equal(x, y * factor)
@@ -257,13 +264,13 @@ def test_all_have_a_vector_or_none(device, small):
     """What a kernel is compiled for holds for all of its table; an address of 0 is not to be followed."""
     points = Points(PSI(), torch.float32, device)
     update = update_of(
-        PSI(), Momentum(), OPTIONS | {"motion": "retract", "transport": "none"}, False, STEP, torch.float32
+        PSI(), Momentum(), OPTIONS | {"motion": "retract", "transport": "none"}, False, STEP, torch.float32, True
     )
     rows = [[x.data_ptr(), g.data_ptr(), v.data_ptr(), r.data_ptr(), 0, *x.shape] for x, g, v, r, _ in points.arrays]
     rows[-1][2] = 0
     table = np.array(rows, dtype=np.int64)
     with pytest.raises(ValueError, match="some matrices have a vector and others do not"):
-        rows_triton.step(table, rows_triton.schedule(table), update, torch.float32, device)
+        triton_rows.step(table, triton_rows.schedule(table), update, torch.float32, device)
 
 
 @pytest.mark.parametrize("transport", ["manifold", "parallel"])
@@ -322,7 +329,7 @@ def test_the_schedule_has_every_row_once(small):
     generator = np.random.default_rng(0)
     table = np.zeros((200, 7), dtype=np.int64)
     table[:, 5:] = generator.integers(1, [40, 300], size=(200, 2))
-    programs, pieces, rows = (each.tolist() for each in rows_triton.schedule(table).maps(torch.device("cpu")))
+    programs, pieces, rows = (each.tolist() for each in triton_rows.schedule(table).maps(torch.device("cpu")))
     seen = [(matrix, first + i) for matrix, first, number in programs for i in range(number)]
     seen += [(matrix, row) for matrix, row, _, _ in rows]
     assert sorted(seen) == [(matrix, row) for matrix, points in enumerate(table[:, 5]) for row in range(points)]

@@ -1,4 +1,4 @@
-"""Row kernels for the CPU, in Numba: float32 and float64. What they compute is written in `tables`.
+"""Row kernels for the CPU, in Numba: float32 and float64.
 
 Each row is read from memory once; the later passes over it find it in cache. Sums run over blocks of a row, whose
 order does not depend on the threads. A float32 row whose squares overflow or vanish is done again with float64 sums.
@@ -6,7 +6,9 @@ order does not depend on the threads. A float32 row whose squares overflow or va
 
 from __future__ import annotations
 
+import hashlib
 import math
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,9 +18,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .crew import share
-from .jobs import CHOICES, COUNTER, NUMBERS, WORDS, Job
-from .tables import COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Carry, Rescale, Update, X
+from . import algebra
+from .launch import COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Choices, Numbers, Update, X
+from .threads import share
 
 __all__ = ["schedule", "step"]
 
@@ -26,12 +28,48 @@ BLOCK = 2**12
 """Elements that are summed in the rows' own precision before their sum enters a float64."""
 FEWEST = 1e-32
 """Sums of squares below are taken again in float64."""
-_PROJECT, _PARALLEL = int(Carry.PROJECT), int(Carry.PARALLEL)
-_HOLD, _FREE, _RECORD = int(Rescale.HOLD), int(Rescale.FREE), int(Rescale.RECORD)
+ROUGH = 1.0
+"""Multiples of x in a step of unit vectors above which its rounding shows in the norm of the row."""
+TASK = 2**15
+"""Elements per task, about; 4,096 cost a tenth more on ResNet-50's weights."""
+COUNTER, CHOICES = 6, 7
+"""Of a `Job`: table and its length, task starts and their number, numbers, bytes of a coordinate, counter of tasks
+taken, choices."""
 
 # Values that are not finite keep their meaning: neither nnan nor ninf.
 _OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 _part = numba.njit(**_OPTIONS)
+_WORDS, _NUMBERS = CHOICES + len(Choices._fields), len(Numbers._fields)
+
+
+@_part
+def _where(condition, a, b):
+    return a if condition else b
+
+
+@_part
+def _full_like(a, value):
+    return value
+
+
+@_part
+def _power_below(r):
+    return math.ldexp(1.0, -math.frexp(r)[1])
+
+
+_row_algebra = algebra.bind(
+    {
+        "sqrt": math.sqrt,
+        "sin": math.sin,
+        "cos": math.cos,
+        "where": _where,
+        "full_like": _full_like,
+        "power_below": _power_below,
+    },
+    _part,
+)
+_rescaling, _direction, _motion = _row_algebra.rescaling, _row_algebra.direction, _row_algebra.motion
+_carry, _combination = _row_algebra.carry, _row_algebra.combination
 
 
 @intrinsic
@@ -143,82 +181,30 @@ def _combine_alone(x, g, to_x, n):
 
 
 @_part
+def _scale(x, factor, n):
+    """x ← factor x."""
+    for i in range(n):
+        x[i] *= factor
+
+
+@_part
 def _fits(square):
     """Whether a sum of squares in float32 has neither overflowed nor lost digits to numbers below the normal ones."""
     return FEWEST < square < math.inf or square == 0
 
 
 @_part
-def _rescaling(r, radius, row, rescale, low, high, tiny):
-    """The factor s of step 1; sets a held norm that is not set yet."""
-    if rescale in (_HOLD, _RECORD):
-        if radius[row] < 0:
-            radius[row] = r
-        elif rescale == _HOLD:
-            s = radius[row] / r
-            return s if math.isfinite(s) and r > tiny else 1.0
-    elif rescale == _FREE and ((tiny < r < low) or (high < r < math.inf)):
-        return math.ldexp(1.0, -math.frexp(r)[1])
-    return 1.0
-
-
-@_part
-def _sinc(theta):
-    return math.sin(theta) / theta if theta != 0 else 1.0
-
-
-@_part
-def _move(unit, lines, exp, carry, xx, xu, uu, xv, uv, r, n, tiny, eps):
-    """Steps 6 and 7 from the products of X, u and v' and r = ‖X‖: (k_x, k_u, t_v, t_x, t_u) for which y = k_x X + k_u u
-    and the vector that is stored is t_v v' + t_x X + t_u u."""
-    metric = 1.0 if unit else r * r
-    k_x, k_u, sinc, versine = 1.0, 1.0, 1.0, 0.5
-    if exp:
-        theta = math.sqrt(uu / metric)
-        sinc = _sinc(theta)
-        versine = 0.5 * _sinc(0.5 * theta) ** 2
-        k_x, k_u = math.cos(theta), sinc
-    norm2 = max(k_x * k_x * xx + 2.0 * k_x * k_u * xu + k_u * k_u * uu, 0.0)
-    if unit and uu > 0:
-        norm = math.sqrt(norm2)
-        if not exp or not abs(norm - 1.0) <= eps * (8.0 + math.sqrt(n)):
-            k_x, k_u, norm2 = k_x / norm, k_u / norm, 1.0
-    yx, yv = k_x * xx + k_u * xu, k_x * xv + k_u * uv
-    if carry == _PROJECT:
-        share_of_y = yv if unit else yv / max(norm2, tiny * tiny)
-        return k_x, k_u, 1.0, -share_of_y * k_x, -share_of_y * k_u
-    if carry == _PARALLEL and exp:
-        return k_x, k_u, 1.0, -uv / metric * sinc, -uv / metric * versine
-    if carry == _PARALLEL:
-        phi = 1.0
-        if not unit:
-            phi = r / max(math.sqrt(norm2), tiny)
-        elif lines and yx < 0:
-            phi = -1.0
-        beside = metric + phi * yx
-        if beside <= eps * metric:  # antipodal
-            share_of_y = yv / max(norm2, tiny * tiny) / phi
-            return k_x, k_u, 1.0 / phi, -share_of_y * k_x, -share_of_y * k_u
-        share_of_both = phi * yv / beside
-        return k_x, k_u, 1.0 / phi, -share_of_both * (1.0 / phi + k_x), -share_of_both * k_u
-    return k_x, k_u, 1.0, 0.0, 0.0
-
-
-@_part
-def _row(px, pg, pv, n, size, row, per_point, update, zero, wide, last):
+def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last):
     """One row, at the addresses px, pg and pv (0: no vector), with sums in the precision of `wide`.
 
     Returns whether that was enough. Where squares overflow or vanish, and it is not the `last` try, nothing has moved.
     """
-    real, (radius, square), (choices, amounts, (tiny, eps)) = type(zero), per_point, update
-    unit, lines, exp, adam, inside, carry, rescale = choices
-    sign, limit, keep, take, along, ahead, low, high, beta2, rate, correction, epsilon = amounts
-
-    xx, xg = 0.0, 0.0
+    real, (radius, second), (tiny, eps) = type(zero), per_point, constants
+    xx, xg, hh, held, square = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
         x = _pointer(px + start * size, zero)
-        if unit:
+        if C.unit:
             a, b = _points_and_gradient(x, _pointer(pg + start * size, zero), m, wide)
             xx += a
             xg += b
@@ -226,41 +212,27 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero, wide, last):
             xx += _square(x, m, wide)
     if not last and not _fits(xx):
         return False
-    r = max(math.sqrt(xx), tiny)
-    s, f = 1.0, 1.0
-    if not unit:
-        s, f = _rescaling(r, radius, row, rescale, low, high, tiny), r * r
-
-    if adam or limit < math.inf:
-        hh = 0.0
+    if C.adam or C.clip:
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
             g = _pointer(pg + start * size, zero)
-            if unit:
+            if C.unit:
                 hh += _square_off(_pointer(px + start * size, zero), g, real(xg), m, wide)
             else:
                 hh += _square(g, m, wide)
         if not last and not _fits(hh):
             return False
-        length = math.sqrt(hh) if unit else math.sqrt(hh) * r
-        if limit < math.inf and not length <= limit:
-            f *= limit / length
-            length *= limit / length
-        if adam:
-            second = real(beta2 * square[row] + (1.0 - beta2) * length * length)
-            square[row] = second
-            if inside:
-                along = -rate * correction / math.sqrt(second + epsilon)
-            else:
-                along = -rate / (math.sqrt(second) / correction + epsilon)
-
-    # v' = kept v + vg g + vx x,  u = along v' + ug g + ux x
-    f *= s * sign
-    kept, vg, ug, vx, ux = keep * s, take * f, ahead * f, 0.0, 0.0
-    if unit:
-        vx, ux = -vg * xg, -ug * xg
-    has_vector = pv != 0
-    if unit and adam:
+    r, s = max(math.sqrt(xx), tiny), 1.0
+    if C.records:
+        held = float(radius[row])
+    if C.hold or C.free:
+        s = _rescaling(r, held, N.low, N.high, tiny, C)
+    if C.adam:
+        square = float(second[row])
+    square, kept, vg, vx, along, ug, ux = _direction(
+        r, s, xg, hh, square, N.sign, N.limit, N.keep, N.take, N.along, N.ahead, N.beta2, N.rest, N.rate, N.correction, N.eps, C
+    )  # fmt: skip
+    if C.unit and C.adam:
         # Where a gradient is almost normal, x and g all but cancel in v', and Adam brings what rounding has left of it to
         # the length of a step. Formed twice, in another order, it would be two vectors, and the row miss the manifold.
         for start in range(0, n, BLOCK):
@@ -269,12 +241,12 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero, wide, last):
             _form(x, g, _pointer(pv + start * size, zero), (real(kept), real(vg), real(vx)), m)
         kept, vg, vx = 1.0, 0.0, 0.0
     k_x, k_u, t_v, t_x, t_u = 1.0, 1.0, 1.0, 0.0, 0.0
-    if unit or exp or (carry != 0 and has_vector):
-        xu, uu, xv, uv = 0.0, 0.0, 0.0, 0.0
+    xu, uu, xv, uv = 0.0, 0.0, 0.0, 0.0
+    if not C.level:
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
             x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
-            if has_vector:
+            if C.moving:
                 v = _pointer(pv + start * size, zero)
                 to_v, to_u = (real(kept), real(vg), real(vx)), (real(along), real(ug), real(ux))
                 a, b, c, d = _products(x, g, v, to_v, to_u, m, wide)
@@ -285,37 +257,49 @@ def _row(px, pg, pv, n, size, row, per_point, update, zero, wide, last):
             xu += a
             uu += b
         # Of a vector that has been formed, the square is that of a step of Adam, which is short.
-        if not last and not (unit and adam) and not uu + abs(uv) < math.inf:
+        if not last and not (C.unit and C.adam) and not uu + abs(uv) < math.inf:
             return False
-        k_x, k_u, t_v, t_x, t_u = _move(
-            unit, lines, exp, carry, s * s * xx, s * xu, uu, s * xv, uv, s * r, n, tiny, eps
-        )
-    k_x *= s
-    t_x *= s
-    both, through = t_v + t_u * along, k_u * along if has_vector else 0.0
-    to_x = real(k_x + k_u * ux + through * vx), real(k_u * ug + through * vg), real(through * kept)
-    to_v = real(both * vx + t_u * ux + t_x), real(both * vg + t_u * ug), real(both * kept)
+        xx, xu, xv = s * s * xx, s * xu, s * xv
+        k_x, k_u, norm2 = _motion(xx, xu, uu, s * r, math.sqrt(n), eps, C)
+        if C.project or C.parallel:
+            t_v, t_x, t_u = _carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, s * r, eps, tiny, C)
+    y_x, y_g, y_v, w_x, w_g, w_v = _combination(s, kept, vg, vx, along, ug, ux, k_x, k_u, t_v, t_x, t_u)
+    to_x, to_v = (real(y_x), real(y_g), real(y_v)), (real(w_x), real(w_g), real(w_v))
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
         x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
-        if has_vector:
+        if C.moving:
             _combine(x, g, _pointer(pv + start * size, zero), to_x, to_v, m)
         else:
             _combine_alone(x, g, to_x, m)
+    if C.unit and abs(ux) + abs(along * vx) > ROUGH and uu > 0:
+        # The gradient was almost normal, and x and g have all but cancelled.
+        yy = 0.0
+        for start in range(0, n, BLOCK):
+            yy += _square(_pointer(px + start * size, zero), min(BLOCK, n - start), wide)
+        for start in range(0, n, BLOCK):
+            _scale(_pointer(px + start * size, zero), real(1.0 / math.sqrt(yy)), min(BLOCK, n - start))
+    if C.records and held < 0:
+        radius[row] = r
+    if C.adam:
+        second[row] = square
     return True
 
 
 @_part
 def _run(address, zero, narrow):
     """Take tasks until none is left. At `address` stand the words of a `Job`."""
-    job = numba.carray(_pointer(address, address), WORDS)
+    job = numba.carray(_pointer(address, address), _WORDS)
     table = numba.carray(_pointer(job[0], job[0]), (job[1], COORDINATES + 1))
     starts = numba.carray(_pointer(job[2], job[2]), (job[3], 2))
-    c, a = job[WORDS - CHOICES :], numba.carray(_pointer(job[4], 0.0), NUMBERS)
+    c, a = job[CHOICES:], numba.carray(_pointer(job[4], 0.0), _NUMBERS + 2)
     # By value: from memory, which for all the compiler knows a row is written over, they would be read for each row.
-    choices = c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0, c[4] != 0, c[5], c[6]
-    amounts = a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
-    size, update = job[5], (choices, amounts, (a[12], a[13]))
+    C = Choices(
+        c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0, c[4] != 0, c[5] != 0, c[6] != 0, c[7] != 0, c[8] != 0, c[9] != 0, c[10] != 0,
+        c[11] != 0, c[12] != 0,
+    )  # fmt: skip
+    N = Numbers(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12])
+    size, constants = job[5], (a[13], a[14])
     while True:
         task = _ticket(address + 8 * COUNTER)
         if task >= job[3] - 1:
@@ -328,23 +312,28 @@ def _run(address, zero, narrow):
             per_point = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
             for i in range(row, points if matrix < last else end):
                 at = i * n * size
-                v = pv + at if pv != 0 else 0
-                if not _row(px + at, pg + at, v, n, size, i, per_point, update, zero, zero, not narrow):
-                    _row(px + at, pg + at, v, n, size, i, per_point, update, zero, 0.0, True)
+                if not _row(px + at, pg + at, pv + at, n, size, i, per_point, C, N, constants, zero, zero, not narrow):
+                    _row(px + at, pg + at, pv + at, n, size, i, per_point, C, N, constants, zero, 0.0, True)
             matrix += 1
             row = 0
 
 
-def _run_float32(address):
-    _run(address, np.float32(0), True)
+_DIGEST = hashlib.sha256(Path(algebra.__file__).read_bytes()).hexdigest()
 
 
-def _run_float64(address):
-    _run(address, np.float64(0), False)
+def _entry(zero, narrow, digest):
+    """The kernel for numbers of the type of `zero`. What is kept on disk is known by this file and by what the function closes
+    over, not by what it calls: hence the `digest` of the algebra."""
+
+    def run(address):
+        if digest:
+            _run(address, zero, narrow)
+
+    return run
 
 
 _kernels: dict[torch.dtype, tuple[int, tuple[float, float]]] = {}
-_ENTRIES = {torch.float32: _run_float32, torch.float64: _run_float64}
+_ENTRIES = {torch.float32: _entry(np.float32(0), True, _DIGEST), torch.float64: _entry(np.float64(0), False, _DIGEST)}
 _compiled: list[Any] = []
 
 
@@ -361,6 +350,50 @@ def _kernel(dtype: torch.dtype) -> tuple[int, tuple[float, float]]:
         _compiled.append(compiled)  # which owns the code at the address
         _kernels[dtype] = compiled.address, (float(info.tiny) ** 0.5, float(info.eps))
     return _kernels[dtype]
+
+
+class Job:
+    """The words and numbers that the kernel reads, kept from step to step."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.starts = _starts(table)
+        self.numbers = np.zeros(_NUMBERS + 2)
+        self.update: Update | None = None
+        self.words = np.array(
+            (0, len(table), _at(self.starts), len(self.starts), _at(self.numbers), 0, 0, *[0] * len(Choices._fields))
+        )
+        self.address = _at(self.words)
+
+    def write(self, table: np.ndarray, update: Update, dtype: torch.dtype, constants: tuple[float, float]) -> None:
+        """What is new in a step."""
+        self.words[0], self.words[COUNTER] = _at(table), 0
+        if update is not self.update:
+            self.update = update
+            self.words[5], self.words[CHOICES:] = dtype.itemsize, update.choices
+            self.numbers[:] = (*update.numbers, *constants)
+
+
+def _starts(table: np.ndarray) -> np.ndarray:
+    """Where each task starts, (tasks + 1, 2): matrix and row. Tasks are whole rows, of about `TASK` elements."""
+    starts, filled = [(0, 0)], 0
+    sizes = table[:, [POINTS, COORDINATES]].tolist()
+    for matrix, (points, n) in enumerate(sizes):
+        row = 0
+        while row < points:
+            rows = min(points - row, max(1, -(-(TASK - filled) // n)))
+            row += rows
+            filled += rows * n
+            if filled >= TASK:
+                starts.append((matrix, row))
+                filled = 0
+    if filled:
+        starts.append((len(sizes) - 1, sizes[-1][0]))
+    return np.array(starts, dtype=np.int64)
+
+
+def _at(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def schedule(table: np.ndarray) -> Job:

@@ -1,0 +1,181 @@
+"""One step of one row, as algebra on its dot products: the only place where the formulas of the row kernels stand.
+
+A row is a point x, (n,), with its Euclidean gradient g and at most one tangent vector v, on a manifold that looks locally
+like the unit sphere: unit vectors (the sphere, lines), or PSI, whose metric is ⟨a, b⟩ₓ = a·b/‖x‖². Every step is
+
+    v' = keep · v + take · γ        γ: the Riemannian gradient
+    u  = along · v' + ahead · γ
+    y  = R(u)                       the retraction or the exponential
+    v  ← T(v')                      how the vector is carried
+
+and all of it is linear in x, g and v, with coefficients that depend on dot products alone. A backend takes the dot products,
+calls `direction`, `motion` and `carry`, and forms the linear combinations.
+
+As they stand the functions work on torch's arrays, with an entry per row. `bind` exchanges the six operations that they are
+made of, sqrt, sin, cos, where, full_like and power_below, for Numba's, which work on numbers, or Triton's, on blocks. ``C`` holds the choices, a `launch.Choices`, which a compiler sees as constants.
+Two branches are written `where(condition, a, b)`, and both are computed; nothing here reads or writes memory.
+
+The truth is `optim.step.update`, which works with the manifolds' own maps; tests compare both for all choices.
+"""
+
+from types import FunctionType, SimpleNamespace
+
+import torch
+from torch import cos, full_like, sin, sqrt, where
+
+__all__ = ["adam", "bind", "carry", "combination", "direction", "motion", "rescaling", "sinc"]
+
+
+def power_below(r):
+    """2^−e for r = m 2^e with ½ ≤ m < 1, exactly."""
+    return torch.ldexp(torch.ones_like(r), -torch.frexp(r).exponent)
+
+
+def bind(operations, compiled=lambda function: function):
+    """The functions of this module with `operations` in place of torch's, each passed through `compiled`, as a namespace."""
+    names = dict(operations)
+    for function in (rescaling, adam, sinc, direction, motion, carry, combination):
+        bound = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
+        bound.__module__, bound.__doc__ = function.__module__, function.__doc__
+        names[function.__name__] = compiled(bound)
+    return SimpleNamespace(**names)
+
+
+def rescaling(r, held, low, high, tiny, C):
+    """s, by which a row of PSI of norm `r` is rescaled before it moves, with its vector: the same point of the quotient.
+
+    Hold: back to the norm `held`, unless that is not set (−1) or the quotient is not a number. Free: by a power of two, which
+    changes no bit of the direction, once the norm has left [low, high]. A row of norm √tiny counts as zero, and stays.
+    """
+    s = full_like(r, 1.0)
+    if C.hold:
+        ratio = held / r
+        s = where((held >= 0) & (ratio < float("inf")) & (r > tiny), ratio, s)
+    if C.free:
+        still = ((r >= low) & (r <= high)) | (r <= tiny) | (r != r) | (r == float("inf"))
+        s = where(still, s, power_below(r))
+    return s
+
+
+def adam(length, square, beta2, rest, rate, correction, eps, C):
+    """The second moment v̂ ← β₂ v̂ + (1 − β₂) ℓ² of the gradient's length ℓ, and the factor of the first moment in the step.
+
+    `rest` is √(1 − β₂), `rate` lr/(1 − β₁ᵗ), `correction` √(1 − β₂ᵗ) (Kingma & Ba 2015, Algorithm 1). Inside, ε is added under
+    the root (Cho & Lee 2017, Algorithm 4), otherwise to it.
+    """
+    part = rest * length  # whose square overflows later than that of the length
+    square = beta2 * square + part * part
+    if C.inside:
+        along = -rate * correction / sqrt(square + eps)
+    else:
+        along = -rate / (sqrt(square) / correction + eps)
+    return square, along
+
+
+def direction(r, s, xg, hh, square, sign, limit, keep, take, along, ahead, beta2, rest, rate, correction, eps, C):
+    """The new second moment, and the coefficients (kept, vg, vx) and (along, ug, ux) in
+
+        v' = kept v + vg g + vx x,    u = along v' + ug g + ux x.
+
+    The Riemannian gradient is γ = λ g with λ = r² = ‖x‖² on PSI, and γ = h = g − (x·g) x on unit vectors (g is normal to x
+    on PSI, as a gradient of something scale-invariant). Its length in the metric is ‖g‖ r and ‖h‖; `hh` is the square of ‖g‖ or
+    ‖h‖, and `limit` shortens longer ones. v is a tangent vector at the row before it is rescaled by `s`, and γ too.
+    """
+    f = full_like(r, 1.0)
+    if not C.unit:
+        f = r * r
+    along = along + full_like(r, 0.0)
+    if C.adam or C.clip:
+        length = sqrt(hh)
+        if not C.unit:
+            length = length * r
+        if C.clip:
+            shrink = where(length <= limit, full_like(r, 1.0), limit / length)  # of NaN, NaN
+            f = f * shrink
+            length = length * shrink
+        if C.adam:
+            square, along = adam(length, square, beta2, rest, rate, correction, eps, C)
+    f = f * s * sign
+    kept, vg, ug = keep * s, take * f, ahead * f
+    vx, ux = full_like(r, 0.0), full_like(r, 0.0)
+    if C.unit:
+        vx, ux = -vg * xg, -ug * xg
+    return square, kept, vg, vx, along, ug, ux
+
+
+def sinc(theta):
+    """sin θ / θ, 1 at 0."""
+    safe = where(theta != 0, theta, full_like(theta, 1.0))
+    return where(theta != 0, sin(safe) / safe, full_like(theta, 1.0))
+
+
+def motion(xx, xu, uu, r, n_root, rounding, C):
+    """k_x and k_u in y = k_x X + k_u u, and ‖y‖², from the products of X = s x, the row where it moves from, and u; r = ‖X‖.
+
+    The retraction is X + u on PSI and (X + u)/‖X + u‖ on unit vectors. The exponential is cos θ X + (sin θ/θ) u with θ = ‖u‖ in
+    the metric; it keeps to the unit sphere but for rounding, so y is put back where ‖y‖ is off by more than the rounding
+    of a sum of n products, (8 + √n) ε. Where u = 0 nothing moves.
+    """
+    k_x, k_u = full_like(xx, 1.0), full_like(xx, 1.0)
+    if C.exp:
+        theta = sqrt(uu)
+        if not C.unit:
+            theta = theta / r
+        k_x, k_u = cos(theta), sinc(theta)
+    norm2 = k_x * k_x * xx + 2.0 * k_x * k_u * xu + k_u * k_u * uu
+    norm2 = where(norm2 < 0, full_like(norm2, 0.0), norm2)
+    if C.unit:
+        norm = sqrt(norm2)
+        moved = uu > 0
+        if C.exp:
+            off = where(norm > 1.0, norm - 1.0, 1.0 - norm)
+            moved = moved & ((off > rounding * (8.0 + n_root)) | (off != off))
+        k_x, k_u = where(moved, k_x / norm, k_x), where(moved, k_u / norm, k_u)
+        norm2 = where(moved, full_like(norm2, 1.0), norm2)
+    return k_x, k_u, norm2
+
+
+def carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C):
+    """t_v, t_x and t_u in the vector t_v v' + t_x X + t_u u that is stored at y, from products of X, u and v'.
+
+    Projected: v' − y (y·v')/‖y‖². Along the great circle of an exponential:
+    v' − ⟨u, v'⟩ ((1 − cos θ)/θ² u + (sin θ/θ) X). Along that between X and y = R(u), with z = φ y the representative of y
+    nearest to X: (v' − ⟨z, v'⟩/(1 + ⟨X, z⟩) (X + z))/φ; where z = −X up to rounding, (v' − ⟨z, v'⟩ z)/φ. φ is ‖X‖/‖y‖ on PSI, the
+    sign of X·y on lines, and 1 on the sphere.
+    """
+    t_v, t_x, t_u = full_like(xx, 1.0), full_like(xx, 0.0), full_like(xx, 0.0)
+    metric = full_like(xx, 1.0)
+    if not C.unit:
+        metric = r * r
+    if C.project:
+        part = k_x * xv + k_u * uv
+        if not C.unit:
+            part = part / where(norm2 < tiny * tiny, full_like(norm2, tiny * tiny), norm2)
+        t_x, t_u = -part * k_x, -part * k_u
+    if C.parallel:
+        if C.exp:
+            half = sinc(0.5 * sqrt(uu / metric))
+            part = -uv / metric
+            t_x, t_u = part * sinc(sqrt(uu / metric)), part * 0.5 * half * half
+        else:
+            yx, yv = k_x * xx + k_u * xu, k_x * xv + k_u * uv
+            phi = full_like(xx, 1.0)
+            if C.lines:
+                phi = where(yx < 0, full_like(xx, -1.0), phi)
+            if not C.unit:
+                norm = sqrt(norm2)
+                phi = r / where(norm < tiny, full_like(norm, tiny), norm)
+            beside = metric + phi * yx
+            antipodal = beside <= rounding * metric
+            part = phi * yv / where(antipodal, metric, beside)
+            t_v = 1.0 / phi
+            t_x, t_u = -part * (where(antipodal, full_like(xx, 0.0), t_v) + k_x), -part * k_u
+    return t_v, t_x, t_u
+
+
+def combination(s, kept, vg, vx, along, ug, ux, k_x, k_u, t_v, t_x, t_u):
+    """The step on the row and vector as they are stored: y = y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v."""
+    k_x, t_x, both = k_x * s, t_x * s, t_v + t_u * along
+    y_x, y_g, y_v = k_x + k_u * (ux + along * vx), k_u * (ug + along * vg), k_u * along * kept
+    w_x, w_g, w_v = both * vx + t_u * ux + t_x, both * vg + t_u * ug, both * kept
+    return y_x, y_g, y_v, w_x, w_g, w_v

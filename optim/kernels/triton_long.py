@@ -1,0 +1,335 @@
+"""Rows of any length in Triton: dot products over parts of a row, and linear combinations from them.
+
+The algebra of a row is bound to Triton here. Its functions work on one number per strip of a tile as well as on single ones;
+what kernels are compiled for is `C`, the `Choices` of an update. Its numbers stand in front of the table, as bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import triton
+import triton.language as tl
+
+from . import algebra
+from .launch import Update
+
+__all__ = [
+    "aligned",
+    "arrays",
+    "cells",
+    "entry_of",
+    "looped",
+    "move",
+    "move_pieces",
+    "numbers",
+    "solve_rows",
+    "sum_pieces",
+    "vectors",
+]
+
+
+def cells(update: Update, table: np.ndarray, tiny: float, rounding: float) -> np.ndarray:
+    """What a kernel reads, as int64: the numbers of `update`, √tiny and the rounding of 1, and the table behind them."""
+    return np.concatenate([np.array([*update.numbers, tiny**0.5, rounding]).view(np.int64), table.ravel()])
+
+
+@triton.jit
+def numbers(buffer, like):
+    """The numbers that `cells` has put in front of the table, in the precision of `like`."""
+    real: tl.constexpr = like.dtype
+    at = buffer.to(tl.pointer_type(tl.float64), bitcast=True)
+    sign, limit, keep = tl.load(at).to(real), tl.load(at + 1).to(real), tl.load(at + 2).to(real)
+    take, along, ahead = tl.load(at + 3).to(real), tl.load(at + 4).to(real), tl.load(at + 5).to(real)
+    low, high, beta2 = tl.load(at + 6).to(real), tl.load(at + 7).to(real), tl.load(at + 8).to(real)
+    rest, rate, correction = tl.load(at + 9).to(real), tl.load(at + 10).to(real), tl.load(at + 11).to(real)
+    eps, tiny = tl.load(at + 12).to(real), tl.load(at + 13).to(real)
+    return sign, limit, keep, take, along, ahead, low, high, beta2, rest, rate, correction, eps, tiny
+
+
+@triton.jit
+def entry_of(buffer, matrix):
+    """Where the table has a matrix: behind the numbers."""
+    return buffer + 15 + matrix.to(tl.int64) * 7
+
+
+@triton.jit
+def _power(r):
+    """2^−e for r = m 2^e, ½ ≤ m < 1, exactly."""
+    if r.dtype == tl.float64:
+        return ((2045 - ((r.to(tl.int64, bitcast=True) >> 52) & 0x7FF)) << 52).to(tl.float64, bitcast=True)
+    else:
+        return ((253 - ((r.to(tl.int32, bitcast=True) >> 23) & 0xFF)) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _sqrt(a):
+    return tl.sqrt(a)
+
+
+@triton.jit
+def _sin(a):
+    return tl.sin(a)
+
+
+@triton.jit
+def _cos(a):
+    return tl.cos(a)
+
+
+@triton.jit
+def _where(condition, a, b):
+    return tl.where(condition, a, b)
+
+
+@triton.jit
+def _full_like(a, value):
+    return tl.full(a.shape, value, a.dtype)
+
+
+# The interpreter exchanges the functions of `tl` while a kernel runs, so that they must be looked up there.
+_row = algebra.bind(
+    {
+        "sqrt": _sqrt,
+        "sin": _sin,
+        "cos": _cos,
+        "where": _where,
+        "full_like": _full_like,
+        "power_below": _power,
+        "tl": tl,
+    },
+    triton.jit,
+)
+_rescaling, _direction, _motion, _carry, _combination = (
+    _row.rescaling, _row.direction, _row.motion, _row.carry, _row.combination
+)  # fmt: skip
+
+
+@triton.jit
+def vectors(buffer, xx, xg, hh, held, square, C: tl.constexpr):
+    """r, s and what `algebra.direction` gives, from x·x, x·g, h·h (Adam and clipping only), the held norm and the second moment."""
+    sign, limit, keep, take, along, ahead, low, high, beta2, rest, rate, correction, eps, tiny = numbers(buffer, xx)
+    root = tl.sqrt(xx)
+    r = tl.where(root < tiny, tiny, root)  # a maximum would lose NaN
+    s = tl.full(r.shape, 1.0, r.dtype)
+    if C.hold or C.free:
+        s = _rescaling(r, held, low, high, tiny, C)
+    square, kept, vg, vx, along, ug, ux = _direction(
+        r, s, xg, hh, square, sign, limit, keep, take, along, ahead, beta2, rest, rate, correction, eps, C
+    )
+    return r, s, square, kept, vg, vx, along, ug, ux
+
+
+@triton.jit
+def move(buffer, xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, C: tl.constexpr):
+    """The numbers in x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v, from u·u, x·u, u·v' and x·v'."""
+    at = buffer.to(tl.pointer_type(tl.float64), bitcast=True)
+    tiny, rounding = tl.load(at + 13).to(xx.dtype), tl.load(at + 14).to(xx.dtype)
+    one, zero = tl.full(xx.shape, 1.0, xx.dtype), tl.full(xx.shape, 0.0, xx.dtype)
+    k_x, k_u, t_v, t_x, t_u = one, one, one, zero, zero
+    if not C.level:
+        xx, xu, xv, r = xx * s * s, xu * s, xv * s, r * s
+        k_x, k_u, norm2 = _motion(xx, xu, uu, r, tl.sqrt(n.to(tl.float32)).to(xx.dtype), rounding, C)
+        if C.project or C.parallel:
+            t_v, t_x, t_u = _carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C)
+    return _combination(s, kept, vg, vx, along, ug, ux, k_x, k_u, t_v, t_x, t_u)
+
+
+@triton.jit
+def _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr, C: tl.constexpr):
+    """`vectors` and `move` of a row from its dot products; keeps its held norm and second moment.
+
+    For Adam on unit vectors g − part x, part = x·g, has taken the place of g: it is h already.
+    """
+    radius = tl.load(entry + 3).to(tl.pointer_type(REAL)) + row
+    second = tl.load(entry + 4).to(tl.pointer_type(REAL)) + row
+    held, square, hh = xx, xx, gg
+    if C.records:
+        held = tl.load(radius).to(tl.float64)
+    if C.adam:
+        square = tl.load(second).to(tl.float64)
+    normal = xg
+    if C.unit and C.adam:
+        normal = xg * 0.0
+    elif C.unit:
+        hh = gg - xg * xg * (2.0 - xx)
+        hh = tl.where(hh < 0, 0.0, hh)
+    r, s, square, kept, vg, vx, along, ug, ux = vectors(buffer, xx, normal, hh, held, square, C)
+    q_x, q_g, q_v = ux, ug, tl.full(xx.shape, 0.0, xx.dtype)
+    if C.moving:
+        q_x, q_g, q_v = ux + along * vx, ug + along * vg, along * kept
+    # The dot products of x, g and v with u = q_x x + q_g g + q_v v
+    xu, gu, vu = q_x * xx + q_g * xg + q_v * xv, q_x * xg + q_g * gg + q_v * gv, q_x * xv + q_g * gv + q_v * vv
+    uu = q_x * xu + q_g * gu + q_v * vu
+    uu = tl.where(uu < 0, 0.0, uu)
+    uv, xw = vx * xu + vg * gu + kept * vu, vx * xx + vg * xg + kept * xv
+    n = tl.load(entry + 6)
+    y_x, y_g, y_v, w_x, w_g, w_v = move(buffer, xx, uu, xu, uv, xw, n, r, s, kept, vg, vx, along, ug, ux, C)
+    if C.unit and C.adam:
+        y_x, w_x = y_x - y_g * part, w_x - w_g * part
+    tl.debug_barrier()  # as in `_tile`
+    if C.records:
+        tl.store(radius, r.to(REAL), mask=held < 0)
+    if C.adam:
+        tl.store(second, square.to(REAL))
+    return y_x, y_g, y_v, w_x, w_g, w_v
+
+
+@triton.jit
+def arrays(entry, D: tl.constexpr, ALIGNED: tl.constexpr):
+    """Points, gradient and vector of the matrix at `entry`, and n, with what the compiler may know of them."""
+    x = tl.load(entry).to(tl.pointer_type(D))
+    g = tl.load(entry + 1).to(tl.pointer_type(D))
+    v = tl.load(entry + 2).to(tl.pointer_type(D))
+    n = tl.load(entry + 6)
+    if ALIGNED:
+        x, g, v = tl.multiple_of(x, 16), tl.multiple_of(g, 16), tl.multiple_of(v, 16)
+        n = n // (128 // D.primitive_bitwidth) * (128 // D.primitive_bitwidth)
+    return x, g, v, n
+
+
+@triton.jit
+def aligned(entry, D: tl.constexpr):
+    """Whether every row of the three arrays starts at a multiple of 16 bytes, the widest access there is."""
+    bits = tl.load(entry) | tl.load(entry + 1) | tl.load(entry + 2) | (tl.load(entry + 6) * (D.primitive_bitwidth // 8))
+    return bits % 16 == 0
+
+
+@triton.jit
+def _gram(entry, row, begin, end, part, D: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):
+    """x·x, x·g, g·g, x·v, g·v, v·v over the coordinates from `begin` to `end` of a row, those that are needed; with
+    g − part x in place of g for Adam on unit vectors."""
+    px, pg, pv, n = arrays(entry, D, ALIGNED)
+    zero = tl.cast(0.0, tl.float64)
+    xx, xg, gg, xv, gv, vv = zero, zero, zero, zero, zero, zero
+    for start in range(begin, end, TILE):
+        column = start + tl.arange(0, TILE)
+        x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(tl.float64)
+        xx += tl.sum(x * x)
+        if not C.level or C.adam or C.clip:
+            g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(tl.float64)
+            if C.unit and C.adam:
+                g -= part * x
+            xg += tl.sum(x * g)
+            gg += tl.sum(g * g)
+        if C.moving and not C.level:
+            v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(tl.float64)
+            xv += tl.sum(x * v)
+            gv += tl.sum(g * v)
+            vv += tl.sum(v * v)
+    return xx, xg, gg, xv, gv, vv
+
+
+@triton.jit
+def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v over the coordinates from `begin` to `end` of a row; in double
+    precision where x and g may all but cancel, as in a gradient that is almost normal."""
+    wide: tl.constexpr = tl.float64 if C.unit else REAL
+    px, pg, pv, n = arrays(entry, D, ALIGNED)
+    for start in range(begin, end, TILE):
+        column = start + tl.arange(0, TILE)
+        x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(wide)
+        g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(wide)
+        y = y_x.to(wide) * x + y_g.to(wide) * g
+        if C.moving:
+            v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(wide)
+            w = w_g.to(wide) * g + w_v.to(wide) * v
+            if not C.level:
+                w += w_x.to(wide) * x
+            tl.store(pv + row * n + column, w.to(REAL).to(D), mask=column < n)
+            y += y_v.to(wide) * v
+        tl.store(px + row * n + column, y.to(REAL).to(D), mask=column < n)
+
+
+@triton.jit
+def looped(entry, buffer, row, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
+    """One row, tile by tile."""
+    n = tl.load(entry + 6)
+    part = tl.cast(0.0, tl.float64)
+    xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
+    if C.unit and C.adam:
+        # Of an almost normal gradient g·g − (x·g)² is rounding, and Adam brings its root to the length of a step.
+        part = xg
+        xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
+    y_x, y_g, y_v, w_x, w_g, w_v = _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL, C)
+    _combine(entry, row, 0, n, y_x, y_g, y_v, w_x, w_g, w_v, D, REAL, C, TILE, ALIGNED)
+
+
+@triton.jit
+def sum_pieces(buffer, pieces, rows, before, sums, D: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, TILE: tl.constexpr, AGAIN: tl.constexpr):  # fmt: skip
+    """The dot products of each entry (matrix, row, piece, index of its row) of `pieces`, into `sums`; `AGAIN` without the part
+    of g along x, which the sums `before` tell."""
+    piece = pieces + 4 * tl.program_id(0)
+    entry = entry_of(buffer, tl.load(piece))
+    row = tl.load(piece + 1)
+    begin = tl.load(piece + 2).to(tl.int64) * PIECE
+    end = tl.minimum(tl.load(entry + 6), begin + PIECE)
+    part = tl.cast(0.0, tl.float64)
+    if AGAIN:
+        its = rows + 4 * tl.load(piece + 3)
+        part = _along(before, tl.load(its + 2), tl.load(its + 3))
+    if aligned(entry, D):
+        xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, part, D, C, TILE, True)
+    else:
+        xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, part, D, C, TILE, False)
+    _put(sums, tl.program_id(0), xx, xg, gg, xv, gv, vv)
+
+
+@triton.jit
+def _along(sums, first, count):
+    """x·g of a row from the sums over its `count` pieces from `first` on."""
+    part = tl.cast(0.0, tl.float64)
+    for index in range(count):
+        part += tl.load(sums + (first + index).to(tl.int64) * 6 + 1)
+    return part
+
+
+@triton.jit
+def solve_rows(buffer, rows, before, sums, coefficients, REAL: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
+    """The coefficients of each entry (matrix, row, first piece, pieces) of `rows`."""
+    its = rows + 4 * tl.program_id(0)
+    entry = entry_of(buffer, tl.load(its))
+    first, count = tl.load(its + 2), tl.load(its + 3)
+    zero = tl.cast(0.0, tl.float64)
+    xx, xg, gg, xv, gv, vv = zero, zero, zero, zero, zero, zero
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        part = sums + (first + index).to(tl.int64) * 6
+        xx += tl.sum(tl.load(part, mask=index < count, other=0.0))
+        xg += tl.sum(tl.load(part + 1, mask=index < count, other=0.0))
+        gg += tl.sum(tl.load(part + 2, mask=index < count, other=0.0))
+        xv += tl.sum(tl.load(part + 3, mask=index < count, other=0.0))
+        gv += tl.sum(tl.load(part + 4, mask=index < count, other=0.0))
+        vv += tl.sum(tl.load(part + 5, mask=index < count, other=0.0))
+    along = tl.cast(0.0, tl.float64)
+    if C.unit and C.adam:
+        along = _along(before, first, count)
+    y_x, y_g, y_v, w_x, w_g, w_v = _solve(entry, buffer, tl.load(its + 1), xx, xg, gg, xv, gv, vv, along, REAL, C)
+    _put(coefficients, tl.program_id(0), y_x, y_g, y_v, w_x, w_g, w_v)
+
+
+@triton.jit
+def move_pieces(buffer, pieces, coefficients, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """The linear combinations over each piece."""
+    piece = pieces + 4 * tl.program_id(0)
+    entry = entry_of(buffer, tl.load(piece))
+    row = tl.load(piece + 1)
+    begin = tl.load(piece + 2).to(tl.int64) * PIECE
+    end = tl.minimum(tl.load(entry + 6), begin + PIECE)
+    its = coefficients + tl.load(piece + 3) * 6
+    y_x, y_g, y_v = tl.load(its), tl.load(its + 1), tl.load(its + 2)
+    w_x, w_g, w_v = tl.load(its + 3), tl.load(its + 4), tl.load(its + 5)
+    if aligned(entry, D):
+        _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D, REAL, C, TILE, True)
+    else:
+        _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D, REAL, C, TILE, False)
+
+
+@triton.jit
+def _put(out, index, a, b, c, d, e, f):
+    its = out + index.to(tl.int64) * 6
+    tl.store(its, a)
+    tl.store(its + 1, b)
+    tl.store(its + 2, c)
+    tl.store(its + 3, d)
+    tl.store(its + 4, e)
+    tl.store(its + 5, f)
