@@ -4,22 +4,19 @@ from .averaging import averaging
 from .clip import clip_grad_norm_
 from .general import RiemannianAdam, RiemannianSGD
 from .groups import param_groups
-from .memory import Memory
 from .optimizer import RiemannianOptimizer
 from .presets import PSISGD, SGDG, AdamG
-from .rules import Rule
-from .scaled import Scaled
+from .rules import Coefficients, Rule
 
 __all__ = [
     "PSISGD",
     "SGDG",
     "AdamG",
-    "Memory",
+    "Coefficients",
     "RiemannianAdam",
     "RiemannianOptimizer",
     "RiemannianSGD",
     "Rule",
-    "Scaled",
     "averaging",
     "clip_grad_norm_",
     "param_groups",

@@ -9,7 +9,6 @@ from ..manifolds import numerics
 from ..manifolds.errors import GradientError, OptionError
 from ..manifolds.rows import gather
 from .optimizer import RiemannianOptimizer
-from .stages import gradient
 
 __all__ = ["clip_grad_norm_"]
 
@@ -35,8 +34,8 @@ def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_no
     for points, its in optimizer.gradients():
         layouts = points.layouts()
         x = gather(points.parts, layouts)
-        riemannian = gradient(points.manifold, x, gather(its, layouts))
-        lengths.append(numerics.norm(riemannian.length(points.manifold, x).flatten(), 1))
+        gradient = points.manifold.riemannian_gradient(x, gather(its, layouts))
+        lengths.append(numerics.norm(points.manifold.norm(x, gradient).flatten(), 1))
         grads.extend(its)
     if not lengths:
         return torch.tensor(0.0)

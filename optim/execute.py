@@ -5,9 +5,8 @@ path           runs
 =============  ====================================================================================================
 *reference*    one point set at a time through `step.update`: everything, and always when `capturable` or
                `differentiable`, and for rules of a user's own
-*foreach*      many parameters in one `step.update`: vectors, on any device
-*compiled*     many parameters in one graph of `torch.compile`, on a GPU: everything, when `compile` asks for it
-*fused*        row kernels: PSI, Sphere, Grassmann(1)
+*foreach*      rows of many parameters through torch's functions for lists: PSI, Sphere, Grassmann(1), on any device
+*fused*        row kernels: the same
 torch          Euclidean points whose rule torch has, on torch's path of the same name
 =============  ====================================================================================================
 
@@ -30,36 +29,26 @@ from torch import Tensor
 from ..manifolds import PSI, Euclidean, Manifold, Sphere
 from ..manifolds.errors import OptionError, install
 from ..manifolds.grassmann import Lines
-from .compiled import Compiled
 from .flat import Torch, torch_has
-from .foreach import Foreach
-from .fused import Fused
 from .kernels.launch import Kernel
 from .matrices import Seat, seat
 from .options import Options
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .reference import Reference
-from .rules import Adam, Momentum, Rule
+from .rows import Fused, Lists
+from .rules import Adam, Rule
 
 __all__ = ["Group", "check_path"]
 
 TINY = 2**14
 """Elements up to which torch's foreach beats its fused path on a CPU: 6 µs a tensor against 12 at 64 elements, level
 at 2^15, 650 against 1,100 at 2^20."""
-SMALL = 2**16
-"""Elements up to which a parameter is stacked with others by default; on a CPU foreach loses on larger ones."""
-
 _BACKENDS = {
     "cpu": ("numba", "numba_rows", (torch.float32, torch.float64)),
     "cuda": ("triton", "triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
-_COMPILED = ("cuda",)
-_NO_COMPILER = (
-    "torch's compiler for CPUs fails on rows that are updated in place (seen in 2.13); row kernels (fused) do the same in "
-    "one pass"
-)
-_STACKABLE = (Euclidean, PSI, Sphere, Lines)
+_SPHERICAL = (PSI, Sphere, Lines)
 
 
 @cache
@@ -73,9 +62,11 @@ def _kernel(package: str, module: str) -> Kernel | str:
         return f"{package} cannot be used ({error}); mend that, or reinstall it with {install('fused')}"
 
 
-def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> Kernel | str:
+def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rule: Rule) -> Kernel | str:
     """The row kernels for such points, or why there are none and what to do."""
-    if type(manifold) not in (PSI, Sphere, Lines):
+    if len(rule.vectors) > 1:
+        return f"row kernels move one vector with each point, and {type(rule).__name__} has {len(rule.vectors)}"
+    if type(manifold) not in _SPHERICAL:
         return f"there is no row kernel for {manifold!r}, only for PSI, Sphere and Grassmann(1)"
     if device.type not in _BACKENDS:
         return f"there are no row kernels for {device.type}"
@@ -89,31 +80,19 @@ def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device) -> 
 def check_path(points: PointSet, rule: Rule, options: Options) -> None:
     """Raise `OptionError` if `points` cannot take the path that the options ask for, with the reason and a way out."""
     part, manifold = points.parts[0], points.manifold
-    asked = [name for name in ("foreach", "fused", "compile") if options[name]]
-    if asked and not _is_own(rule):
-        raise OptionError(
-            f"{asked[0]}=True: {type(rule).__name__} runs on the reference path, which takes any rule; leave {asked[0]} at its "
-            "default"
-        )
     if part.is_meta:
         return
-    if options["compile"] and part.device.type not in _COMPILED:
-        raise OptionError(f"compile=True on {points.name}: {_NO_COMPILER}. Or leave compile at False")
     if options["fused"] and not isinstance(manifold, Euclidean):
-        found = kernel_for(manifold, part.dtype, part.device)
+        found = kernel_for(manifold, part.dtype, part.device, rule)
         if isinstance(found, str):
             raise OptionError(
                 f"fused=True on {points.name}: {found}. Or leave fused at None for the fastest path there is"
             )
-    if options["foreach"] and type(manifold) not in _STACKABLE:
+    if options["foreach"] and not isinstance(manifold, (Euclidean, *_SPHERICAL)):
         raise OptionError(
-            f"foreach=True on {points.name}: {manifold!r} is not a manifold of vectors that stack. Or leave foreach at None"
+            f"foreach=True on {points.name}: torch's functions for lists are used for vectors on PSI, Sphere and Grassmann(1), and "
+            f"in flat space, not on {manifold!r}. Or leave foreach at None"
         )
-
-
-def _is_own(rule: Rule) -> bool:
-    """Whether the fast paths know `rule`; a subclass computes something else."""
-    return type(rule) in (Momentum, Adam)
 
 
 def _choose(seat: Seat, rule: Rule, options: Options) -> str:
@@ -124,31 +103,23 @@ def _choose(seat: Seat, rule: Rule, options: Options) -> str:
     if (
         options["capturable"]
         or options["differentiable"]
-        or not _is_own(rule)
         or part.is_meta
         or not all(p.numel() for p in seat.points.parts)
     ):
         return "reference"
-    if options["compile"]:
-        return "compiled"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
         # Half precision is computed in float32 and rounded once, which torch does on its fused path only. On a CPU that path
         # is none for SGD: the kernel of 2.13 leaves most of a parameter in half precision where it is.
         whole = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
-        if seat.lies and torch_has(manifold, rule, options) and whole:
+        if seat.contiguous and torch_has(manifold, rule, options) and whole:
             if automatic:
                 fused = part.device.type == "cpu" and part.numel() > TINY
                 foreach = not fused
             return "torch fused" if fused else "torch foreach" if foreach else "torch"
-    elif (fused or automatic) and not isinstance(kernel_for(manifold, part.dtype, part.device), str):
+    elif (fused or automatic) and not isinstance(kernel_for(manifold, part.dtype, part.device, rule), str):
         return "fused"
-    if type(manifold) not in _STACKABLE:
-        return "reference"
-    if foreach:
-        return "foreach"
-    small = part.numel() <= SMALL or part.device.type != "cpu"
-    return "foreach" if (automatic or fused) and small and seat.lies and not half else "reference"
+    return "foreach" if (automatic or foreach or fused) and type(manifold) in _SPHERICAL else "reference"
 
 
 def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: Options) -> Plan:
@@ -156,14 +127,12 @@ def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: O
     if path.startswith("torch"):
         return Torch(seats, state, rule, foreach=path == "torch foreach", fused=path == "torch fused")
     if path == "fused":
-        kernel = kernel_for(seats[0].points.manifold, part.dtype, part.device)
+        kernel = kernel_for(seats[0].points.manifold, part.dtype, part.device, rule)
         assert not isinstance(kernel, str)
         return Fused(seats, state, rule, kernel)
-    if path == "compiled":
-        return Compiled(seats, state, rule)
     if path == "foreach":
-        return Foreach(seats, state, rule)
-    return Reference(seats, state, rule, loose=options["capturable"] or options["differentiable"] or not _is_own(rule))
+        return Lists(seats, state, rule)
+    return Reference(seats, state, rule, copied=options["capturable"] or options["differentiable"])
 
 
 class Group:
@@ -219,5 +188,5 @@ class Group:
 
 
 _SETTINGS = (
-    "foreach", "fused", "compile", "capturable", "differentiable", "momentum", "momentum_form", "eps_form", "radius"
+    "foreach", "fused", "capturable", "differentiable", "momentum", "momentum_form", "eps_form", "radius"
 )  # fmt: skip

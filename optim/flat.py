@@ -15,16 +15,20 @@ from .matrices import New, Reading, Seat, raise_versions
 from .options import Options
 from .plan import Plan
 from .points import State, count_steps
-from .rules import Adam, Rule
+from .rules import Adam, Momentum, Rule
 
 __all__ = ["Torch", "torch_has"]
 
 
 def torch_has(manifold: Manifold, rule: Rule, options: Options) -> bool:
     """Whether `torch.optim` has this rule on `manifold`."""
-    if isinstance(rule, Adam):
+    if type(rule) is Adam:
         return manifold == Euclidean(0) and options["eps_form"] == "outside"
-    return isinstance(manifold, Euclidean) and (options["momentum_form"] == "heavy_ball" or options["momentum"] == 0)
+    return (
+        type(rule) is Momentum
+        and isinstance(manifold, Euclidean)
+        and (options["momentum_form"] == "heavy_ball" or options["momentum"] == 0)
+    )
 
 
 class Torch(Plan):
@@ -36,14 +40,13 @@ class Torch(Plan):
         super().__init__(seats, state, rule)
         self._paths: dict[str, Any] = {"foreach": foreach, "fused": fused}
 
-    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
-        """As in `Plan`."""
+    def step(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         assert self.matrices is not None
         common: dict[str, Any] = {name: options[name] for name in ("weight_decay", "maximize")}
         common["lr"] = float(options["lr"])
         (self._adam if isinstance(self.rule, Adam) else self._sgd)(found.grads, new, options, common)
         if self._paths["fused"]:  # torch's own kernels do not
-            raise_versions(self.matrices.params, self.matrices.vectors, self.matrices.squares)
+            raise_versions(self.matrices.written)
 
     def _adam(self, grads: list[Tensor], new: Any, options: Options, common: dict[str, Any]) -> None:
         its = self.matrices
@@ -53,8 +56,8 @@ class Torch(Plan):
         adam(
             its.params,
             grads,
-            its.vectors,
-            its.squares,
+            its.vectors["exp_avg"],
+            its.scalars["exp_avg_sq"],
             [],
             steps,
             amsgrad=False,
@@ -69,7 +72,7 @@ class Torch(Plan):
         its = self.matrices
         assert its is not None
         moving = options["momentum"] != 0
-        vectors: list[Tensor | None] = [*its.vectors] if moving else [None] * len(grads)
+        vectors: list[Tensor | None] = [*its.vectors["momentum_buffer"]] if moving else [None] * len(grads)
         if self._paths["foreach"] and options["nesterov"]:
             grads = [grad.clone() for grad in grads]  # torch writes to what it is given
         for batch, members in self.batches(its.params, new):
@@ -90,6 +93,6 @@ class Torch(Plan):
             else:
                 sgd(mine, theirs, moved, **self._paths, **numbers)
 
-    def loose(self, seats: Sequence[Seat], options: Options) -> None:
-        """None: only what lies is planned here."""
+    def step_copies(self, seats: Sequence[Seat], options: Options) -> None:
+        """None: only contiguous parameters are planned here."""
         assert not seats

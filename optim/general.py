@@ -41,7 +41,7 @@ class RiemannianSGD(RiemannianOptimizer):
         radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, ``"free"`` lets it
             grow and brings it back by powers of two.
         maximize, capturable, differentiable: as in torch.
-        foreach, fused, compile: fast paths; an explicit True that cannot be honoured raises.
+        foreach, fused: fast paths; an explicit True that cannot be honoured raises.
 
     `max_grad_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
     not applied there. Every option can be set per group.
@@ -69,7 +69,6 @@ class RiemannianSGD(RiemannianOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        compile: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
     ) -> None:
@@ -119,7 +118,6 @@ class RiemannianAdam(RiemannianOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        compile: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
     ) -> None:

@@ -1,14 +1,14 @@
-"""Points as contiguous matrices: what the fast paths work on, and how a parameter and its state become that.
+"""What a step works on: parameters, gradients and state, as matrices of points.
 
-A `Seat` is one point set in a step. `Matrices` are seats that are matrices where they lie; what costs time per parameter
-and step is to make sure that nothing but addresses has changed since the last one, and it happens here, once for all
-paths. `Loose` is a seat that has to be copied together, and back.
+A `Seat` is one point set in a step. `Matrices` are point sets that are stored as contiguous matrices; what costs time per
+parameter and step is to make sure that nothing but addresses has changed since the last one, and it happens here, once for
+all paths. `Copies` are the arrays of a point set that has to be copied together, and back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import repeat
+from itertools import chain, repeat
 from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from .options import Options
 from .points import PointSet, State, new_number
 from .rules import Rule
 
-__all__ = ["Kept", "Loose", "Matrices", "New", "Reading", "Seat", "column", "raise_versions", "real", "seat"]
+__all__ = ["Copies", "Matrices", "New", "Reading", "Seat", "raise_versions", "real", "seat"]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
@@ -34,60 +34,47 @@ class New(NamedTuple):
     radius: bool = False
 
 
-class Kept(NamedTuple):
-    """Which optional state a point set has. Those that run together have the same, so that no list has gaps."""
-
-    vectors: bool
-    radius: bool
-    square: bool
-
-
 class Seat(NamedTuple):
     """One point set in a step, with its state; what is new there enters the optimizer's state with the step."""
 
     points: PointSet
     grads: Sequence[Tensor]
     layouts: Sequence[Layout]
-    vectors: Sequence[Tensor] | None
-    """One per part."""
-    radius: Tensor | None
-    square: Tensor | None
+    vectors: Mapping[str, Sequence[Tensor]]
+    """By name, one per part."""
+    scalars: Mapping[str, Tensor]
+    """By name, the held norm among them."""
     new: New
 
     @property
-    def kept(self) -> Kept:
-        """Which optional state there is."""
-        return Kept(self.vectors is not None, self.radius is not None, self.square is not None)
+    def kept(self) -> tuple[str, ...]:
+        """Names of its state. Point sets that run together have the same, so that no list has gaps."""
+        return (*self.vectors, *self.scalars)
 
-    def enter(self, state: State, rule: Rule) -> None:
+    def enter(self, state: State) -> None:
         """Put what is new into `state`."""
-        if self.vectors is not None:
-            for part, vector in zip(self.points.parts, self.vectors, strict=True):
-                state[part].setdefault(rule.vectors[0], vector)
-        first = state[self.points.parts[0]]
-        if self.radius is not None:
-            first.setdefault("radius", self.radius)
-        if self.square is not None:
-            first.setdefault(rule.scalars[0], self.square)
+        for name, vectors in self.vectors.items():
+            for part, vector in zip(self.points.parts, vectors, strict=True):
+                state[part].setdefault(name, vector)
+        for name, number in self.scalars.items():
+            state[self.points.parts[0]].setdefault(name, number)
 
-    def written(self) -> tuple[Sequence[Tensor], ...]:
+    def written(self) -> Iterable[Tensor]:
         """What a step writes to: parameters, vectors and numbers."""
-        numbers = [number for number in (self.radius, self.square) if number is not None]
-        return self.points.parts, self.vectors or (), numbers
+        return chain(self.points.parts, *self.vectors.values(), self.scalars.values())
 
     @property
-    def lies(self) -> bool:
-        """Whether every array is a contiguous matrix of points where it stands, gradient and state like the parameter."""
+    def contiguous(self) -> bool:
+        """Whether every array is stored as a contiguous matrix of points, gradient and state like the parameter."""
         (p, *more), (grad, *_) = self.points.parts, self.grads
         if more or not _same_order(p, grad) or grad.dtype != p.dtype:
             return False
         matrix = self.layouts[0].split(p)
         if matrix.data_ptr() != p.data_ptr() or not matrix.is_contiguous():
             return False
-        numbers = [number for number in (self.radius, self.square) if number is not None]
         precision = real(p.dtype) if self.layouts[0].event else p.dtype
-        return all(_same_order(p, v) for v in self.vectors or ()) and all(
-            number.is_contiguous() and number.dtype == precision for number in numbers
+        return all(_same_order(p, v) for v in chain(*self.vectors.values())) and all(
+            number.is_contiguous() and number.dtype == precision for number in self.scalars.values()
         )
 
 
@@ -100,54 +87,45 @@ def seat(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, op
     """The seat of `points` in a step with `options`; reads `state` only."""
     layouts, first = points.layouts(), points.parts[0]
     own: Sequence[Mapping[str, Any]] = [state.get(part, {}) for part in points.parts]
-    name = next(iter(rule.vectors), "")
-    needed, there = bool(rule.needs(options)), bool(name) and all(name in its for its in own)
-    vectors = None
-    if needed or there:
-        vectors = [
+    needed, there = rule.needs(options), [name for name in rule.vectors if all(name in its for its in own)]
+    vectors = {
+        name: [
             its[name] if name in its else torch.zeros_like(part, memory_format=torch.preserve_format)
             for part, its in zip(points.parts, own, strict=True)
         ]
+        for name in rule.vectors
+        if name in needed or name in there
+    }
     held = isinstance(points.manifold, ScalingQuotient) and options["radius"] == "hold"
-    numbers = {
+    scalars = {
         name: own[0][name] if name in own[0] else new_number(name, rule, layouts[0], first)
         for name in (*rule.scalars, *(["radius"] if held else []))
     }
-    square = numbers[rule.scalars[0]] if rule.scalars else None
-    new = New(needed and not there, held and "radius" not in own[0])
-    return Seat(points, grads, layouts, vectors, numbers.get("radius"), square, new)
+    new = New(any(name not in there for name in needed), held and "radius" not in own[0])
+    return Seat(points, grads, layouts, vectors, scalars, new)
 
 
-def column(entries: Sequence[Tensor | None]) -> list[Tensor]:
-    """`entries`, one per point set, or an empty list where no point set has one.
-
-    Raises `ValueError` where only some have one: a shorter list would pair arrays with the wrong points.
-    """
-    there = [entry for entry in entries if entry is not None]
-    if there and len(there) < len(entries):
-        raise ValueError(f"{len(there)} of {len(entries)} point sets have this state; plan those without it apart")
-    return there
-
-
-def raise_versions(*written: Iterable[Tensor]) -> None:
+def raise_versions(written: Iterable[Tensor]) -> None:
     """Tell autograd of what a kernel has written to behind its back: graphs that have saved it must not run any more."""
-    for tensors in written:
-        torch.autograd.graph.increment_version(tensors)
+    torch.autograd.graph.increment_version(written)
 
 
 class Matrices:
-    """The parameters of `seats`, all of which lie as matrices, of one dtype on one device, with the same state `kept`."""
+    """The parameters of `seats`, all contiguous, of one dtype on one device, with the same state `kept`."""
 
     def __init__(self, seats: Sequence[Seat], rule: Rule) -> None:
+        if len({seat.kept for seat in seats}) > 1:
+            raise ValueError("some point sets have state that others do not have; plan them apart")
         self.params = [seat.points.parts[0] for seat in seats]
         self.layouts = [seat.layouts[0] for seat in seats]
-        self.vectors = column([seat.vectors[0] if seat.vectors else None for seat in seats])
-        self.radii = column([seat.radius for seat in seats])
-        self.squares = column([seat.square for seat in seats])
-        names = {rule.vectors[0]: self.vectors, "radius": self.radii, **dict.fromkeys(rule.scalars, self.squares)}
-        self.state = [(name, tensors, list(map(_address, tensors))) for name, tensors in names.items() if tensors]
+        self.vectors = {name: [seat.vectors[name][0] for seat in seats] for name in seats[0].vectors}
+        self.scalars = {name: [seat.scalars[name] for seat in seats] for name in seats[0].scalars}
+        self.state = [
+            (name, tensors, list(map(_address, tensors))) for name, tensors in (self.vectors | self.scalars).items()
+        ]
         """Name, arrays and their addresses, which stay."""
-        self._absent = "" if self.vectors else rule.vectors[0]
+        self.written = [*self.params, *chain(*self.vectors.values(), *self.scalars.values())]
+        self._absent = [name for name in rule.vectors if name not in self.vectors]
         self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._sizes, self._strides = list(map(_size, self.params)), list(map(_stride, self.params))
         self._plain = all(map(_contiguous, self.params))
@@ -180,7 +158,7 @@ class Matrices:
         for name, tensors, stay in self.state:
             if not all(map(is_, [its.get(name) for its in own], tensors)) or list(map(_address, tensors)) != stay:
                 return None
-        if self._absent and any(self._absent in its for its in own):
+        if any(name in its for name in self._absent for its in own):
             return None
         return Reading(places, sources, grads)
 
@@ -193,7 +171,7 @@ class Reading(NamedTuple):
     grads: list[Tensor]
 
 
-class Loose:
+class Copies:
     """The arrays of a seat as contiguous matrices, copies where they are not: (points, n), and (points, 1) per point."""
 
     def __init__(self, seat: Seat) -> None:
@@ -201,27 +179,20 @@ class Loose:
         points, layouts = seat.points, seat.layouts
         self.x = gather(points.parts, layouts).contiguous()
         self.grad = gather(seat.grads, layouts).to(self.x.dtype).contiguous()
-        self.vector = gather(seat.vectors, layouts).contiguous() if seat.vectors else None
-        self.radius, self.square = (
-            None if number is None else layouts[0].split_scalars(number).to(self.x.dtype).contiguous()
-            for number in (seat.radius, seat.square)
-        )
-
-    def addresses(self) -> list[int]:
-        """Of the arrays, 0 for those that there are not, parameter, gradient, vector, radius, second moment."""
-        arrays = (self.x, self.grad, self.vector, self.radius, self.square)
-        return [0 if array is None else array.data_ptr() for array in arrays]
+        self.vectors = {name: gather(vectors, layouts).contiguous() for name, vectors in seat.vectors.items()}
+        self.scalars = {
+            name: layouts[0].split_scalars(number).to(self.x.dtype).contiguous()
+            for name, number in seat.scalars.items()
+        }
 
     def write_back(self) -> None:
         """To where the seat has them."""
         parts, layouts = self._seat.points.parts, self._seat.layouts
         scatter_(self.x, parts, layouts)
-        if self.vector is not None:
-            assert self._seat.vectors is not None
-            scatter_(self.vector, self._seat.vectors, layouts)
-        for number, stored in ((self.radius, self._seat.radius), (self.square, self._seat.square)):
-            if number is not None and stored is not None:
-                layouts[0].split_scalars(stored).copy_(number)
+        for name, vector in self.vectors.items():
+            scatter_(vector, self._seat.vectors[name], layouts)
+        for name, number in self.scalars.items():
+            layouts[0].split_scalars(self._seat.scalars[name]).copy_(number)
 
 
 def _same_order(p: Tensor, other: Tensor) -> bool:

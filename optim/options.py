@@ -48,7 +48,7 @@ _INTERVALS = {
 _NUMBERS = (*(name for name in _INTERVALS if name != "lr"), "dampening", "max_grad_norm")
 _PLAIN = {float, int, type(None)}
 _SIMPLE = {*_PLAIN, bool, str}
-_FAST_PATHS = ("foreach", "fused", "compile")
+_FAST_PATHS = ("foreach", "fused")
 _FLAGS = (*_FAST_PATHS, "nesterov", "maximize", "capturable", "differentiable")
 _OPEN = ("foreach", "fused")
 """Flags that may be None, for the fastest path."""
@@ -90,7 +90,6 @@ COMMON: dict[str, Any] = {
     "maximize": False,
     "foreach": None,
     "fused": None,
-    "compile": False,
     "capturable": False,
     "differentiable": False,
 }

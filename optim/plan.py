@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .matrices import Loose, Matrices, New, Reading, Seat, column, real, seat
+from .matrices import Copies, Matrices, New, Reading, Seat, real, seat
 from .options import Options
 from .points import State, check_state, count_steps
 from .rules import Rule
 
-__all__ = ["Batch", "Plan", "Stacked", "Stacks"]
+__all__ = ["Batch", "Plan", "Stacks"]
 
 
 class Batch(NamedTuple):
@@ -27,56 +27,57 @@ class Batch(NamedTuple):
 
 
 class Stacks(NamedTuple):
-    """The arrays of some points, one entry per parameter: (points, n) and (points, 1); empty where there are none."""
+    """The arrays of some points, one entry per parameter: (points, n) and, by name, (points, n) and (points, 1)."""
 
     x: list[Tensor]
-    vectors: list[Tensor]
-    radii: list[Tensor]
-    squares: list[Tensor]
+    vectors: dict[str, list[Tensor]]
+    scalars: dict[str, list[Tensor]]
 
     @classmethod
-    def of_loose(cls, arrays: Sequence[Loose]) -> Stacks:
+    def of_copies(cls, copies: Sequence[Copies]) -> Stacks:
         """Those of copied seats."""
         return cls(
-            [each.x for each in arrays],
-            column([each.vector for each in arrays]),
-            column([each.radius for each in arrays]),
-            column([each.square for each in arrays]),
+            [each.x for each in copies],
+            {name: [each.vectors[name] for each in copies] for name in copies[0].vectors},
+            {name: [each.scalars[name] for each in copies] for name in copies[0].scalars},
         )
 
     def of(self, members: Sequence[int]) -> Stacks:
         """Those at the indices `members`."""
         if len(members) == len(self.x):
             return self
-        return Stacks(*([field[i] for i in members] if field else [] for field in self))
+        vectors, scalars = (
+            {name: [tensors[i] for i in members] for name, tensors in each.items()} for each in self[1:]
+        )
+        return Stacks([self.x[i] for i in members], vectors, scalars)
 
 
 class Plan(ABC):
-    """Points of one manifold, dtype and device, all with the same state `Seat.kept`, and how they run: those that lie as
-    matrices, and the loose ones."""
+    """Points of one manifold, dtype and device, all with the same state `Seat.kept`, and how they run: those that are stored as
+    contiguous matrices, and those that must be copied."""
 
     half = False
-    """Whether matrices of half precision can be worked on as they are; otherwise they are loose, and come as float32."""
+    """Whether matrices of half precision can be worked on as they are; otherwise they are copied to float32, and back."""
 
     def __init__(self, seats: Sequence[Seat], state: State, rule: Rule) -> None:
         self.state, self.rule = state, rule
         self.points = [seat.points for seat in seats]
         self.manifold = seats[0].points.manifold
-        lying = [seat for seat in seats if self.lies(seat)]
-        self.matrices = Matrices(lying, rule) if lying else None
+        in_place = [seat for seat in seats if self.in_place(seat)]
+        self.matrices = Matrices(in_place, rule) if in_place else None
         self.pending = False
         """Whether a first step was prepared and has not run."""
-        self._loose = [seat.points for seat in seats if not self.lies(seat)]
         self.kept = seats[0].kept
+        self._copied = [seat.points for seat in seats if not self.in_place(seat)]
         self._new: Sequence[Seat] = seats
         self._own: Sequence[dict[str, Any]] = ()
         self._steps: Sequence[Tensor] = ()
         self._places: list[int] = []
-        self._stacks = Stacks([], [], [], [])
+        self._stacks = Stacks([], {}, {})
 
-    def lies(self, seat: Seat) -> bool:
+    def in_place(self, seat: Seat) -> bool:
         """Whether this path can work on the arrays of `seat` where they are."""
-        return seat.lies and (self.half or real(seat.points.parts[0].dtype) == seat.points.parts[0].dtype)
+        return seat.contiguous and (self.half or real(seat.points.parts[0].dtype) == seat.points.parts[0].dtype)
 
     def prepare(self, options: Options) -> Callable[[], None] | None:
         """This step, checked and ready to run; None if the plan no longer fits, and everything has to be looked at
@@ -88,7 +89,7 @@ class Plan(ABC):
             self.pending = True
             return partial(self._first, options)
         seats = []
-        for points in self._loose:
+        for points in self._copied:
             grads = points.gradients()
             if not grads:
                 return None
@@ -97,7 +98,7 @@ class Plan(ABC):
             if seats[-1].kept != self.kept:
                 return None
         if self.matrices is None:
-            return partial(self.loose, seats, options)
+            return partial(self._step_copies, seats, options)
         if not all(map(is_, [its.get("step") for its in self._own] if self._steps else (), self._steps)):
             return None
         found = self.matrices.read(self._own)
@@ -106,22 +107,27 @@ class Plan(ABC):
     def _first(self, options: Options) -> None:
         """The first step, which makes the state."""
         seats, self._new, self.pending = self._new, (), False
-        lying, loose = [s for s in seats if self.lies(s)], [s for s in seats if not self.lies(s)]
+        in_place, copied = [s for s in seats if self.in_place(s)], [s for s in seats if not self.in_place(s)]
         if self.matrices is not None:
-            for each in lying:
-                each.enter(self.state, self.rule)
+            for each in in_place:
+                each.enter(self.state)
             self._own = [self.state[p] for p in self.matrices.params]
             self._steps = count_steps(self._own, by=0) if self.rule.counts_steps else ()
             found = self.matrices.read(self._own)
             assert found is not None
-            self.lying(found, [each.new for each in lying], options)
-        if loose:
-            self.loose(loose, options)
+            self.step(found, [each.new for each in in_place], options)
+        if copied:
+            self._step_copies(copied, options)
 
     def _again(self, found: Reading, seats: list[Seat], options: Options) -> None:
-        self.lying(found, None, options)
+        self.step(found, None, options)
         if seats:
-            self.loose(seats, options)
+            self._step_copies(seats, options)
+
+    def _step_copies(self, seats: Sequence[Seat], options: Options) -> None:
+        for each in seats:
+            each.enter(self.state)
+        self.step_copies(seats, options)
 
     def batches(self, params: Sequence[Tensor], new: Sequence[New] | None) -> Sequence[tuple[Batch, Sequence[int]]]:
         """Which of `params` have their `Batch` in common, as indices; counts the step."""
@@ -143,39 +149,21 @@ class Plan(ABC):
             self._places = found.params
             self._stacks = Stacks(
                 [layout.split(p) for layout, p in zip(its.layouts, its.params, strict=True)],
-                [layout.split(v) for layout, v in zip(its.layouts, its.vectors, strict=True)] if its.vectors else [],
-                *(
-                    [layout.split_scalars(a) for layout, a in zip(its.layouts, arrays, strict=True)] if arrays else []
-                    for arrays in (its.radii, its.squares)
-                ),
+                {
+                    name: [layout.split(v) for layout, v in zip(its.layouts, vectors, strict=True)]
+                    for name, vectors in its.vectors.items()
+                },
+                {
+                    name: [layout.split_scalars(a) for layout, a in zip(its.layouts, numbers, strict=True)]
+                    for name, numbers in its.scalars.items()
+                },
             )
         return self._stacks
 
     @abstractmethod
-    def lying(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
+    def step(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
         """Move `matrices`; `new` is None where nothing is."""
 
     @abstractmethod
-    def loose(self, seats: Sequence[Seat], options: Options) -> None:
-        """Move the others."""
-
-
-class Stacked(Plan):
-    """A plan that takes the arrays of many points in one `step`, those that lie and copies of the loose ones alike."""
-
-    def loose(self, seats: Sequence[Seat], options: Options) -> None:
-        """As in `Plan`."""
-        for its in seats:
-            its.enter(self.state, self.rule)
-        arrays = [Loose(its) for its in seats]
-        params = [its.points.parts[0] for its in seats]
-        news = [its.new for its in seats]
-        self.step(Stacks.of_loose(arrays), [each.grad for each in arrays], params, news, options)
-        for each in arrays:
-            each.write_back()
-
-    @abstractmethod
-    def step(
-        self, stacks: Stacks, grads: list[Tensor], params: Sequence[Tensor], new: Sequence[New] | None, options: Options
-    ) -> None:
-        """Move the points of `params`, whose arrays and gradients these are; `new` is None where nothing is."""
+    def step_copies(self, seats: Sequence[Seat], options: Options) -> None:
+        """Move the others, whose state is there."""

@@ -7,10 +7,13 @@ every tangent vector stored at them: the path in the quotient stays what it was 
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor
 
 from ..manifolds.numerics import root_tiny
+from .kernels import algebra
 from .memory import Memory
 from .options import Options
 
@@ -20,6 +23,7 @@ __all__ = ["band", "rescaling"]
 # squares of a row inside the narrower band neither overflow nor vanish.
 BAND = {torch.float16: (1e-2, 1e2)}
 DEFAULT_BAND = (1e-4, 1e4)
+_HOLD, _FREE = SimpleNamespace(hold=True, free=False), SimpleNamespace(hold=False, free=True)
 
 
 def band(dtype: torch.dtype) -> tuple[float, float]:
@@ -30,21 +34,16 @@ def band(dtype: torch.dtype) -> tuple[float, float]:
 def rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | None:
     """Factor by which this step rescales rows of norm `radius`, (points, 1), or None for no rescaling.
 
-    ``"hold"``: back to the norm that the row had at its first step, kept in ``memory.scalars["radius"]``.
-    ``"free"``: a power of two, which changes no bit of the direction, once the norm has left the band.
-    Zero rows, which have the radius √tiny, and steps with lr = 0, are left alone.
+    ``"hold"``: to the norm that the row had at its first step, kept in ``memory.scalars["radius"]``. ``"free"``: by a power of two,
+    once the norm has left the band. As `algebra.rescaling`; steps with lr = 0 leave rows alone.
     """
-    if options["radius"] == "hold":
-        if "radius" not in memory.scalars:
-            memory.scalars["radius"] = radius
-            return None
-        factor = torch.nan_to_num(memory.scalars["radius"] / radius, nan=1.0, posinf=1.0)
-        factor = torch.where(radius > root_tiny(radius.dtype), factor, 1.0)
-    else:
-        low, high = band(memory.dtype)
-        outside = ((radius < low) & (radius > root_tiny(radius.dtype))) | ((radius > high) & torch.isfinite(radius))
-        exponent = torch.frexp(torch.where(outside, radius, 0.5)).exponent
-        factor = torch.ldexp(torch.ones_like(radius), -exponent)
+    held = options["radius"] == "hold"
+    if held and "radius" not in memory.scalars:
+        memory.scalars["radius"] = radius
+        return None
+    low, high = band(memory.dtype)
+    before = memory.scalars["radius"] if held else radius
+    factor: Tensor = algebra.rescaling(radius, before, low, high, root_tiny(radius.dtype), _HOLD if held else _FREE)
     lr = options["lr"]
     if isinstance(lr, Tensor):
         return torch.where(lr == 0, 1.0, factor)

@@ -1,25 +1,48 @@
-"""Seam 3: momentum and Adam, written once for every manifold.
+"""Update rules: numbers per point, from which the one update makes the new vectors and the step.
 
-A rule takes the tangent gradient and the memory of a batch of points, updates the memory, and returns
-the tangent step, sign and learning rate included. `scale` is the factor by which the representatives are
-rescaled in the same step (None: not at all). Tangent vectors stored at them scale along, which costs
-nothing when it is folded into the factors that multiply them anyway.
+A rule sees neither points nor gradients, only the length of each point's gradient, what it keeps itself, and the options. It
+answers with `Coefficients`. So a rule is written once and runs on every manifold, on every path and in every backend, and
+whatever it does is independent of the representative (Theorem 1 of Yi 2022).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..manifolds import Manifold
+from .kernels import algebra
 from .memory import Memory
 from .options import Options
-from .scaled import Scaled
 
-__all__ = ["Adam", "Momentum", "Rule"]
+__all__ = ["Adam", "Coefficients", "Momentum", "Rule"]
+
+
+class Coefficients(NamedTuple):
+    """What a step makes of the Riemannian gradient γ and a tangent vector v that is kept from step to step:
+
+        v ← keep · v + take · γ,    step = along · v + ahead · γ    (v: the new one).
+
+    Each is a number, or a tensor with one per point, (points, 1). For a rule with several vectors `keep`, `take` and `along`
+    are mappings with an entry per name; the step is the sum.
+
+    Example:
+        >>> Coefficients(keep=0.9, take=1.0, along=-0.1)  # heavy ball at lr = 0.1
+        Coefficients(keep=0.9, take=1.0, along=-0.1, ahead=0.0)
+    """
+
+    keep: Any = 1.0
+    take: Any = 0.0
+    along: Any = 0.0
+    ahead: Any = 0.0
+
+    def of(self, name: str) -> tuple[Any, Any, Any]:
+        """`keep`, `take` and `along` of the vector `name`."""
+        keep, take, along = (each[name] if isinstance(each, Mapping) else each for each in self[:3])
+        return keep, take, along
 
 
 class Rule(ABC):
@@ -33,55 +56,61 @@ class Rule(ABC):
     """Options that tell it from other rules."""
     counts_steps = False
     """Whether it needs the number of the step."""
+    reads_lengths = True
+    """Whether it needs the lengths of the gradients, which cost a pass over them."""
 
     def needs(self, options: Options) -> Sequence[str]:
         """Those of `vectors` that a step with these options starts if they are not there yet."""
         return self.vectors
 
     @abstractmethod
-    def __call__(
-        self, manifold: Manifold, x: Tensor, gradient: Scaled, memory: Memory, options: Options, scale: Tensor | None
-    ) -> Scaled:
-        """Tangent step for the points `x`, (points, n)."""
+    def __call__(self, length: Tensor, memory: Memory, options: Options) -> Coefficients:
+        """The coefficients of a step.
+
+        Args:
+            length: of each point's Riemannian gradient in the metric, after clipping, (points, 1).
+            memory: ``memory.scalars[name]``, (points, 1), to be changed in place or replaced; ``memory.fresh``, whether the vectors
+                are new, and 0; ``memory.step``, the number of this step from 1, a tensor, if `counts_steps`.
+            options: of the group.
+        """
 
 
 @dataclass(frozen=True)
 class Momentum(Rule):
     """Stochastic gradient descent with momentum, in one of two conventions (option `momentum_form`).
 
-    ``"heavy_ball"`` (torch): b ← ρ b + (1 − τ) g, step −η b. ``"velocity"`` (Yi 2022, eq. 11; Cho & Lee 2017):
-    u ← ρ u − η (1 − τ) g, step u. They agree as long as η is constant. As in torch, the first gradient enters
-    a fresh buffer undamped.
+    ``"heavy_ball"`` (torch): b ← ρ b + (1 − τ) γ, step −η b. ``"velocity"`` (Yi 2022, eq. 11; Cho & Lee 2017):
+    u ← ρ u − η (1 − τ) γ, step u. They agree as long as η is constant. As in torch, the first gradient enters
+    a fresh buffer undamped. At ρ = 0 a buffer that is there waits, unused.
     """
 
     vectors = ("momentum_buffer",)
     options = frozenset({"momentum"})
+    reads_lengths = False
 
     def needs(self, options: Options) -> Sequence[str]:
         """The buffer, unless momentum is 0."""
         return self.vectors if options["momentum"] != 0 else ()
 
-    def __call__(
-        self, manifold: Manifold, x: Tensor, gradient: Scaled, memory: Memory, options: Options, scale: Tensor | None
-    ) -> Scaled:
-        """As in the class."""
+    def __call__(self, length: Tensor | None, memory: Memory, options: Options) -> Coefficients:
         lr, rho = options["lr"], options["momentum"]
-        if scale is not None:
-            gradient = gradient.times(scale)
-        buffer = memory.vectors.get("momentum_buffer")
-        if buffer is None or rho == 0:
-            if buffer is not None and scale is not None:
-                buffer.mul_(scale)  # unused for now, and still a tangent vector at the point
-            return gradient.times(-lr)
-        velocity = options["momentum_form"] == "velocity"
-        weight = 1.0 if memory.fresh else 1.0 - options["dampening"]
-        buffer.mul_(rho if scale is None else rho * scale)
-        gradient.add_to_(buffer, -lr * weight if velocity else weight)
-        step = Scaled(buffer)
-        if options["nesterov"]:
-            ahead = gradient.times(-lr) if velocity else gradient
-            step = Scaled(ahead.tensor().add(buffer, alpha=rho))
-        return step if velocity else step.times(-lr)
+        if rho == 0:
+            return Coefficients(ahead=-lr)
+        take = 1.0 if memory.fresh else 1.0 - options["dampening"]
+        along, ahead = (rho, 1.0) if options["nesterov"] else (1.0, 0.0)
+        if options["momentum_form"] == "velocity":
+            return Coefficients(rho, -lr * take, along, -lr * ahead)
+        return Coefficients(rho, take, -lr * along, -lr * ahead)
+
+
+class AdamNumbers(NamedTuple):
+    """What a step of Adam computes with, as in `algebra.adam`."""
+
+    beta2: Any
+    rest: Any
+    rate: Any
+    correction: Any
+    eps: Any
 
 
 @dataclass(frozen=True)
@@ -97,25 +126,20 @@ class Adam(Rule):
     scalars = ("exp_avg_sq",)
     counts_steps = True
 
-    def __call__(
-        self, manifold: Manifold, x: Tensor, gradient: Scaled, memory: Memory, options: Options, scale: Tensor | None
-    ) -> Scaled:
-        """As in the class."""
+    def numbers(self, step: Any, options: Options) -> AdamNumbers:
+        """Those of step number `step`."""
+        (beta1, beta2), lr = options["betas"], options["lr"]
+        return AdamNumbers(
+            beta2, (1.0 - beta2) ** 0.5, lr / (1.0 - beta1**step), (1.0 - beta2**step) ** 0.5, options["eps"]
+        )
+
+    def __call__(self, length: Tensor, memory: Memory, options: Options) -> Coefficients:
         assert memory.step is not None
-        beta1, beta2 = options["betas"]
-        mean, square = memory.vectors["exp_avg"], memory.scalars["exp_avg_sq"]
-        length = gradient.length(manifold, x)
-        square.mul_(beta2).add_(((1.0 - beta2) ** 0.5 * length).square())
-        if scale is not None:
-            gradient = gradient.times(scale)
-        mean.mul_(beta1 if scale is None else beta1 * scale)
-        gradient.add_to_(mean, 1.0 - beta1)
+        beta1 = options["betas"][0]
         # Reading the counter would wait for the device, so a captured step computes with it as a tensor.
         as_tensor = options["capturable"] or options["differentiable"]
-        t = memory.step.to(x.dtype) if as_tensor else memory.step.item()
-        correction1, correction2 = 1.0 - beta1**t, (1.0 - beta2**t) ** 0.5
-        if options["eps_form"] == "inside":
-            denominator = (square + options["eps"]).sqrt() / correction2
-        else:
-            denominator = square.sqrt() / correction2 + options["eps"]
-        return Scaled(mean, -(options["lr"] / correction1) / denominator)
+        step = memory.step.to(length.dtype) if as_tensor else memory.step.item()
+        inside = options["eps_form"] == "inside"
+        square, along = algebra.adam(length, memory.scalars["exp_avg_sq"], *self.numbers(step, options), inside)
+        memory.scalars["exp_avg_sq"] = square
+        return Coefficients(beta1, 1.0 - beta1, along)

@@ -72,7 +72,7 @@ class Settings:
         one where the way it is stored has a say."""
         for manifold, points in self._manifolds.items():
             check_point(points.name, manifold, group)
-        if not {"differentiable", "foreach", "fused", "compile"}.isdisjoint(found):
+        if not {"differentiable", "foreach", "fused"}.isdisjoint(found):
             for points in self._points:
                 check_sharding(points, group)
                 check_path(points, self._rule, group)

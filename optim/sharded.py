@@ -96,7 +96,7 @@ class ShardedGroup:
         for group, sets, changes in (
             (self._local, local, {}),
             (self._penalised, penalised, {"maximize": False, "orthogonality": 0.0}),
-            (self._spanning, spanning, {"compile": False}),
+            (self._spanning, spanning, {}),
         ):
             theirs = {p: points for each in sets for p, points in each.table.items()}
             own = {p: its for each in sets for p, its in each.own().items()}

@@ -1,15 +1,13 @@
-"""Seams 1 and 2: what happens to a gradient before the rule sees it."""
+"""What happens to a Euclidean gradient before the update makes it Riemannian."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ..manifolds import ConformalManifold, Euclidean, Manifold, Spherical, numerics
+from ..manifolds import Euclidean, Manifold, Spherical, numerics
 from .options import Options
-from .scaled import Scaled
 
-__all__ = ["ambient", "clip", "gradient", "is_penalised", "orthogonality_gradient"]
+__all__ = ["ambient", "is_penalised", "orthogonality_gradient"]
 
 
 def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, among: Tensor | None = None) -> Tensor:
@@ -44,18 +42,3 @@ def orthogonality_gradient(manifold: Spherical, x: Tensor, alpha: float, among: 
     points, n = every.shape
     cubic = y @ (every.mT @ every) if n < points else (y @ every.mT) @ every
     return manifold.project(x, 2.0 * alpha * (cubic - y)) / size
-
-
-def gradient(manifold: Manifold, x: Tensor, egrad: Tensor) -> Scaled:
-    """Riemannian gradient; on a conformal manifold `egrad` itself with the conformal factor."""
-    if isinstance(manifold, ConformalManifold):
-        return Scaled(egrad, manifold.conformal_factor(x))
-    return Scaled(manifold.riemannian_gradient(x, egrad))
-
-
-def clip(manifold: Manifold, x: Tensor, gradient: Scaled, options: Options) -> Scaled:
-    """`gradient`, no longer than `max_grad_norm` per point in the metric; Euclidean points are not clipped."""
-    limit = options["max_grad_norm"]
-    if limit is None or isinstance(manifold, Euclidean):
-        return gradient
-    return gradient.times(torch.clamp(limit / gradient.length(manifold, x), max=1.0))

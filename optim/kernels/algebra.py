@@ -3,13 +3,13 @@
 A row is a point x, (n,), with its Euclidean gradient g and at most one tangent vector v, on a manifold that looks locally
 like the unit sphere: unit vectors (the sphere, lines), or PSI, whose metric is ⟨a, b⟩ₓ = a·b/‖x‖². Every step is
 
-    v' = keep · v + take · γ        γ: the Riemannian gradient
+    v' = keep · v + take · γ        γ: the Riemannian gradient; the four numbers: `rules.Coefficients`
     u  = along · v' + ahead · γ
     y  = R(u)                       the retraction or the exponential
     v  ← T(v')                      how the vector is carried
 
 and all of it is linear in x, g and v, with coefficients that depend on dot products alone. A backend takes the dot products,
-calls `direction`, `motion` and `carry`, and forms the linear combinations.
+calls the functions below in their order, and forms the linear combinations.
 
 As they stand the functions work on torch's arrays, with an entry per row. `bind` exchanges the six operations that they are
 made of, sqrt, sin, cos, where, full_like and power_below, for Numba's, which work on numbers, or Triton's, on blocks. ``C`` holds the choices, a `launch.Choices`, which a compiler sees as constants.
@@ -23,7 +23,7 @@ from types import FunctionType, SimpleNamespace
 import torch
 from torch import cos, full_like, sin, sqrt, where
 
-__all__ = ["adam", "bind", "carry", "combination", "direction", "motion", "rescaling", "sinc"]
+__all__ = ["adam", "bind", "carry", "clipped", "combination", "direction", "motion", "rescaling", "sinc"]
 
 
 def power_below(r):
@@ -34,7 +34,7 @@ def power_below(r):
 def bind(operations, compiled=lambda function: function):
     """The functions of this module with `operations` in place of torch's, each passed through `compiled`, as a namespace."""
     names = dict(operations)
-    for function in (rescaling, adam, sinc, direction, motion, carry, combination):
+    for function in (rescaling, clipped, adam, direction, sinc, motion, carry, combination):
         bound = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
         bound.__module__, bound.__doc__ = function.__module__, function.__doc__
         names[function.__name__] = compiled(bound)
@@ -57,7 +57,7 @@ def rescaling(r, held, low, high, tiny, C):
     return s
 
 
-def adam(length, square, beta2, rest, rate, correction, eps, C):
+def adam(length, square, beta2, rest, rate, correction, eps, inside):
     """The second moment v̂ ← β₂ v̂ + (1 − β₂) ℓ² of the gradient's length ℓ, and the factor of the first moment in the step.
 
     `rest` is √(1 − β₂), `rate` lr/(1 − β₁ᵗ), `correction` √(1 − β₂ᵗ) (Kingma & Ba 2015, Algorithm 1). Inside, ε is added under
@@ -65,42 +65,43 @@ def adam(length, square, beta2, rest, rate, correction, eps, C):
     """
     part = rest * length  # whose square overflows later than that of the length
     square = beta2 * square + part * part
-    if C.inside:
+    if inside:
         along = -rate * correction / sqrt(square + eps)
     else:
         along = -rate / (sqrt(square) / correction + eps)
     return square, along
 
 
-def direction(r, s, xg, hh, square, sign, limit, keep, take, along, ahead, beta2, rest, rate, correction, eps, C):
-    """The new second moment, and the coefficients (kept, vg, vx) and (along, ug, ux) in
+def clipped(hh, r, limit, C):
+    """f = λ and ℓ, with the Riemannian gradient γ = λ h and its length ℓ, shortened to `limit` where it is longer.
 
-        v' = kept v + vg g + vx x,    u = along v' + ug g + ux x.
-
-    The Riemannian gradient is γ = λ g with λ = r² = ‖x‖² on PSI, and γ = h = g − (x·g) x on unit vectors (g is normal to x
-    on PSI, as a gradient of something scale-invariant). Its length in the metric is ‖g‖ r and ‖h‖; `hh` is the square of ‖g‖ or
-    ‖h‖, and `limit` shortens longer ones. v is a tangent vector at the row before it is rescaled by `s`, and γ too.
+    On PSI λ = r² = ‖x‖² and h = g, for the gradient of what is scale-invariant is normal to x; on unit vectors λ = 1 and
+    h = g − (x·g) x. In the metric the length is ‖g‖ r, or ‖h‖; `hh` is the square of ‖g‖ or ‖h‖, and read only if it is needed.
     """
-    f = full_like(r, 1.0)
+    f, length = full_like(r, 1.0), full_like(r, 0.0)
     if not C.unit:
         f = r * r
-    along = along + full_like(r, 0.0)
-    if C.adam or C.clip:
+    if C.measures:
         length = sqrt(hh)
         if not C.unit:
             length = length * r
-        if C.clip:
-            shrink = where(length <= limit, full_like(r, 1.0), limit / length)  # of NaN, NaN
-            f = f * shrink
-            length = length * shrink
-        if C.adam:
-            square, along = adam(length, square, beta2, rest, rate, correction, eps, C)
+    if C.clip:
+        shrink = where(length <= limit, full_like(r, 1.0), limit / length)  # of NaN, NaN
+        f, length = f * shrink, length * shrink
+    return f, length
+
+
+def direction(f, s, xg, sign, keep, take, along, ahead, C):
+    """(kept, vg, vx) and (along, ug, ux) in v' = kept v + vg g + vx x and u = along v' + ug g + ux x.
+
+    v is a tangent vector at the row before it is rescaled by `s`, and γ too. `sign` is −1 to climb.
+    """
     f = f * s * sign
     kept, vg, ug = keep * s, take * f, ahead * f
-    vx, ux = full_like(r, 0.0), full_like(r, 0.0)
+    vx, ux = full_like(f, 0.0), full_like(f, 0.0)
     if C.unit:
         vx, ux = -vg * xg, -ug * xg
-    return square, kept, vg, vx, along, ug, ux
+    return kept, vg, vx, along + full_like(f, 0.0), ug, ux
 
 
 def sinc(theta):

@@ -3,7 +3,7 @@
 A row kernel moves points that are rows of contiguous matrices, one pass over memory, for manifolds that look
 locally like the unit sphere. Every backend is one module with the two functions of `Kernel`.
 
-**The table**, int64, (matrices, 7), one row per matrix of points:
+**The table**, int64, (matrices, 8), one row per matrix of points:
 
 =============  ==================================================================================
 column         holds
@@ -13,6 +13,7 @@ column         holds
 `VECTOR`       address of the momentum or first moment, (points, n), read and written; 0: there is none
 `RADIUS`       address of the norms to hold, (points,), on PSI; 0: none are held
 `SQUARE`       address of the second moments, (points,), for Adam; 0: there are none
+`GIVEN`        address of the coefficients of a rule, (points, 4), float64; 0: all points have those of the update
 `POINTS`       number of rows
 `COORDINATES`  n
 =============  ==================================================================================
@@ -28,6 +29,7 @@ gradient and lr = 0 would change a bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -35,12 +37,14 @@ import torch
 
 from ...manifolds import PSI, Manifold
 from ...manifolds.grassmann import Lines
+from ..memory import Memory
 from ..options import Options
 from ..representative import band
-from ..rules import Adam, Rule
+from ..rules import Adam, Coefficients, Rule
 
 __all__ = [
     "COORDINATES",
+    "GIVEN",
     "GRADIENT",
     "POINTS",
     "RADIUS",
@@ -52,10 +56,12 @@ __all__ = [
     "Numbers",
     "Update",
     "X",
+    "is_constant",
+    "table_of",
     "update_of",
 ]
 
-X, GRADIENT, VECTOR, RADIUS, SQUARE, POINTS, COORDINATES = range(7)
+X, GRADIENT, VECTOR, RADIUS, SQUARE, GIVEN, POINTS, COORDINATES = range(8)
 
 
 class Choices(NamedTuple):
@@ -79,6 +85,10 @@ class Choices(NamedTuple):
     records: bool
     """Whether a norm to hold that is not set yet is set."""
     clip: bool
+    given: bool
+    """Whether a rule has given each point its coefficients."""
+    measures: bool
+    """Whether the lengths of the gradients are needed."""
     moving: bool
     """Whether there is a vector."""
     level: bool
@@ -86,7 +96,7 @@ class Choices(NamedTuple):
 
 
 class Numbers(NamedTuple):
-    """The numbers of a step that all rows have in common; `algebra` says what they mean."""
+    """The numbers of a step that all rows have in common; `algebra` says what they mean, `Adam.numbers` the last five."""
 
     sign: float
     limit: float
@@ -127,21 +137,44 @@ READ = (
 """The options that `update_of` reads."""
 
 
-def update_of(
-    manifold: Manifold, rule: Rule, options: Options, fresh: bool, step: float | None, dtype: torch.dtype, moving: bool
-) -> Update:
-    """The options of a group as choices and numbers; `fresh` and `step` as in `Memory`, `moving`: whether there is a vector."""
+def table_of(
+    x: Sequence[int],
+    gradients: Sequence[int],
+    state: Mapping[str, Sequence[int]],
+    sizes: Sequence[Sequence[int]],
+    rule: Rule,
+) -> np.ndarray:
+    """The table of points at the addresses `x`, with `gradients`, `state` by name, and points and coordinates in `sizes`."""
+    table = np.zeros((len(sizes), COORDINATES + 1), dtype=np.int64)
+    table[:, X], table[:, GRADIENT], table[:, POINTS:] = x, gradients, sizes
+    columns = {"radius": RADIUS, **dict.fromkeys(rule.vectors[:1], VECTOR)}
+    if type(rule) is Adam:
+        columns |= dict.fromkeys(rule.scalars, SQUARE)
+    for name in columns.keys() & state.keys():
+        table[:, columns[name]] = state[name]
+    return table
+
+
+def is_constant(rule: Rule) -> bool:
+    """Whether `rule` has one vector at most, and the same coefficients for all points."""
+    return not rule.reads_lengths and not rule.scalars and len(rule.vectors) <= 1
+
+
+def update_of(manifold: Manifold, rule: Rule, options: Options, memory: Memory, moving: bool) -> Update:
+    """The options of a group as choices and numbers; `moving`: whether there is a vector."""
     lr, limit = float(options["lr"]), options["max_grad_norm"]
     unit, exp, transport = type(manifold) is not PSI, options["motion"] == "exp", options["transport"]
     if transport == "manifold":
         transport = "project" if unit and not exp else "parallel"
     carried = transport != "none" and moving
     held = not unit and options["radius"] == "hold"
+    adam = type(rule) is Adam
+    given = not adam and not is_constant(rule)
     choices = Choices(
         unit=unit,
         lines=type(manifold) is Lines,
         exp=exp,
-        adam=isinstance(rule, Adam),
+        adam=adam,
         inside=options.get("eps_form") == "inside",
         project=carried and transport == "project",
         parallel=carried and transport == "parallel",
@@ -149,50 +182,18 @@ def update_of(
         free=not unit and not held and lr != 0,
         records=held,
         clip=limit is not None,
+        given=given,
+        measures=adam or limit is not None or (given and rule.reads_lengths),
         moving=moving,
         level=not unit and not exp and not carried,
     )
-    low, high = band(dtype)
-    common: dict[str, Any] = {
-        "sign": -1.0 if options["maximize"] else 1.0,
-        "limit": math.inf if limit is None else float(limit),
-        "low": low,
-        "high": high,
-    }
-    if isinstance(rule, Adam):
-        beta1, beta2 = options["betas"]
-        assert step is not None
-        return Update(
-            choices,
-            Numbers(
-                **common,
-                keep=beta1,
-                take=1.0 - beta1,
-                along=0.0,
-                ahead=0.0,
-                beta2=beta2,
-                rest=(1.0 - beta2) ** 0.5,
-                rate=lr / (1.0 - beta1**step),
-                correction=(1.0 - beta2**step) ** 0.5,
-                eps=float(options["eps"]),
-            ),
-        )
-    rho, velocity, nesterov = float(options["momentum"]), options["momentum_form"] == "velocity", options["nesterov"]
-    if rho == 0:  # a vector that is there waits, unused
-        return Update(choices, Numbers(**common, **_NO_ADAM, keep=1.0, take=0.0, along=0.0, ahead=-lr))
-    weight = 1.0 if fresh else 1.0 - float(options["dampening"])
-    ahead_by = rho if nesterov else 1.0
-    return Update(
-        choices,
-        Numbers(
-            **common,
-            **_NO_ADAM,
-            keep=rho,
-            take=-lr * weight if velocity else weight,
-            along=ahead_by if velocity else -lr * ahead_by,
-            ahead=-lr if nesterov else 0.0,
-        ),
-    )
-
-
-_NO_ADAM: dict[str, Any] = {"beta2": 0.0, "rest": 1.0, "rate": 0.0, "correction": 1.0, "eps": 0.0}
+    options = {**options, "lr": lr}
+    coefficients, rest = Coefficients(), (0.0, 0.0, 0.0, 1.0, 0.0)
+    if isinstance(rule, Adam) and adam:
+        assert memory.step is not None
+        beta1, rest = options["betas"][0], rule.numbers(memory.step.item(), options)
+        coefficients = Coefficients(beta1, 1.0 - beta1)
+    elif not given:
+        coefficients = rule(torch.empty(0), memory, options)
+    sign, limit = -1.0 if options["maximize"] else 1.0, math.inf if limit is None else limit
+    return Update(choices, Numbers(*map(float, (sign, limit, *coefficients, *band(memory.dtype), *rest))))

@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import algebra
-from .launch import COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Choices, Numbers, Update, X
+from .launch import COORDINATES, GIVEN, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Choices, Numbers, Update, X
 from .threads import share
 
 __all__ = ["schedule", "step"]
@@ -68,8 +68,13 @@ _row_algebra = algebra.bind(
     },
     _part,
 )
-_rescaling, _direction, _motion = _row_algebra.rescaling, _row_algebra.direction, _row_algebra.motion
-_carry, _combination = _row_algebra.carry, _row_algebra.combination
+_rescaling, _clipped, _adam, _direction = (
+    _row_algebra.rescaling,
+    _row_algebra.clipped,
+    _row_algebra.adam,
+    _row_algebra.direction,
+)
+_motion, _carry, _combination = _row_algebra.motion, _row_algebra.carry, _row_algebra.combination
 
 
 @intrinsic
@@ -199,7 +204,7 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
 
     Returns whether that was enough. Where squares overflow or vanish, and it is not the `last` try, nothing has moved.
     """
-    real, (radius, second), (tiny, eps) = type(zero), per_point, constants
+    real, (radius, second, given), (tiny, eps) = type(zero), per_point, constants
     xx, xg, hh, held, square = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
@@ -212,7 +217,7 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
             xx += _square(x, m, wide)
     if not last and not _fits(xx):
         return False
-    if C.adam or C.clip:
+    if C.measures:
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
             g = _pointer(pg + start * size, zero)
@@ -227,14 +232,16 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
         held = float(radius[row])
     if C.hold or C.free:
         s = _rescaling(r, held, N.low, N.high, tiny, C)
+    f, length = _clipped(hh, r, N.limit, C)
+    keep, take, along, ahead = N.keep, N.take, N.along, N.ahead
     if C.adam:
-        square = float(second[row])
-    square, kept, vg, vx, along, ug, ux = _direction(
-        r, s, xg, hh, square, N.sign, N.limit, N.keep, N.take, N.along, N.ahead, N.beta2, N.rest, N.rate, N.correction, N.eps, C
-    )  # fmt: skip
-    if C.unit and C.adam:
-        # Where a gradient is almost normal, x and g all but cancel in v', and Adam brings what rounding has left of it to
-        # the length of a step. Formed twice, in another order, it would be two vectors, and the row miss the manifold.
+        square, along = _adam(length, float(second[row]), N.beta2, N.rest, N.rate, N.correction, N.eps, C.inside)
+    if C.given:
+        keep, take, along, ahead = given[4 * row], given[4 * row + 1], given[4 * row + 2], given[4 * row + 3]
+    kept, vg, vx, along, ug, ux = _direction(f, s, xg, N.sign, keep, take, along, ahead, C)
+    if C.unit and (C.adam or C.given) and C.moving:
+        # Where a gradient is almost normal, x and g all but cancel in v', and a rule like Adam brings what rounding has left of
+        # it to the length of a step. Formed twice, in another order, it would be two vectors, and the row miss the manifold.
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
             x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
@@ -256,8 +263,8 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
                 a, b = _products_alone(x, g, real(ug), real(ux), m, wide)
             xu += a
             uu += b
-        # Of a vector that has been formed, the square is that of a step of Adam, which is short.
-        if not last and not (C.unit and C.adam) and not uu + abs(uv) < math.inf:
+        # Of a vector that has been formed, the square is that of a step of a rule that reads lengths, which is short.
+        if not last and not (C.unit and (C.adam or C.given) and C.moving) and not uu + abs(uv) < math.inf:
             return False
         xx, xu, xv = s * s * xx, s * xu, s * xv
         k_x, k_u, norm2 = _motion(xx, xu, uu, s * r, math.sqrt(n), eps, C)
@@ -296,7 +303,7 @@ def _run(address, zero, narrow):
     # By value: from memory, which for all the compiler knows a row is written over, they would be read for each row.
     C = Choices(
         c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0, c[4] != 0, c[5] != 0, c[6] != 0, c[7] != 0, c[8] != 0, c[9] != 0, c[10] != 0,
-        c[11] != 0, c[12] != 0,
+        c[11] != 0, c[12] != 0, c[13] != 0, c[14] != 0,
     )  # fmt: skip
     N = Numbers(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12])
     size, constants = job[5], (a[13], a[14])
@@ -309,7 +316,8 @@ def _run(address, zero, narrow):
         while matrix < last or (matrix == last and row < end):
             points, n = table[matrix, POINTS], table[matrix, COORDINATES]
             px, pg, pv = table[matrix, X], table[matrix, GRADIENT], table[matrix, VECTOR]
-            per_point = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
+            radius, second = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
+            per_point = radius, second, _pointer(table[matrix, GIVEN], 0.0)
             for i in range(row, points if matrix < last else end):
                 at = i * n * size
                 if not _row(px + at, pg + at, pv + at, n, size, i, per_point, C, N, constants, zero, zero, not narrow):

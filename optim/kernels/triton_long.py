@@ -49,7 +49,7 @@ def numbers(buffer, like):
 @triton.jit
 def entry_of(buffer, matrix):
     """Where the table has a matrix: behind the numbers."""
-    return buffer + 15 + matrix.to(tl.int64) * 7
+    return buffer + 15 + matrix.to(tl.int64) * 8
 
 
 @triton.jit
@@ -99,23 +99,29 @@ _row = algebra.bind(
     },
     triton.jit,
 )
-_rescaling, _direction, _motion, _carry, _combination = (
-    _row.rescaling, _row.direction, _row.motion, _row.carry, _row.combination
-)  # fmt: skip
+_rescaling, _clipped, _adam, _direction = _row.rescaling, _row.clipped, _row.adam, _row.direction
+_motion, _carry, _combination = _row.motion, _row.carry, _row.combination
 
 
 @triton.jit
-def vectors(buffer, xx, xg, hh, held, square, C: tl.constexpr):
-    """r, s and what `algebra.direction` gives, from x·x, x·g, h·h (Adam and clipping only), the held norm and the second moment."""
+def vectors(buffer, entry, row, mask, xx, xg, hh, held, square, C: tl.constexpr):
+    """r, s, the second moment and what `algebra.direction` gives, from x·x, x·g, h·h (where lengths are needed), the held norm
+    and the second moment before."""
     sign, limit, keep, take, along, ahead, low, high, beta2, rest, rate, correction, eps, tiny = numbers(buffer, xx)
     root = tl.sqrt(xx)
     r = tl.where(root < tiny, tiny, root)  # a maximum would lose NaN
     s = tl.full(r.shape, 1.0, r.dtype)
     if C.hold or C.free:
         s = _rescaling(r, held, low, high, tiny, C)
-    square, kept, vg, vx, along, ug, ux = _direction(
-        r, s, xg, hh, square, sign, limit, keep, take, along, ahead, beta2, rest, rate, correction, eps, C
-    )
+    f, length = _clipped(hh, r, limit, C)
+    if C.adam:
+        square, along = _adam(length, square, beta2, rest, rate, correction, eps, C.inside)
+    if C.given:
+        given = tl.load(entry + 5).to(tl.pointer_type(tl.float64)) + 4 * row
+        keep, take = tl.load(given, mask=mask, other=0.0), tl.load(given + 1, mask=mask, other=0.0)
+        along, ahead = tl.load(given + 2, mask=mask, other=0.0), tl.load(given + 3, mask=mask, other=0.0)
+        keep, take, along, ahead = keep.to(r.dtype), take.to(r.dtype), along.to(r.dtype), ahead.to(r.dtype)
+    kept, vg, vx, along, ug, ux = _direction(f, s, xg, sign, keep, take, along, ahead, C)
     return r, s, square, kept, vg, vx, along, ug, ux
 
 
@@ -138,7 +144,7 @@ def move(buffer, xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, C: tl
 def _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr, C: tl.constexpr):
     """`vectors` and `move` of a row from its dot products; keeps its held norm and second moment.
 
-    For Adam on unit vectors g − part x, part = x·g, has taken the place of g: it is h already.
+    For rules that read lengths, on unit vectors, g − part x, part = x·g, has taken the place of g: it is h already.
     """
     radius = tl.load(entry + 3).to(tl.pointer_type(REAL)) + row
     second = tl.load(entry + 4).to(tl.pointer_type(REAL)) + row
@@ -148,12 +154,12 @@ def _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr,
     if C.adam:
         square = tl.load(second).to(tl.float64)
     normal = xg
-    if C.unit and C.adam:
+    if C.unit and (C.adam or C.given):
         normal = xg * 0.0
     elif C.unit:
         hh = gg - xg * xg * (2.0 - xx)
         hh = tl.where(hh < 0, 0.0, hh)
-    r, s, square, kept, vg, vx, along, ug, ux = vectors(buffer, xx, normal, hh, held, square, C)
+    r, s, square, kept, vg, vx, along, ug, ux = vectors(buffer, entry, row, True, xx, normal, hh, held, square, C)
     q_x, q_g, q_v = ux, ug, tl.full(xx.shape, 0.0, xx.dtype)
     if C.moving:
         q_x, q_g, q_v = ux + along * vx, ug + along * vg, along * kept
@@ -162,9 +168,9 @@ def _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr,
     uu = q_x * xu + q_g * gu + q_v * vu
     uu = tl.where(uu < 0, 0.0, uu)
     uv, xw = vx * xu + vg * gu + kept * vu, vx * xx + vg * xg + kept * xv
-    n = tl.load(entry + 6)
+    n = tl.load(entry + 7)
     y_x, y_g, y_v, w_x, w_g, w_v = move(buffer, xx, uu, xu, uv, xw, n, r, s, kept, vg, vx, along, ug, ux, C)
-    if C.unit and C.adam:
+    if C.unit and (C.adam or C.given):
         y_x, w_x = y_x - y_g * part, w_x - w_g * part
     tl.debug_barrier()  # as in `_tile`
     if C.records:
@@ -180,7 +186,7 @@ def arrays(entry, D: tl.constexpr, ALIGNED: tl.constexpr):
     x = tl.load(entry).to(tl.pointer_type(D))
     g = tl.load(entry + 1).to(tl.pointer_type(D))
     v = tl.load(entry + 2).to(tl.pointer_type(D))
-    n = tl.load(entry + 6)
+    n = tl.load(entry + 7)
     if ALIGNED:
         x, g, v = tl.multiple_of(x, 16), tl.multiple_of(g, 16), tl.multiple_of(v, 16)
         n = n // (128 // D.primitive_bitwidth) * (128 // D.primitive_bitwidth)
@@ -190,7 +196,7 @@ def arrays(entry, D: tl.constexpr, ALIGNED: tl.constexpr):
 @triton.jit
 def aligned(entry, D: tl.constexpr):
     """Whether every row of the three arrays starts at a multiple of 16 bytes, the widest access there is."""
-    bits = tl.load(entry) | tl.load(entry + 1) | tl.load(entry + 2) | (tl.load(entry + 6) * (D.primitive_bitwidth // 8))
+    bits = tl.load(entry) | tl.load(entry + 1) | tl.load(entry + 2) | (tl.load(entry + 7) * (D.primitive_bitwidth // 8))
     return bits % 16 == 0
 
 
@@ -205,9 +211,9 @@ def _gram(entry, row, begin, end, part, D: tl.constexpr, C: tl.constexpr, TILE: 
         column = start + tl.arange(0, TILE)
         x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(tl.float64)
         xx += tl.sum(x * x)
-        if not C.level or C.adam or C.clip:
+        if not C.level or C.measures:
             g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(tl.float64)
-            if C.unit and C.adam:
+            if C.unit and (C.adam or C.given):
                 g -= part * x
             xg += tl.sum(x * g)
             gg += tl.sum(g * g)
@@ -243,10 +249,10 @@ def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constex
 @triton.jit
 def looped(entry, buffer, row, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
     """One row, tile by tile."""
-    n = tl.load(entry + 6)
+    n = tl.load(entry + 7)
     part = tl.cast(0.0, tl.float64)
     xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
-    if C.unit and C.adam:
+    if C.unit and (C.adam or C.given):
         # Of an almost normal gradient g·g − (x·g)² is rounding, and Adam brings its root to the length of a step.
         part = xg
         xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
@@ -262,7 +268,7 @@ def sum_pieces(buffer, pieces, rows, before, sums, D: tl.constexpr, C: tl.conste
     entry = entry_of(buffer, tl.load(piece))
     row = tl.load(piece + 1)
     begin = tl.load(piece + 2).to(tl.int64) * PIECE
-    end = tl.minimum(tl.load(entry + 6), begin + PIECE)
+    end = tl.minimum(tl.load(entry + 7), begin + PIECE)
     part = tl.cast(0.0, tl.float64)
     if AGAIN:
         its = rows + 4 * tl.load(piece + 3)
@@ -301,7 +307,7 @@ def solve_rows(buffer, rows, before, sums, coefficients, REAL: tl.constexpr, C: 
         gv += tl.sum(tl.load(part + 4, mask=index < count, other=0.0))
         vv += tl.sum(tl.load(part + 5, mask=index < count, other=0.0))
     along = tl.cast(0.0, tl.float64)
-    if C.unit and C.adam:
+    if C.unit and (C.adam or C.given):
         along = _along(before, first, count)
     y_x, y_g, y_v, w_x, w_g, w_v = _solve(entry, buffer, tl.load(its + 1), xx, xg, gg, xv, gv, vv, along, REAL, C)
     _put(coefficients, tl.program_id(0), y_x, y_g, y_v, w_x, w_g, w_v)
@@ -314,7 +320,7 @@ def move_pieces(buffer, pieces, coefficients, D: tl.constexpr, REAL: tl.constexp
     entry = entry_of(buffer, tl.load(piece))
     row = tl.load(piece + 1)
     begin = tl.load(piece + 2).to(tl.int64) * PIECE
-    end = tl.minimum(tl.load(entry + 6), begin + PIECE)
+    end = tl.minimum(tl.load(entry + 7), begin + PIECE)
     its = coefficients + tl.load(piece + 3) * 6
     y_x, y_g, y_v = tl.load(its), tl.load(its + 1), tl.load(its + 2)
     w_x, w_g, w_v = tl.load(its + 3), tl.load(its + 4), tl.load(its + 5)

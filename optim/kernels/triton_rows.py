@@ -100,7 +100,7 @@ def step(table: np.ndarray, schedule: _Schedule, update: Update, dtype: torch.dt
             span = {"D": types["D"], "PIECE": PIECE, "TILE": STRIPS * LANES}
             before = sums
             sum_pieces[(len(pieces),)](buffer, pieces, rows, before, sums, AGAIN=False, **span, **common)
-            if its.unit and its.adam:
+            if its.unit and (its.adam or its.given):
                 sums = torch.empty_like(before)
                 sum_pieces[(len(pieces),)](buffer, pieces, rows, before, sums, AGAIN=True, **span, **common)
             solve_rows[(len(rows),)](buffer, rows, before, sums, coefficients, REAL=types["REAL"], BLOCK=1024, **common)
@@ -187,18 +187,18 @@ def _tile(entry, buffer, first, stop, D: tl.constexpr, REAL: tl.constexpr, C: tl
         square = tl.load(squares, mask=live, other=0.0)
     if C.unit:
         xg = _total(x * g, same)
-    if C.adam or C.clip:
+    if C.measures:
         h = g
         if C.unit:
             h = g - xg[:, None] * x
         hh = _total(h * h, same)
-    r, s, square, kept, vg, vx, along, ug, ux = vectors(buffer, xx, xg, hh, held, square, C)
+    r, s, square, kept, vg, vx, along, ug, ux = vectors(buffer, entry, row, live, xx, xg, hh, held, square, C)
     uu, xu, uv, xv = xx, xx, xx, xx
     if not C.level:
         u = ug[:, None] * g + ux[:, None] * x
         if C.moving:
             w = kept[:, None] * v + vg[:, None] * g + vx[:, None] * x
-            if C.unit and C.adam:
+            if C.unit and (C.adam or C.given) and C.moving:
                 # Of an almost normal gradient v' is little more than rounding, brought to the length of a step. Formed
                 # twice, in another order, it would be two vectors, and the row miss the manifold.
                 v, kept, vg, vx = w, kept * 0.0 + 1.0, vg * 0.0, vx * 0.0
@@ -234,7 +234,7 @@ def _rows(buffer, programs, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr
     entry = entry_of(buffer, tl.load(program))
     first = tl.load(program + 1)
     stop = first + tl.load(program + 2)
-    strips = (tl.load(entry + 6) + LANES - 1) // LANES
+    strips = (tl.load(entry + 7) + LANES - 1) // LANES
     wide = aligned(entry, D)
     if wide & (strips <= STRIPS):
         _tile(entry, buffer, first, stop, D, REAL, C, STRIPS, LANES, True)

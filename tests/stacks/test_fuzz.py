@@ -63,7 +63,7 @@ odd = st.sampled_from(
 )  # fmt: skip
 OPTIONS = (
     "lr", "momentum", "dampening", "weight_decay", "nesterov", "momentum_form", "motion", "transport", "max_grad_norm",
-    "orthogonality", "radius", "maximize", "foreach", "fused", "compile", "capturable", "differentiable", "betas", "eps",
+    "orthogonality", "radius", "maximize", "foreach", "fused", "capturable", "differentiable", "betas", "eps",
     "eps_form", "manifold", "rows", "joined", "names", "params", "param_names", "lr_", 3, "initial_lr",
 )  # fmt: skip
 SANE = st.fixed_dictionaries(

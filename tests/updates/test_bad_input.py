@@ -37,7 +37,6 @@ BAD = [
     (RiemannianSGD, {"max_grad_norm": 0.0}, "max_grad_norm=0.0 is not positive"),
     (RiemannianSGD, {"orthogonality": -1.0}, "orthogonality=-1.0 is outside"),
     (RiemannianSGD, {"foreach": True, "fused": True}, "foreach=True and fused=True: a step takes one path"),
-    (RiemannianSGD, {"compile": True}, "compile=True on .*: torch's compiler for CPUs fails on rows"),
     (RiemannianAdam, {"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\): 1.0 is outside \[0, 1\)"),
     (RiemannianAdam, {"eps": -1e-8}, "eps=-1e-08 is outside"),
     (RiemannianAdam, {"eps_form": "above"}, "eps_form='above' is not one of"),

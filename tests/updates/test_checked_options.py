@@ -34,7 +34,6 @@ BAD = {
     "maximize": [*FLAGS, None],
     "capturable": [*FLAGS, None],
     "differentiable": [*FLAGS, None],
-    "compile": [*FLAGS, None],
     "foreach": FLAGS,
     "fused": FLAGS,
 }
@@ -46,7 +45,6 @@ ON_MANIFOLDS = [
     (Stiefel(), {"transport": "parallel"}),
     (Stiefel(), {"foreach": True}),
     (Stiefel(), {"fused": True}),
-    (PSI(), {"compile": True}),
     (Euclidean(0), {"foreach": True, "fused": True}),
     (Euclidean(0), {"foreach": True, "capturable": True}),
     (Euclidean(0), {"fused": True, "differentiable": True}),

@@ -6,7 +6,9 @@ import pytest
 import torch
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel, numerics
 from retract.optim import PSISGD, AdamG, RiemannianAdam, RiemannianSGD, clip_grad_norm_, execute
-from retract.optim.matrices import column
+from retract.optim.matrices import Matrices, seat
+from retract.optim.points import PointSet
+from retract.optim.rules import Momentum
 from torch import nn
 
 PATHS = {
@@ -72,12 +74,15 @@ def test_a_buffer_that_comes_while_momentum_is_off(path):
     assert not torch.equal(ends[0], torch.ones_like(ends[0]))
 
 
-def test_a_column_has_no_gaps():
-    array = torch.zeros(2)
-    assert column([None, None]) == []
-    assert column([array, array]) == [array, array]
-    with pytest.raises(ValueError, match="1 of 2 point sets have this state"):
-        column([array, None])
+def test_state_has_no_gaps():
+    """A list in which one point set is missing would pair arrays with the wrong points."""
+    params = [nn.Parameter(torch.ones(2, 3)) for _ in range(2)]
+    sets = [PointSet(str(i), (p,), PSI(), Rows()) for i, p in enumerate(params)]
+    options = {"momentum": 0.0, "radius": "hold"}
+    seats = [seat(its, [p.detach()], {}, Momentum(), options) for its, p in zip(sets, params, strict=True)]
+    assert len(Matrices(seats, Momentum()).params) == 2
+    with pytest.raises(ValueError, match="some point sets have state that others do not have"):
+        Matrices([seats[0], seats[1]._replace(scalars={})], Momentum())
 
 
 @pytest.mark.parametrize("form", ["velocity", "heavy_ball"])
@@ -258,9 +263,9 @@ def test_the_band_follows_the_parameter(monkeypatch):
 
         @staticmethod
         def step(table, schedule, update, dtype, device):
-            seen.append((update.low, update.high))
+            seen.append((update.numbers.low, update.numbers.high))
 
-    monkeypatch.setattr(execute, "kernel_for", lambda manifold, dtype, device: Stub)
+    monkeypatch.setattr(execute, "kernel_for", lambda *_: Stub)
     for dtype, band in ((torch.float16, (1e-2, 1e2)), (torch.bfloat16, (1e-4, 1e4))):
         for joined in (False, True):
             w, b = nn.Parameter(torch.randn(4, 3).to(dtype)), nn.Parameter(torch.randn(4).to(dtype))

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from retract.manifolds import PSI, Euclidean, Sphere, Stiefel
+from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
 from retract.manifolds.errors import OptionError
-from retract.optim import RiemannianAdam, RiemannianOptimizer, RiemannianSGD, Rule, Scaled
+from retract.optim import Coefficients, RiemannianAdam, RiemannianOptimizer, RiemannianSGD, Rule
 from retract.optim.options import COMMON
 from retract.optim.rules import Momentum
 from torch import nn
@@ -20,7 +20,8 @@ class Signed(Momentum):
     """Momentum the other way."""
 
     def __call__(self, *arguments):
-        return super().__call__(*arguments).times(-1.0)
+        keep, take, along, ahead = super().__call__(*arguments)
+        return Coefficients(keep, take, -along, -ahead)
 
 
 class Uphill(RiemannianSGD):
@@ -33,13 +34,10 @@ class Normalized(Rule):
 
     scalars = ("length", "count")
 
-    def __call__(self, manifold, x, gradient, memory, options, scale):
-        size = manifold.norm(x, gradient.array) * gradient.factor
-        memory.scalars["length"].copy_(size)
+    def __call__(self, length, memory, options):
+        memory.scalars["length"].copy_(length)
         memory.scalars["count"].add_(1.0)
-        return gradient.times(
-            -options["lr"] / (size * (1.0 + memory.scalars["count"])) * (1.0 if scale is None else scale)
-        )
+        return Coefficients(ahead=-options["lr"] / (length * (1.0 + memory.scalars["count"])))
 
 
 @dataclass(frozen=True)
@@ -47,12 +45,26 @@ class Averaged(Rule):
     """The mean of two averages of the gradients: two vectors."""
 
     vectors = ("fast", "slow")
+    reads_lengths = False
 
-    def __call__(self, manifold, x, gradient, memory, options, scale):
-        keep = 1.0 if scale is None else scale
-        for name, share in (("fast", 0.5), ("slow", 0.9)):
-            gradient.times(keep).add_to_(memory.vectors[name].mul_(share * keep), 1.0 - share)
-        return Scaled(0.5 * (memory.vectors["fast"] + memory.vectors["slow"]), -options["lr"])
+    def __call__(self, length, memory, options):
+        half = -0.5 * options["lr"]
+        return Coefficients({"fast": 0.5, "slow": 0.9}, {"fast": 0.5, "slow": 0.1}, {"fast": half, "slow": half})
+
+
+@dataclass(frozen=True)
+class RMSprop(Rule):
+    """As in docs/extend.md: a vector, and a number that every coefficient depends on."""
+
+    vectors = ("momentum_buffer",)
+    scalars = ("square_avg",)
+
+    def __call__(self, length, memory, options):
+        square = memory.scalars["square_avg"].mul_(0.9).add_(length.square(), alpha=0.1)
+        return Coefficients(keep=0.5, take=1.0 / (square.sqrt() + 1e-3), along=-options["lr"])
+
+
+RULES = [Normalized(), Averaged(), RMSprop(), Signed()]
 
 
 def optimizer_of(its):
@@ -80,7 +92,7 @@ def test_a_subclass_of_a_rule_is_called(manifold, device):
     assert torch.allclose(*ends)
 
 
-@pytest.mark.parametrize("rule", [Normalized(), Averaged()], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("rule", RULES[:3], ids=lambda rule: type(rule).__name__)
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
 def test_rules_keep_what_they_like(rule, manifold, device):
     """State per point and per coordinate, tangent after every step, resumed bitwise."""
@@ -117,7 +129,36 @@ def test_options_of_every_group_have_the_defaults_of_the_librarys_own(optimizer)
     assert {name: signature[name].default for name in COMMON} == COMMON
 
 
-@pytest.mark.parametrize("path", ["foreach", "fused"])
-def test_paths_that_know_other_rules_only(path, device):
-    with pytest.raises(OptionError, match=f"{path}=True: Signed runs on the reference path, which takes any rule"):
-        Uphill([{"params": [on(PSI(), device)], "manifold": PSI()}], lr=0.1, **{path: True})
+@pytest.mark.parametrize("radius", ["hold", "free"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1)], ids=repr)
+def test_every_path_takes_them(rule, manifold, radius, device):
+    """The same steps in every backend, clipped and not, with the state of one loaded into the other."""
+    options = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "dampening": 0.0,
+        "nesterov": False,
+        "momentum_form": "heavy_ball",
+        "radius": radius,
+    }
+    for changes in ({}, {"max_grad_norm": 0.5, "maximize": True}, {"motion": "exp", "transport": "project"}):
+        ends = []
+        for path in ({"foreach": False}, {"foreach": True}, {} if len(rule.vectors) > 1 else {"fused": True}):
+            params = [on(manifold, device), nn.Parameter(on(manifold, device).detach()[:2].clone())]
+            optimizer = optimizer_of(rule)([{"params": params, "manifold": manifold, **path}], options | changes)
+            for step in range(5):
+                if step == 3:
+                    optimizer.load_state_dict(optimizer.state_dict())
+                for p in params:
+                    p.grad = manifold.project(p.detach(), torch.sin(torch.arange(p.numel()) + step).to(p).view_as(p))
+                optimizer.step()
+            ends.append([*params, *(value for p in params for value in optimizer.state[p].values())])
+        for others in ends[1:]:
+            for ours, theirs in zip(ends[0], others, strict=True):
+                assert torch.allclose(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_row_kernels_move_one_vector(device):
+    with pytest.raises(OptionError, match="row kernels move one vector with each point, and Averaged has 2"):
+        optimizer_of(Averaged())([{"params": [on(PSI(), device)], "manifold": PSI(), "fused": True}], {"lr": 0.1})

@@ -154,7 +154,7 @@ def test_differentiable_steps(make, manifold, device):
     assert abs(float(slope)) > 1e-6
 
 
-NEUTRAL = {"foreach": False, "fused": False, "compile": False}
+NEUTRAL = {"foreach": False, "fused": False}
 EFFECTIVE = {
     "lr": 0.3,
     "momentum": 0.5,

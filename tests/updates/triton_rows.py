@@ -86,7 +86,7 @@ class Points:
 
     def step(self, rule, options, fresh=False, vector=True, **changes):
         """One step of the kernels, in place."""
-        its = update_of(self.manifold, rule, options, fresh, STEP, self.dtype, vector)
+        its = update_of(self.manifold, rule, options, Memory(self.dtype, fresh, step=torch.tensor(STEP)), vector)
         choices = its.choices._replace(**changes)
         rows = [
             [
@@ -95,6 +95,7 @@ class Points:
                 v.data_ptr() * vector,
                 r.data_ptr() * choices.records,
                 s.data_ptr() * choices.adam,
+                0,
                 *x.shape,
             ]
             for x, g, v, r, s in self.arrays
@@ -263,10 +264,9 @@ def test_what_is_not_finite_stays_in_its_row(device, small):
 def test_all_have_a_vector_or_none(device, small):
     """What a kernel is compiled for holds for all of its table; an address of 0 is not to be followed."""
     points = Points(PSI(), torch.float32, device)
-    update = update_of(
-        PSI(), Momentum(), OPTIONS | {"motion": "retract", "transport": "none"}, False, STEP, torch.float32, True
-    )
-    rows = [[x.data_ptr(), g.data_ptr(), v.data_ptr(), r.data_ptr(), 0, *x.shape] for x, g, v, r, _ in points.arrays]
+    options = OPTIONS | {"motion": "retract", "transport": "none"}
+    update = update_of(PSI(), Momentum(), options, Memory(torch.float32, False), True)
+    rows = [[x.data_ptr(), g.data_ptr(), v.data_ptr(), r.data_ptr(), 0, 0, *x.shape] for x, g, v, r, _ in points.arrays]
     rows[-1][2] = 0
     table = np.array(rows, dtype=np.int64)
     with pytest.raises(ValueError, match="some matrices have a vector and others do not"):
@@ -327,12 +327,12 @@ def test_rows_know_nothing_of_the_table(device, small):
 
 def test_the_schedule_has_every_row_once(small):
     generator = np.random.default_rng(0)
-    table = np.zeros((200, 7), dtype=np.int64)
-    table[:, 5:] = generator.integers(1, [40, 300], size=(200, 2))
+    table = np.zeros((200, 8), dtype=np.int64)
+    table[:, 6:] = generator.integers(1, [40, 300], size=(200, 2))
     programs, pieces, rows = (each.tolist() for each in triton_rows.schedule(table).maps(torch.device("cpu")))
     seen = [(matrix, first + i) for matrix, first, number in programs for i in range(number)]
     seen += [(matrix, row) for matrix, row, _, _ in rows]
-    assert sorted(seen) == [(matrix, row) for matrix, points in enumerate(table[:, 5]) for row in range(points)]
+    assert sorted(seen) == [(matrix, row) for matrix, points in enumerate(table[:, 6]) for row in range(points)]
     for index, (matrix, row, first, number) in enumerate(rows):
         assert pieces[first : first + number] == [[matrix, row, piece, index] for piece in range(number)]
         assert (number - 1) * SMALL["PIECE"] < table[matrix, 6] <= number * SMALL["PIECE"]

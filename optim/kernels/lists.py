@@ -1,0 +1,165 @@
+"""Rows of many parameters through `torch._foreach_*`: the backend that needs nothing but torch, on any device.
+
+Dot products are taken matrix by matrix and strung together, so that the algebra runs once for all points; the linear
+combinations are formed in place. Numbers per point are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ...manifolds import numerics
+from ..memory import Memory
+from ..options import Options
+from ..rules import Coefficients, Rule
+from . import algebra
+from .launch import Update
+
+__all__ = ["given", "step"]
+
+
+class Arrays(Protocol):
+    """Points and their state, one entry per matrix."""
+
+    @property
+    def x(self) -> list[Tensor]:
+        """Points, (points, n), of one dtype, float32 or float64."""
+
+    @property
+    def vectors(self) -> dict[str, list[Tensor]]:
+        """By name, as the points."""
+
+    @property
+    def scalars(self) -> dict[str, list[Tensor]]:
+        """By name, (points, 1)."""
+
+
+def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Memory, options: Options) -> None:
+    """One step of `arrays` with the gradients `g`, in place but for `g`.
+
+    The `rule` is asked for its coefficients, with `memory` and `options`, where `update` does not have them.
+    """
+    (C, N), x, vectors, scalars = update, arrays.x, arrays.vectors, arrays.scalars
+    info, points = torch.finfo(x[0].dtype), [part.shape[0] for part in x]
+    tiny, rounding = info.tiny**0.5, info.eps
+
+    def spread(numbers: Tensor) -> list[Tensor]:
+        return list(numbers.to(x[0].dtype).unsqueeze(1).split(points))
+
+    def column(name: str) -> Tensor:
+        return torch.cat(scalars[name]).squeeze(1).double()
+
+    def store(name: str, numbers: Tensor) -> None:
+        torch._foreach_copy_(scalars[name], list(numbers.unsqueeze(1).split(points)))
+
+    xx = _squares(x)
+    radius = r = torch.where(xx.sqrt() < tiny, tiny, xx.sqrt())
+    one, zero = torch.ones_like(r), torch.zeros_like(r)
+    if C.unit:
+        # The gradient without its part along x: of one that is almost normal, sums of x and g would leave rounding alone.
+        g = list(torch._foreach_addcmul(g, x, spread(-_dots(x, g))))
+    held = column("radius") if C.records else zero
+    s = algebra.rescaling(r, held, N.low, N.high, tiny, C) if C.hold or C.free else one
+    f, length = algebra.clipped(_squares(g) if C.measures else zero, r, N.limit, C)
+    coefficients = Coefficients(N.keep, N.take, N.along, N.ahead)
+    if C.adam:
+        second, along = algebra.adam(
+            length, column("exp_avg_sq"), N.beta2, N.rest, N.rate, N.correction, N.eps, C.inside
+        )
+        store("exp_avg_sq", second)
+        coefficients = coefficients._replace(along=along)
+    elif C.given:
+        coefficients = _ask(rule, length.unsqueeze(1), arrays, memory, options)
+    steps = []  # u = Σ c w
+    for name, v in vectors.items():
+        keep, take, along = map(_flat, coefficients.of(name))
+        kept, vg, _, along, _, _ = algebra.direction(f, s, zero, N.sign, keep, take, along, 0.0, C)
+        torch._foreach_mul_(v, spread(kept))
+        torch._foreach_addcmul_(v, g, spread(vg))
+        steps.append((v, along))
+    ahead = _flat(coefficients.ahead)
+    if isinstance(ahead, Tensor) or ahead != 0 or not steps:
+        steps = [(v, along) for v, along in steps if not _is_zero(coefficients.along)]
+        steps.append((g, algebra.direction(f, s, zero, N.sign, 0.0, 0.0, 0.0, ahead, C)[4]))
+    w, c = steps[0]
+    if len(steps) > 1:
+        w, c = list(torch._foreach_mul(w, spread(c))), one
+        for other, by in steps[1:]:
+            torch._foreach_addcmul_(w, other, spread(by))
+    k_x, k_u = one, one
+    if not C.level:
+        xw, ww = _dots(x, w), _squares(w)
+        xu, uu = c * xw * s, c * c * ww
+        xx, r = xx * s * s, r * s
+        root = torch.cat([r.new_full((part.shape[0],), part.shape[1] ** 0.5) for part in x])
+        k_x, k_u, norm2 = algebra.motion(xx, xu, uu, r, root, rounding, C)
+    carried = []
+    if C.project or C.parallel:
+        for v in vectors.values():
+            xv, uv = (xw if w is v else _dots(x, v)) * s, c * (ww if w is v else _dots(w, v))
+            t_v, t_x, t_u = algebra.carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C)
+            carried.append((v, torch._foreach_mul(x, spread(t_x * s)), t_v, t_u * c))
+    if C.hold or C.free or not C.level:
+        torch._foreach_mul_(x, spread(k_x * s))
+    torch._foreach_addcmul_(x, w, spread(k_u * c))
+    for v, part, t_v, t_w in carried:
+        if w is not v:
+            torch._foreach_addcmul_(part, w, spread(t_w))
+        torch._foreach_mul_(v, spread(t_v + t_w if w is v else t_v))
+        torch._foreach_add_(v, part)
+    if C.records:
+        store("radius", torch.where(held < 0, radius, held))
+
+
+def given(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Memory, options: Options) -> Tensor:
+    """The coefficients that `rule` gives each point, for a kernel: (points of all, 4), float64. Keeps the rule's numbers."""
+    (C, N), x = update, arrays.x
+    xx = _squares(x)
+    tiny = torch.finfo(x[0].dtype).tiny ** 0.5
+    r = torch.where(xx.sqrt() < tiny, tiny, xx.sqrt())
+    if C.unit and C.measures:
+        parts = (-_dots(x, g)).to(x[0].dtype).unsqueeze(1).split([part.shape[0] for part in x])
+        g = list(torch._foreach_addcmul(g, x, list(parts)))
+    length = algebra.clipped(_squares(g) if C.measures else xx, r, N.limit, C)[1]
+    coefficients = _ask(rule, length.unsqueeze(1), arrays, memory, options)
+    numbers = (*coefficients.of(rule.vectors[0] if rule.vectors else ""), coefficients.ahead)
+    return torch.stack([_flat(number) + torch.zeros_like(r) for number in numbers], dim=1)
+
+
+def _ask(rule: Rule, length: Tensor, arrays: Arrays, memory: Memory, options: Options) -> Coefficients:
+    """What `rule` answers; its numbers per point, (points of all, 1), float64, go back to where they are kept."""
+    scalars = {name: arrays.scalars[name] for name in rule.scalars}
+    memory.scalars = {name: torch.cat(numbers).double() for name, numbers in scalars.items()}
+    coefficients = rule(length, memory, {**options, "lr": float(options["lr"])})
+    for name, numbers in scalars.items():
+        torch._foreach_copy_(numbers, list(memory.scalars[name].split([part.shape[0] for part in numbers])))
+    return coefficients
+
+
+def _flat(number: Any) -> Any:
+    """A number, or one per point as (points,)."""
+    return number.reshape(-1) if isinstance(number, Tensor) and number.ndim else number
+
+
+def _is_zero(number: Any) -> bool:
+    return isinstance(number, (int, float)) and number == 0
+
+
+def _dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """a·b of every row of every matrix, (points of all,), float64."""
+    return torch.cat([torch.linalg.vecdot(p, q) for p, q in zip(a, b, strict=True)]).double()
+
+
+def _squares(a: Sequence[Tensor]) -> Tensor:
+    """a·a of every row of every matrix; summed again in float64 where squares of float32 overflow or vanish, or may do so and
+    cannot be read."""
+    if a[0].dtype == torch.float32 and not a[0].is_cpu:
+        return torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in a]).square()
+    size = torch.cat([torch.linalg.vector_norm(p, dim=1) for p in a])
+    if a[0].dtype == torch.float32 and not numerics.squares_fit(size):
+        size = torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in a])
+    return size.double().square()
