@@ -9,7 +9,7 @@ SOURCES := pyproject.toml constraints.txt py.typed $(wildcard *.py) $(shell find
 .PHONY: demo test test-long check docs clean
 
 demo: .venv/demo
-	$(BIN)/python -m retract unbalanced --plot out/unbalanced.png
+	$(BIN)/python -m retract --plot out/unbalanced.png
 
 test: .venv/dev
 	$(BIN)/python -m pytest -q --device $(DEVICE)
@@ -23,7 +23,7 @@ test-long: .venv/dev
 check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd tests && ../$(BIN)/mypy -p retract --config-file ../pyproject.toml
+	cd tests && MYPYPATH=../docs ../$(BIN)/mypy -p retract -p experiments --config-file ../pyproject.toml
 
 # The site, in out/site. The gallery is executed (the code of the other pages by `make test`), and a warning fails the build.
 docs: .venv/docs
@@ -47,13 +47,17 @@ endef
 	touch $@
 
 .venv/demo: .venv/created $(SOURCES)
+	$(call install,figures)
+
+# What docs/experiments needs.
+.venv/experiments: .venv/created $(SOURCES)
 	$(call install,experiments)
 
 .venv/dev: .venv/created $(SOURCES)
-	$(call install,experiments$(comma)dev$(comma)docs)
+	$(call install,figures$(comma)experiments$(comma)dev$(comma)docs)
 
 .venv/docs: .venv/created $(SOURCES)
-	$(call install,experiments$(comma)docs)
+	$(call install,figures$(comma)docs)
 
 # What psi.find is tried on. vit-pytorch asks for torchvision, which its networks do not need: it comes alone.
 .venv/architectures: .venv/dev $(SOURCES)

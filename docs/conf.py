@@ -66,10 +66,8 @@ PUBLIC = [
     "retract.manifolds.numerics",
     "retract.optim",
     "retract.psi",
-    "retract.psi.experiments.baselines",
-    "retract.psi.experiments.checkpoint",
-    "retract.psi.experiments.data",
-    "retract.psi.experiments.unbalanced",
+    "retract.psi.data",
+    "retract.psi.figure1",
 ]
 """The modules whose names the reference must explain."""
 

@@ -180,7 +180,7 @@ class Monitor:
         try:
             from matplotlib import pyplot as plt
         except ModuleNotFoundError as error:
-            raise MissingExtraError(f"Monitor.plot needs matplotlib: {install('experiments')}") from error
+            raise MissingExtraError(f"Monitor.plot needs matplotlib: {install('figures')}") from error
 
         panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
             "norm: smallest, median, largest": lambda o: (o.norm_min, o.norm_median, o.norm_max),

@@ -124,7 +124,7 @@ class Report(Sequence[Finding]):
             from matplotlib import pyplot as plt
             from matplotlib.patches import Patch
         except ModuleNotFoundError as error:
-            raise MissingExtraError(f"Report.plot needs matplotlib: {install('experiments')}") from error
+            raise MissingExtraError(f"Report.plot needs matplotlib: {install('figures')}") from error
         if ax is None:
             _, ax = plt.subplots(figsize=(8, 1 + 0.2 * len(self)), layout="constrained")
         colors = {"row": "#2171b5", "block": "#6baed6", "tensor": "#9ecae1", "none": "#d94801"}

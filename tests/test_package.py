@@ -3,12 +3,14 @@
 import ast
 import doctest
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 import retract
 
 ROOT = Path(__file__).parent.parent
@@ -42,14 +44,42 @@ def test_files_are_rooms():
     assert {p.name for p in ROOT.glob("*.py")} == {"__init__.py", "__main__.py"}
 
 
-def test_the_wheel_holds_every_package(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT]
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, unpacked."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT]
     subprocess.run([*command, "--disable-pip-version-check"], check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    (packed,) = folder.glob("*.whl")
+    zipfile.ZipFile(packed).extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_the_wheel_holds_every_package(wheel):
+    names = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
     expected = {"retract/__init__.py", "retract/__main__.py", "retract/py.typed"}
     expected |= {f"retract/{path.relative_to(ROOT)}" for path in SOURCES}
     assert expected == {name for name in names if ".dist-info/" not in name}
+
+
+def test_of_the_experiments_the_wheel_holds_figure_1(wheel, tmp_path):
+    """``python -m retract`` runs without typer, rich, or any file of docs/experiments, by name or by import."""
+    experiments = {path.name for path in (ROOT / "docs" / "experiments").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert experiments
+    assert not experiments & {path.name for path in (wheel / "retract").rglob("*.py")}
+    code = (
+        "import runpy, sys, retract\n"
+        f"assert retract.__file__.startswith({str(wheel)!r}), retract.__file__\n"
+        "sys.modules.update(typer=None, rich=None, experiments=None)\n"
+        "sys.argv = ['retract', '--epochs', '1', '--device', 'cpu', '--plot', 'figure.png']\n"
+        "runpy.run_module('retract', run_name='__main__')"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "PSI-SGDM" in done.stdout
+    assert (tmp_path / "figure.png").read_bytes()[1:4] == b"PNG"
 
 
 def test_tests_run_against_the_installed_package():

@@ -4,7 +4,7 @@
 
 One run per core, each on one thread. Goes on where it was interrupted; finished runs in docs/benchmarks/cifar are read, not
 repeated, so that more seeds can be added later. At the end it draws the curves of the first seed, cifar.png; the tables are
-those of `.venv/bin/python -m retract table docs/benchmarks/cifar`.
+those of `.venv/bin/python docs/experiments table docs/benchmarks/cifar`.
 """
 
 import os
@@ -16,7 +16,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from retract.psi.experiments import cifar, plots
+
+sys.path.append(str(Path(__file__).parents[1]))  # where the package experiments is
+from experiments import cifar, plots
 
 HERE = Path(__file__).parent
 OUT = HERE / "cifar"

@@ -15,15 +15,18 @@ of 50,000, which do not fill a batch, are left out. On a CPU the same steps run 
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from retract.psi.experiments import checkpoint, cifar, table
-from retract.psi.experiments.methods import METHODS
-from retract.psi.experiments.training import Epoch, Record
+
+sys.path.append(str(Path(__file__).parents[1]))  # where the package experiments is
+from experiments import checkpoint, cifar, table
+from experiments.methods import METHODS
+from experiments.training import Epoch, Record
 
 SPEED = {"bf16": True, "channels_last": True}
 STUDY = [

@@ -13,7 +13,7 @@ import torch
 from retract import declare, param_groups, psi
 from retract.manifolds import PSI, Rows
 from retract.optim import PSISGD
-from retract.psi.experiments.data import mnist
+from retract.psi.data import mnist
 from torch import nn
 
 SEEDS = range(3)

@@ -7,14 +7,18 @@ quartiles.
 """
 
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import retract
 import torch
 from retract import psi
 from retract.optim import PSISGD
-from retract.psi.experiments.resnet import cifar_resnet
 from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1]))  # where the package experiments is
+from experiments.resnet import cifar_resnet
 
 STEPS, ROUNDS, EVERY = 10, 200, 100
 

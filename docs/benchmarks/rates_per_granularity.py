@@ -15,7 +15,7 @@ import torch
 from retract import declare, param_groups
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
-from retract.psi.experiments.data import mnist
+from retract.psi.data import mnist
 from torch import nn
 
 STEPS, BATCH, SEEDS = 400, 128, range(1)

@@ -23,8 +23,10 @@ from pathlib import Path
 import torch
 from retract.manifolds import PSI, Grassmann, Sphere
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianSGD
-from retract.psi.experiments import epoch_time
 from weights import LISTS, interleaved, median, spread, tensors
+
+sys.path.append(str(Path(__file__).parents[1]))  # where the package experiments is
+from experiments import epoch_time
 
 HERE = Path(__file__).parent
 ROUNDS = {"ResNet-56": 60, "ResNet-50": 15, "ViT-B": 7, "transformer-1B": 10}

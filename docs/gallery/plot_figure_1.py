@@ -8,21 +8,21 @@ the same function; which optimizers train them alike?
 """
 
 from matplotlib import pyplot as plt
-from retract.psi.experiments import data, unbalanced
+from retract.psi import data, figure1
 
 plt.style.use("tableau-colorblind10")
 
 # %%
-# ``retract.psi.experiments.unbalanced`` is what ``python -m retract unbalanced`` runs: 100 hidden units, batches of 128,
+# ``retract.psi.figure1`` is what ``python -m retract`` runs: 100 hidden units, batches of 128,
 # learning rate 0.1, × 0.1 after 40 % of the epochs, momentum 0.9 for SGD and PSI-SGDM. BatchNorm's eps is 1e-30: at the
 # default of 1e-5 it would not be small against the variance behind a row of norm :math:`2^{-13}`, and the two starts would
 # be two functions.
 
-config = unbalanced.Config(epochs=30)
+config = figure1.Config(epochs=30)
 digits = data.digits()
-print(unbalanced.invariance(digits, config))
-print(f"relative change of the outputs by rescaling: {unbalanced.eps_leak(digits, config):.0e} in float64,")
-print(f"and {unbalanced.eps_leak(digits, unbalanced.Config(eps=1e-5)):.1f} with an eps of 1e-5")
+print(figure1.invariance(digits, config))
+print(f"relative change of the outputs by rescaling: {figure1.eps_leak(digits, config):.0e} in float64,")
+print(f"and {figure1.eps_leak(digits, figure1.Config(eps=1e-5)):.1f} with an eps of 1e-5")
 
 # %%
 # SGD sees the gradient of a row fall as :math:`1/r` while the row grows as :math:`r`: it turns rows at a rate of
@@ -31,7 +31,7 @@ print(f"and {unbalanced.eps_leak(digits, unbalanced.Config(eps=1e-5)):.1f} with 
 # Multiplications by powers of two are exact in floating point, and so is the equality.
 
 methods = ("SGD", "PSI-SGD", "PSI-SGDM")
-outcomes = {method: unbalanced.compare(method, digits, config) for method in methods}
+outcomes = {method: figure1.compare(method, digits, config) for method in methods}
 
 # %%
 # What to look at: whether the dashed line lies on the solid one.
@@ -63,4 +63,4 @@ assert outcomes["PSI-SGDM"].bitwise_equal
 assert all(len(set(outcomes[method].accuracy.values())) == 1 for method in ("PSI-SGD", "PSI-SGDM"))
 assert outcomes["SGD"].accuracy["balanced"] > outcomes["SGD"].accuracy["rescaled"] + 10
 assert len(outcomes["SGD"].losses["balanced"]) == 360
-assert unbalanced.eps_leak(digits, config) < 1e-15
+assert figure1.eps_leak(digits, config) < 1e-15

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from retract.psi.experiments.baselines import SGDP, AdamP
+from experiments.baselines import SGDP, AdamP
 from torch import nn
 
 SHAPES = [(6, 3, 3, 3), (4, 10), (5,)]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from cifar_folders import write_cifar10, write_cifar100
-from retract.psi.experiments import checkpoint, cifar, cifar_files, methods, training
-from retract.psi.experiments.cli import app
+from experiments import checkpoint, cifar, cifar_files, methods, training
+from experiments.cli import app
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +72,10 @@ def test_psi_sgdm_and_sgdg(folder, tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
+sys.path.append({docs!r})
 import torch
 torch.set_num_threads(1)
-from retract.psi.experiments import cifar, cifar_files
+from experiments import cifar, cifar_files
 cifar_files._CIFAR10 = cifar_files._CIFAR10._replace(images=({train}, {test}))
 split = cifar.load("cifar10", Path(sys.argv[1]))
 config = cifar.Config(method=sys.argv[3], images=192, epochs=3, batch=64, weight_decay=1e-3, channels_last=True)
@@ -88,7 +89,7 @@ cifar.train(config, split, torch.device("cpu"), Path(sys.argv[2]), tell)
 def test_a_killed_run_goes_on_bitwise(folder, tmp_path, method):
     """Killed after its first epoch, somewhere in the second, and in a new process on to the numbers of an undisturbed run."""
     driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER.format(train=COUNTS[0], test=COUNTS[1]))
+    driver.write_text(DRIVER.format(docs=str(Path(cifar.__file__).parents[1]), train=COUNTS[0], test=COUNTS[1]))
 
     def start(out):
         command = [sys.executable, "-W", "ignore", str(driver), str(folder), str(tmp_path / out), method]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from cifar_folders import write_cifar10, write_cifar100
+from experiments import cifar_files as cifar
 from retract.manifolds.errors import RetractError
-from retract.psi.experiments import cifar_files as cifar
 
 COUNTS = (6, 4)
 

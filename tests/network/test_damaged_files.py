@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from damage import mutated, zipped
+from experiments import checkpoint, cifar_files, table, training
+from experiments.cifar import Config
 from retract.manifolds.errors import RetractError
-from retract.psi.experiments import checkpoint, cifar_files, data, table, training
-from retract.psi.experiments.cifar import Config
+from retract.psi import data
 
 COUNT = 6
 LAYOUT = cifar_files._CIFAR10._replace(train=["batch"], test=["batch"], images=(COUNT, COUNT))

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from retract.psi.experiments import rates
-from retract.psi.experiments.cli import app
+from experiments import rates
+from experiments.cli import app
 from typer.testing import CliRunner
 
 SMALL = rates.Config(samples=40, steps=256, ratios=128, seeds=8, horizons=(16, 64))

@@ -8,13 +8,13 @@ import pytest
 import torch
 import typer
 from cifar_folders import write_cifar10
+from experiments import cifar, cli_networks, cli_shared, cli_small, epoch_time, toy
+from experiments.cli import app
+from experiments.table import Row
+from experiments.training import Epoch, Record
 from retract import param_groups, psi
 from retract.manifolds.errors import MissingExtraError
 from retract.optim import PSISGD
-from retract.psi.experiments import cifar, cli_networks, cli_shared, cli_small, epoch_time, plots, toy, unbalanced
-from retract.psi.experiments.cli import app
-from retract.psi.experiments.table import Row
-from retract.psi.experiments.training import Epoch, Record
 from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
@@ -26,16 +26,10 @@ LONG = {**vars(cifar.Config("cifar100", 56, "sgdg", 0.00316, 5e-4, 0.1)), "image
 def widest():
     """The tables of the commands with long content."""
     runs = [toy.Run(m, s, 0.00316, 3.16e-05, *[[1.23456e-05]] * 4) for s in toy.SCALES for m in toy.METHODS]
-    losses = {start: [0.1 + place] for place, start in enumerate(unbalanced.STARTS)}
-    outcomes = [
-        unbalanced.Outcome(m, losses, {s: [1.2345] for s in losses}, dict.fromkeys(losses, 100.0))
-        for m in unbalanced.METHODS
-    ]
     trials = [Record({**LONG, "lr": lr}, [EPOCH]) for lr in (0.00316, 0.1)]
     settings = {key: value for key, value in LONG.items() if key != "seed"}
     return {
         "toy": cli_small._toy_table("‖∇_V‖", runs),
-        "unbalanced": cli_small._table(outcomes),
         "sweep": cli_networks._sweep_table("sgdg", trials),
         "table": cli_networks._table([Row(settings, (98.76, 98.54), (1.2345e-5, 1.2e-5), 2)]),
     }
@@ -46,7 +40,7 @@ def words(table):
 
 
 @pytest.mark.parametrize("width", [80, 60, 40])
-@pytest.mark.parametrize("name", ["toy", "unbalanced", "sweep", "table"])
+@pytest.mark.parametrize("name", ["toy", "sweep", "table"])
 def test_no_cell_is_cut_off(name, width):
     table, file = widest()[name], io.StringIO()
     cli_shared.show([table], Console(file=file, width=width), None)
@@ -55,11 +49,9 @@ def test_no_cell_is_cut_off(name, width):
     assert max(map(len, text.splitlines())) <= width
 
 
-@pytest.mark.parametrize("name", ["toy", "unbalanced"])
-def test_the_tables_of_figures_are_tables_at_80_columns(name):
-    """Not the lists that narrower screens get."""
-    table = widest()[name]
-    assert cli_shared._fits(table, Console(file=io.StringIO(), width=80))
+def test_the_table_of_figure_4_is_a_table_at_80_columns():
+    """Not the list that narrower screens get."""
+    assert cli_shared._fits(widest()["toy"], Console(file=io.StringIO(), width=80))
 
 
 @pytest.mark.parametrize(
@@ -179,19 +171,5 @@ def test_plots_without_matplotlib_name_the_extra(monkeypatch):
     monitor = psi.Monitor(model, PSISGD(param_groups(model), lr=0.1))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for thing in (report, monitor):
-        with pytest.raises(
-            MissingExtraError, match=r"plot needs matplotlib: pip install '.\[experiments\]' in a checkout"
-        ):
+        with pytest.raises(MissingExtraError, match=r"plot needs matplotlib: pip install '.\[figures\]' in a checkout"):
             thing.plot()
-
-
-def test_the_picture_of_the_demo_says_what_it_shows(monkeypatch, tmp_path):
-    figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
-    outcome = unbalanced.Outcome("SGD", *[{start: [0.5, 0.25] for start in unbalanced.STARTS}] * 2)
-    plots.loss_curves([outcome], unbalanced.Config(epochs=2), tmp_path / "x.png")
-    (figure,) = figures
-    assert figure.get_suptitle() == "The same function from two starts"
-    assert figure.get_supylabel() == "training loss (cross-entropy, nats)"
-    assert figure.get_supxlabel() == "epoch"
-    plots._pyplot().close(figure)

@@ -10,7 +10,7 @@ from retract import declare, param_groups, psi
 from retract.manifolds import PSI
 from retract.manifolds.errors import RetractError
 from retract.optim import PSISGD
-from retract.psi.experiments.data import digits, mnist
+from retract.psi.data import digits, mnist
 from torch import nn
 
 

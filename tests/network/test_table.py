@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from retract.psi.experiments import cifar, epoch_time, table, training
-from retract.psi.experiments.cli import app
+from experiments import cifar, epoch_time, table, training
+from experiments.cli import app
 from typer.testing import CliRunner
 
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from retract.psi.experiments import toy
-from retract.psi.experiments.cli import app
+from experiments import toy
+from experiments.cli import app
 from typer.testing import CliRunner
 
 SHORT = toy.Config(samples=200, steps=30)

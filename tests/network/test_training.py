@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments import imagenet
+from experiments.cli import app
+from experiments.training import Trainer
 from processes import together
-from retract.psi.experiments import imagenet
-from retract.psi.experiments.cli import app
-from retract.psi.experiments.training import Trainer
 from torch import nn
 from typer.testing import CliRunner
 

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import torch
+from experiments import checkpoint
 from networks import declare_all, normed_mlp
 from optimizers import OPTIMIZERS
 from retract import param_groups
 from retract.manifolds import PSI, Grassmann
-from retract.psi.experiments import checkpoint
 from torch import nn
 
 STEPS, BATCH, SAMPLES = 40, 8, 48

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiments import checkpoint
 from paths import PATHS
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
 from retract.manifolds.errors import GeometryError, GradientError, RetractError, StateError, StepError
 from retract.optim import PSISGD, RiemannianAdam, reference, rows
-from retract.psi.experiments import checkpoint
 from torch import nn
 
 HERE = Path(__file__).parent
@@ -26,7 +26,8 @@ ROOT = HERE.parent.parent
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.long)])
 def test_a_killed_run_goes_on_bitwise(kills, tmp_path):
     """At random moments, those of saving among them; the checkpoint is whole after each."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent / "support")}
+    folders = HERE.parent / "support", Path(checkpoint.__file__).parents[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, HERE / "kills.py", tmp_path, str(kills)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

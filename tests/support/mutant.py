@@ -25,7 +25,7 @@ class Mutant(NamedTuple):
 
 
 def copied(folder: Path, mutant: Mutant | None = None) -> Path:
-    """The package as it is installed, in `folder`, with the fault of `mutant`."""
+    """The package as it is installed, in `folder`, with the experiments of the checkout, and with the fault of `mutant`."""
     installed = Path(retract.__file__).parent
     for path in [
         *installed.glob("*.py"),
@@ -34,6 +34,9 @@ def copied(folder: Path, mutant: Mutant | None = None) -> Path:
         place = folder / "retract" / path.relative_to(installed)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
+    shutil.copytree(
+        ROOT / "docs/experiments", folder / "retract/docs/experiments", ignore=shutil.ignore_patterns("__pycache__")
+    )
     if mutant is not None:
         place = folder / "retract" / mutant.file
         place.write_text(place.read_text().replace(mutant.old, mutant.new))
@@ -41,8 +44,9 @@ def copied(folder: Path, mutant: Mutant | None = None) -> Path:
 
 
 def outcome(folder: Path, nodes: list[str]) -> subprocess.CompletedProcess[str]:
-    """What pytest says of the tests `nodes`, with the package in `folder`. Its exit code is 0 if all pass and 1 if one fails."""
+    """What pytest says of the tests `nodes`, with the package and the experiments in `folder`. Its exit code is 0 if all pass and 1 if one fails."""
     flags = ["-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    flags += ["-o", f"pythonpath=tests/support {folder}/retract/docs"]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", *flags, *nodes]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)

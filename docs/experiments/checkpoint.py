@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from retract.manifolds.errors import RetractError
 
-from ...manifolds.errors import RetractError
 from . import pickles
 
 __all__ = ["load", "save"]

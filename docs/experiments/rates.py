@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+from retract import manifolds, optim
 from torch import Tensor
-
-from ... import manifolds, optim
 
 __all__ = ["Blocks", "Config", "Descent", "ExpectedDescent", "theorem_2", "theorem_3"]
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 import typer
+from retract.manifolds.errors import RetractError
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
-
-from ...manifolds.errors import RetractError
 
 __all__ = ["Device", "check_files", "chosen", "new_table", "progress", "readable", "show", "write_json"]
 

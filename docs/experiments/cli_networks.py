@@ -10,10 +10,10 @@ from typing import Annotated
 
 import torch.distributed as dist
 import typer
+from retract.manifolds.errors import RetractError
 from rich.console import Console
 from rich.table import Table
 
-from ...manifolds.errors import RetractError
 from . import cifar as tables_1_and_2
 from . import epoch_time as section_6_2
 from . import imagenet as torchvision_runs
@@ -164,7 +164,7 @@ def imagenet(
     device: Annotated[Device, _DEVICE] = Device.auto,
     out: Annotated[Path, _OUT] = Path("out/imagenet"),
 ) -> None:
-    """Table 1, last block: torchvision's ResNets. On several GPUs: torchrun --nproc-per-node N -m retract imagenet …"""
+    """Table 1, last block: torchvision's ResNets. On several GPUs: torchrun --nproc-per-node N docs/experiments imagenet …"""
     console = Console()
     with readable(f"Interrupted. Finished epochs are in {out}; the same command goes on from there."):
         config = torchvision_runs.Config(

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from itertools import product
 
 import torch
+from retract import manifolds, optim
 from torch import Tensor, nn
-
-from ... import manifolds, optim
 
 __all__ = ["CRITERIA", "METHODS", "SCALES", "Config", "Run", "spread", "sweep", "train"]
 

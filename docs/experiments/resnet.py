@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from retract.manifolds.errors import RetractError
 from torch import Tensor, nn
-
-from ...manifolds.errors import RetractError
 
 __all__ = ["Block", "cifar_resnet"]
 

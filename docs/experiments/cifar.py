@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from retract.manifolds.errors import RetractError
+from retract.psi.data import Split
 from torch import Tensor
 
-from ...manifolds.errors import RetractError
 from .cifar_files import cifar10, cifar100
-from .data import Split
 from .methods import METHODS, build, label
 from .resnet import cifar_resnet
 from .training import Epoch, Record, Trainer, drops, finished

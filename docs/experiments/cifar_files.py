@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from retract.manifolds.errors import RetractError
+from retract.psi.data import Split, whole
 from torch import Tensor
 
-from ...manifolds.errors import RetractError
-from .data import Split, whole
 from .pickles import Call, Name, read, shown
 
 __all__ = ["cifar10", "cifar100"]

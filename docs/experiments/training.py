@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from retract.manifolds.errors import RetractError
+from retract.psi.data import whole
 from torch import Tensor, nn
 
-from ...manifolds.errors import RetractError
 from . import checkpoint
-from .data import whole
 from .pickles import shown
 
 __all__ = ["Epoch", "Record", "Trainer", "drops", "finished"]

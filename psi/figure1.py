@@ -6,20 +6,20 @@ so an optimizer that respects the symmetry must train both alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ... import manifolds, optim
-from ..declare import declare
-from ..invariance import find
-from ..report import Report
+from .. import manifolds, optim
 from .data import Split
+from .declare import declare
+from .invariance import find
+from .report import Report
 
-__all__ = ["METHODS", "Config", "Outcome", "compare", "eps_leak", "invariance"]
+__all__ = ["METHODS", "Config", "Outcome", "compare", "draw", "eps_leak", "invariance"]
 
 METHODS = ("SGD", "SGDG", "PSI-SGD", "PSI-SGDM")
 """What can be compared."""
@@ -101,6 +101,41 @@ def compare(
             right = (model(data.test_x).argmax(1) == data.test_y).double().mean()
         outcome.accuracy[start] = 100.0 * float(right)
     return outcome
+
+
+def draw(outcomes: Sequence[Outcome], config: Config) -> Any:
+    """A matplotlib figure with a panel per method, two in a row: the loss from both starts over the epochs."""
+    from matplotlib.figure import Figure
+
+    rows, columns = -(-len(outcomes) // 2), min(2, len(outcomes))
+    figure = Figure(figsize=(3.4 * columns, 2.7 * rows))
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for unused in panels[len(outcomes) :]:
+        unused.set_visible(False)
+    looks: dict[str, dict[str, Any]] = {
+        STARTS[0]: {"color": "#9ecae1", "linewidth": 5.0, "label": "balanced start"},
+        STARTS[1]: {
+            "color": "#d94801",
+            "linewidth": 1.5,
+            "linestyle": "--",
+            "label": f"rows × {config.scale:g}, ÷ {config.scale:g}",
+        },
+    }
+    for panel, outcome in zip(panels, outcomes, strict=False):
+        for start in STARTS:
+            means = outcome.epoch_means[start]
+            panel.plot(range(1, len(means) + 1), means, **looks[start])
+        verdict = "bitwise equal" if outcome.bitwise_equal else f"apart by {outcome.largest_difference:.2g}"
+        panel.set_title(f"{outcome.method}\n{verdict}", fontsize=11)
+        panel.set_yscale("log")
+        panel.grid(alpha=0.3)
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle("The same function from two starts", fontsize=12)
+    figure.supxlabel("epoch", fontsize=11)
+    figure.supylabel("training loss (cross-entropy, nats)", fontsize=11)
+    panels[0].legend(fontsize=9, loc="best")
+    figure.tight_layout()
+    return figure
 
 
 def invariance(data: Split, config: Config) -> Report:

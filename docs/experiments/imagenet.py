@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from retract.manifolds.errors import RetractError
 from torch import Tensor
 
-from ...manifolds.errors import RetractError
 from .methods import build, label
 from .training import Record, Trainer, drops
 

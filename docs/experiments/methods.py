@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from retract import manifolds, optim
+from retract.manifolds.errors import RetractError
+from retract.psi import declare
 from torch import Tensor, nn
 
-from ... import manifolds, optim
-from ...manifolds.errors import RetractError
-from ..declare import declare
 from .baselines import SGDP, AdamP
 
 __all__ = ["METHODS", "Method", "build", "label"]

@@ -9,10 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
-from ...manifolds.errors import RetractError
+from ..manifolds.errors import RetractError
 
 __all__ = ["Split", "digits", "mnist", "whole"]
 
@@ -42,6 +41,8 @@ class Split(NamedTuple):
 def digits() -> Split:
     """The 8 × 8 digits that scikit-learn ships: 1,500 to train and 297 to test, by a fixed shuffle. Images are float32 rows
     in [0, 1], (N, 64)."""
+    from sklearn.datasets import load_digits
+
     x, y = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     images = torch.from_numpy(x[order] / 16.0).float()

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...manifolds.errors import RetractError
+from retract.manifolds.errors import RetractError
+
 from .cifar import Config
 from .methods import METHODS
 from .pickles import shown

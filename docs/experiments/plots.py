@@ -12,44 +12,8 @@ import matplotlib
 from . import toy
 from .table import Row, title
 from .training import Record
-from .unbalanced import STARTS, Config, Outcome
 
-__all__ = ["accuracies", "loss_curves", "toy_curves", "training_curves"]
-
-
-def loss_curves(outcomes: list[Outcome], config: Config, path: Path) -> None:
-    """One panel per method, two in a row: the loss from both starts over epochs, written to `path` as PNG."""
-    plt = _pyplot()
-    rows, columns = -(-len(outcomes) // 2), min(2, len(outcomes))
-    figure, grid = plt.subplots(
-        rows, columns, figsize=(3.4 * columns, 2.7 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    panels = grid.flatten()
-    for unused in panels[len(outcomes) :]:
-        unused.set_visible(False)
-    looks = {
-        STARTS[0]: {"color": "#9ecae1", "linewidth": 5.0, "label": "balanced start"},
-        STARTS[1]: {
-            "color": "#d94801",
-            "linewidth": 1.5,
-            "linestyle": "--",
-            "label": f"rows × {config.scale:g}, ÷ {config.scale:g}",
-        },
-    }
-    for panel, outcome in zip(panels, outcomes, strict=False):
-        for start in STARTS:
-            means = outcome.epoch_means[start]
-            panel.plot(range(1, len(means) + 1), means, **looks[start])
-        verdict = "bitwise equal" if outcome.bitwise_equal else f"apart by {outcome.largest_difference:.2g}"
-        panel.set_title(f"{outcome.method}\n{verdict}", fontsize=11)
-        panel.set_yscale("log")
-        panel.grid(alpha=0.3)
-    panels[0].xaxis.get_major_locator().set_params(integer=True)
-    figure.suptitle("The same function from two starts", fontsize=12)
-    figure.supxlabel("epoch", fontsize=11)
-    figure.supylabel("training loss (cross-entropy, nats)", fontsize=11)
-    panels[0].legend(fontsize=9, loc="best")
-    _save(figure, path)
+__all__ = ["accuracies", "toy_curves", "training_curves"]
 
 
 def toy_curves(runs: list[toy.Run], path: Path) -> None:

@@ -1,11 +1,11 @@
-"""``python -m retract``: one command per experiment. What is computed stands beside it, one file each."""
+"""``python docs/experiments``: one command per experiment. What is computed stands beside it, one file each."""
 
 from __future__ import annotations
 
 import typer
 
 from .cli_networks import cifar, epoch_time, imagenet, table
-from .cli_small import rates, toy, unbalanced
+from .cli_small import rates, toy
 
 __all__ = ["app"]
 
@@ -17,5 +17,5 @@ def experiments() -> None:
     """The experiments of Yi, Accelerating Training of Batch Normalization: A Manifold Perspective (UAI 2022)."""
 
 
-for command in (unbalanced, toy, rates, cifar, imagenet, epoch_time, table):
+for command in (toy, rates, cifar, imagenet, epoch_time, table):
     app.command()(command)

@@ -1,1 +1,0 @@
-"""The paper's experiments, behind ``python -m retract``. Needs the extra ``experiments``."""
