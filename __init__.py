@@ -15,10 +15,21 @@ touching anything else:
 True
 """
 
-from . import manifolds, optim, psi
+from . import manifolds, optim, psi, testing
 from .manifolds.declare import declare, declared, put, undeclare
 from .optim.groups import param_groups
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "declare", "declared", "manifolds", "optim", "param_groups", "psi", "put", "undeclare"]
+__all__ = [
+    "__version__",
+    "declare",
+    "declared",
+    "manifolds",
+    "optim",
+    "param_groups",
+    "psi",
+    "put",
+    "testing",
+    "undeclare",
+]

@@ -8,7 +8,7 @@ ambient array, `egrad` a Euclidean gradient. Scalars per point keep the event di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from functools import cache, wraps
 from types import new_class
@@ -71,6 +71,11 @@ class Manifold(ABC):
 
     event_ndim: int
     """Number of trailing dimensions that make one point."""
+    max_tangent_norm: float = 1e4
+    """Length ‖u‖ₓ up to which all maps are finite and differentiable. Law: they are. A geometry whose maps overflow before
+    (cosh, the exponential of a matrix) says so here, on the class or on an instance."""
+    unmet_laws: Collection[str] = ()
+    """Names of laws of `retract.testing` that the manifold is known to break; `retract.testing.laws` leaves them out."""
 
     def __init_subclass__(cls, *, guarded: bool = True, **options: Any) -> None:
         """Make the maps that a subclass defines refuse complex arrays, whose products would lack a conjugate."""
