@@ -70,6 +70,7 @@ PUBLIC = [
     "retract.psi.experiments.checkpoint",
     "retract.psi.experiments.data",
     "retract.psi.experiments.unbalanced",
+    "retract.testing",
 ]
 """The modules whose names the reference must explain."""
 

@@ -33,18 +33,18 @@ _MAPS = frozenset(
 )
 
 
-def _refusing_complex(function: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing_complex(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def refusing(manifold: Manifold, *arrays: Any, **named: Any) -> Any:
         for array in (*arrays, *named.values()) if named else arrays:
             if array.dtype.is_complex:
                 raise GeometryError(
-                    f"{function.__name__} of {manifold!r} was given an array of {array.dtype}, but points and tangents "
+                    f"{name} of {manifold!r} was given an array of {array.dtype}, but points and tangents "
                     "are real; give torch.view_as_real(a), or the real and the imaginary part"
                 )
         return function(manifold, *arrays, **named)
 
     # torch.compile keeps a bounded number of programs per code object, so every map has one of its own.
-    refusing.__code__ = refusing.__code__.replace(co_name=function.__name__)
+    refusing.__code__ = refusing.__code__.replace(co_name=name)
     return wraps(function)(refusing)
 
 
@@ -81,7 +81,7 @@ class Manifold(ABC):
         """Make the maps that a subclass defines refuse complex arrays, whose products would lack a conjugate."""
         super().__init_subclass__(**options)
         for name in _MAPS & vars(cls).keys() if guarded else ():
-            setattr(cls, name, _refusing_complex(vars(cls)[name]))
+            setattr(cls, name, _refusing_complex(name, vars(cls)[name]))
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

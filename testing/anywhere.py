@@ -12,6 +12,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from types import ModuleType
 from typing import Any
 
@@ -48,25 +49,28 @@ def evaluated(manifold: Manifold) -> Any:
 
 @contextmanager
 def importable(manifold: Manifold) -> Iterator[None]:
-    """As long as it lasts, the globals of the manifold's methods are found under the name of their module, in which
-    `torch.compile` looks them up."""
+    """As long as it lasts, `torch.compile`, which imports the module that a function names to look up its globals, finds those of
+    the manifold's methods."""
     members = [inspect.unwrap(m) for kind in type(manifold).__mro__ for m in vars(kind).values() if callable(m)]
     spaces = {id(names): names for names in (getattr(m, "__globals__", {}) for m in members) if "__name__" in names}
     with ExitStack() as stack:
         for names in spaces.values():
             if getattr(sys.modules.get(names["__name__"]), "__dict__", None) is not names:
-                stack.enter_context(_standing_in(names["__name__"], names))
+                stack.enter_context(_renamed(names))
         yield
 
 
 @contextmanager
-def _standing_in(name: str, names: dict[str, Any]) -> Iterator[None]:
-    before, module = sys.modules.get(name), ModuleType(name)
-    vars(module).update(names)
-    sys.modules[name] = module
+def _renamed(names: dict[str, Any]) -> Iterator[None]:
+    """A module with these globals, under a name that the compiler, which keeps what it has imported, has never seen."""
+    before, name = names["__name__"], f"retract_testing_{next(_numbers)}"
+    names["__name__"], sys.modules[name] = name, ModuleType(name)
+    vars(sys.modules[name]).update(names)
     try:
         yield
     finally:
+        names["__name__"] = before
         del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+
+
+_numbers = count()

@@ -53,8 +53,9 @@ def geodesics_continue_themselves(s: Setting) -> None:
 
 @law(GeodesicManifold)
 def logarithm_inverts_the_exponential(s: Setting) -> None:
-    """log(x, exp(x, u)) is u and dist is ‖u‖, for ‖u‖ below injectivity_radius, and below 3."""
-    for length in (1e-6, 0.1, 0.97 * min(s.m.injectivity_radius, s.m.max_tangent_norm, 3.0)):
+    """log(x, exp(x, u)) is u and dist is ‖u‖, for ‖u‖ below injectivity_radius, or 3 where that is infinite."""
+    radius = s.m.injectivity_radius
+    for length in (1e-6, 0.1, 0.97 * min(3.0 if radius == torch.inf else radius, s.m.max_tangent_norm)):
         u, far = s.along(length), f"at length {length:.3g}"
         y = s.m.exp(s.x, u)
         s.same(s.m.log(s.x, y), u, f"log of exp {far}", tol=s.tol if length < 1 else 20 * s.tol)
