@@ -20,18 +20,16 @@ class Law:
     """One law, to be checked on a manifold that inherits the class `of`; made by `laws`.
 
     Handed to ``pytest.mark.parametrize``, it names its test.
-
-    Args:
-        name: as in messages and in `Manifold.unmet_laws`.
-        statement: what holds, in a sentence.
-        of: the class whose hypothesis implies the law.
-        function: raises `LawError` where the law does not hold.
     """
 
     name: str
+    """As in messages and in `Manifold.unmet_laws`."""
     statement: str
+    """What holds, in a sentence."""
     of: type
+    """The class whose hypothesis implies the law."""
     function: Callable[[Setting], None] = field(repr=False)
+    """Raises `LawError` where the law does not hold."""
 
     @property
     def __name__(self) -> str:
@@ -48,7 +46,7 @@ class Law:
         device: torch.device | str = "cpu",
         thorough: bool = False,
     ) -> None:
-        """Check the law at random points and tangents, (*batch, *shape).
+        """Check the law at random points and tangents, (*batch, *event).
 
         >>> from retract.manifolds import Sphere
         >>> from retract.testing import laws
@@ -56,12 +54,12 @@ class Law:
         ...     if "distance" in law.name:
         ...         law.check(Sphere(), (5,))
         ...         print(law.statement)
-        dist(x, x) and log(x, x) are 0.
         dist(x, y)²/2 has the gradient −log(y, x) in y, where x and y coincide too.
+        dist(x, x) and log(x, x) are 0.
 
         Args:
             manifold: an instance of a class that inherits `of`.
-            shape: of one point, as in `Manifold.event_error`.
+            shape: of one point, (*event).
             dtype: of points and tangents. Orders and derivatives are measured in float64 only.
             batch: how many points; laws about batches say nothing of ``()``, a single point.
             seed: of all that is drawn.

@@ -73,12 +73,10 @@ def check_manifold(
     >>> try:
     ...     check_manifold(Halfway(), (5,), dtypes=[torch.float64])
     ... except AssertionError as error:
-    ...     print(*(line for line in str(error).splitlines() if "does not hold" in line), sep="\\n")
-    ... # doctest: +NORMALIZE_WHITESPACE
-    gradient_is_of_second_order does not hold for Halfway(), points of shape (3, 5) in torch.float64:
-    the order 1 of the gap of the gradient, which should be 2, is off by 0.999 (tolerance 0.02)
-    retraction_agrees_to_first_order does not hold for Halfway(), points of shape (3, 5) in torch.float64:
-    retract parts from exp, or from x + u, at order 1, not above 1.98
+    ...     print(*(line.partition(":")[0] for line in str(error).splitlines() if "not hold" in line), sep="\\n")
+    2 of 37 laws do not hold for Halfway()
+    gradient_is_of_second_order does not hold for Halfway(), points of shape (3, 5) in torch.float64
+    retraction_agrees_to_first_order does not hold for Halfway(), points of shape (3, 5) in torch.float64
 
     A manifold says on its class, or on an instance, what it does not promise: `Manifold.max_tangent_norm` if its maps
     overflow for long tangents, `GeodesicManifold.injectivity_radius` up to where `log` inverts `exp`, and

@@ -65,7 +65,8 @@ def test_import_is_light():
     """On top of torch: under 0.15 s, and geoopt, numba and the experiments' packages stay out. Best of five, as the machine is shared."""
     code = (
         "import torch, sys, time; t = time.perf_counter(); import retract; t = time.perf_counter() - t\n"
-        "assert not {'geoopt', 'numba', 'matplotlib', 'rich', 'typer', 'sklearn', 'pytest'} & set(sys.modules); print(t)"
+        "assert not {'geoopt', 'numba', 'matplotlib', 'rich', 'typer', 'sklearn', 'retract.testing'} & set(sys.modules)\n"
+        "assert retract.testing.check_manifold and 'pytest' not in sys.modules; print(t)"
     )
     times = [
         float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) for _ in range(5)
