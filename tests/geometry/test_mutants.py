@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 import pytest
 import torch
 from geometries import CASES
-from retract.manifolds import PSI, Grassmann, Sphere
+from retract.manifolds import PSI, Euclidean, Grassmann, Sphere
 from retract.manifolds.grassmann import Lines
 from retract.testing import LawError, basics, derivatives, geodesics, quotients, spherical
 
@@ -90,7 +90,8 @@ MUTANTS = [
     ("grassmann2", Grassmann, "log", through_decomposition, derivatives.half_the_squared_distance_has_minus_the_logarithm_as_gradient),
     ("sphere", Sphere, "geodesic", lambda m, x, u, t: m.exp(x, u) if isinstance(t, torch.Tensor) else m.exp(x, t * u), geodesics.geodesics_take_many_times),
     ("psi", PSI, "norm", lambda m, x, u: u.norm(dim=-1, keepdim=True), basics.metric_is_an_inner_product),
-    ("psi", PSI, "retract_and_transport", lambda m, x, u, v: (x + u, v), basics.transport_is_a_vector_transport),
+    ("euclidean1", Euclidean, "retract_and_transport", lambda m, x, u, v: (x + u, 1.01 * v), basics.transport_is_a_vector_transport),
+    ("euclidean1", Euclidean, "retract_and_transport", lambda m, x, u, v: (x + 1.01 * u, v), basics.transport_is_a_vector_transport),
     ("psi", PSI, "point_defect", lambda m, x: (x.norm(dim=-1, keepdim=True) == 0) * 1.0, basics.nan_is_no_point),
     ("sphere", Sphere, "point_defect", lambda m, x: 0 * x[..., :1], basics.points_are_told_from_other_arrays),
     ("sphere", Sphere, "__repr__", lambda m: "Sphere", basics.repr_evaluates),
