@@ -208,9 +208,9 @@ class Setting:
         value = float(value)
         self.holds(low < value < high, f"{what} is {value:.4g}, not between {low:.4g} and {high:.4g}")
 
-    def same(self, a: Tensor, b: Tensor, what: str, tol: float | None = None) -> None:
-        """Equal within `tol`, relative to size; the message has the worst entry of either."""
-        size, gap = max(1.0, float(b.abs().max())), (a - b).abs().nan_to_num(nan=torch.inf)
+    def same(self, a: Tensor, b: Tensor, what: str, tol: float | None = None, size: float = 1.0) -> None:
+        """Equal within `tol`, relative to the largest of b or to `size`, if that is larger; the message has the worst entry."""
+        size, gap = max(size, float(b.abs().max())), (a - b).abs().nan_to_num(nan=torch.inf)
         worst = _worst(gap)
         entries = f"{float(a.expand_as(gap)[worst]):.6g} for {float(b.expand_as(gap)[worst]):.6g}"
         self.within(gap, (tol or self.tol) * size, f"{what}, at {worst} {entries},")
