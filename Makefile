@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEVICE ?= cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml constraints.txt py.typed $(wildcard *.py) $(shell find manifolds optim psi -name '*.py')
+SOURCES := pyproject.toml constraints.txt py.typed $(wildcard *.py) $(shell find manifolds optim psi testing -name '*.py')
 
 .PHONY: demo test test-long check docs clean
 

@@ -15,10 +15,35 @@ touching anything else:
 True
 """
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from . import manifolds, optim, psi
 from .manifolds.declare import declare, declared, put, undeclare
 from .optim.groups import param_groups
 
+if TYPE_CHECKING:
+    from . import testing
+
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "declare", "declared", "manifolds", "optim", "param_groups", "psi", "put", "undeclare"]
+__all__ = [
+    "__version__",
+    "declare",
+    "declared",
+    "manifolds",
+    "optim",
+    "param_groups",
+    "psi",
+    "put",
+    "testing",
+    "undeclare",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`testing`, which training has no use for, is imported when it is asked for."""
+    if name == "testing":
+        return import_module(".testing", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

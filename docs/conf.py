@@ -68,6 +68,7 @@ PUBLIC = [
     "retract.psi",
     "retract.psi.data",
     "retract.psi.figure1",
+    "retract.testing",
 ]
 """The modules whose names the reference must explain."""
 

@@ -8,7 +8,7 @@ ambient array, `egrad` a Euclidean gradient. Scalars per point keep the event di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from copy import copy
 from functools import cache, wraps
 from types import new_class
@@ -33,18 +33,18 @@ _MAPS = frozenset(
 )
 
 
-def _refusing_complex(function: Callable[..., Any]) -> Callable[..., Any]:
+def _refusing_complex(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def refusing(manifold: Manifold, *arrays: Any, **named: Any) -> Any:
         for array in (*arrays, *named.values()) if named else arrays:
             if array.dtype.is_complex:
                 raise GeometryError(
-                    f"{function.__name__} of {manifold!r} was given an array of {array.dtype}, but points and tangents "
+                    f"{name} of {manifold!r} was given an array of {array.dtype}, but points and tangents "
                     "are real; give torch.view_as_real(a), or the real and the imaginary part"
                 )
         return function(manifold, *arrays, **named)
 
     # torch.compile keeps a bounded number of programs per code object, so every map has one of its own.
-    refusing.__code__ = refusing.__code__.replace(co_name=function.__name__)
+    refusing.__code__ = refusing.__code__.replace(co_name=name)
     return wraps(function)(refusing)
 
 
@@ -71,12 +71,17 @@ class Manifold(ABC):
 
     event_ndim: int
     """Number of trailing dimensions that make one point."""
+    max_tangent_norm: float = 1e4
+    """Length ‖u‖ₓ up to which all maps are finite and differentiable. Law: they are. A geometry whose maps overflow before
+    (cosh, the exponential of a matrix) says so here, on the class or on an instance."""
+    unmet_laws: Collection[str] = ()
+    """Names of laws of `retract.testing` that the manifold is known to break; `retract.testing.laws` leaves them out."""
 
     def __init_subclass__(cls, *, guarded: bool = True, **options: Any) -> None:
         """Make the maps that a subclass defines refuse complex arrays, whose products would lack a conjugate."""
         super().__init_subclass__(**options)
         for name in _MAPS & vars(cls).keys() if guarded else ():
-            setattr(cls, name, _refusing_complex(vars(cls)[name]))
+            setattr(cls, name, _refusing_complex(name, vars(cls)[name]))
 
     @abstractmethod
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

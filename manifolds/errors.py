@@ -10,6 +10,7 @@ __all__ = [
     "DeclarationError",
     "GeometryError",
     "GradientError",
+    "LawError",
     "MissingExtraError",
     "OptionError",
     "RetractError",
@@ -25,6 +26,10 @@ class RetractError(Exception):
 
 class GeometryError(RetractError, ValueError):
     """A shape, point or tangent vector that does not fit its manifold."""
+
+
+class LawError(RetractError, AssertionError):
+    """A law of `retract.testing` that a manifold does not satisfy: which one, by how much, and at which input."""
 
 
 class DeclarationError(RetractError, ValueError):

@@ -23,6 +23,7 @@ class Euclidean(ConformalManifold, GeodesicManifold):
     """
 
     event_ndim: int = 0
+    unmet_laws = ("nan_is_no_point",)  # as in torch, where no value is refused
 
     def conformal_factor(self, x: Tensor) -> float:
         """1."""

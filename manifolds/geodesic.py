@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -28,9 +29,12 @@ class ExponentialManifold(Manifold):
 class GeodesicManifold(ExponentialManifold):
     """A manifold where logarithm and parallel transport are known as well."""
 
+    injectivity_radius: float = math.inf
+    """Length up to which geodesics are the shortest. Law: `log` inverts `exp` below it."""
+
     @abstractmethod
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """Shortest `u` with exp(x, u) = y, (*batch, *event). Law: inverts `exp` inside the injectivity radius."""
+        """Shortest `u` with exp(x, u) = y, (*batch, *event). Law: inverts `exp` below `injectivity_radius`."""
 
     @abstractmethod
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

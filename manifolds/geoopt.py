@@ -28,9 +28,29 @@ _REFUSED = {
     "pickled; use the manifold inside it and scale the learning rate",
 }
 
+# The laws that geoopt 0.5.1 breaks in one of these, or in a product with one, at some points at least.
+_FIRST, _SECOND = "first_derivatives_equal_differences", "second_derivatives_equal_differences"
+_UNMET = {
+    "EuclideanStiefel": (
+        # Projections are differentiated through decompositions whose factors are changed in place, and raise for NaN.
+        *("steps_are_differentiable", _FIRST, _SECOND, "derivatives_batch", "nan_is_no_point"),
+        # torch.linalg.matrix_exp of a small matrix alone is off by 1e-10, in a batch it is not.
+        *("batch_equals_loop", "geodesics_take_many_times"),
+    ),
+    "Lorentz": (_FIRST, _SECOND, "transport_is_a_vector_transport"),  # along short steps with an error of 1e-9
+    "PoincareBall": (_SECOND, "vmap_and_compile_agree"),
+    "SymmetricPositiveDefinite": (
+        *("steps_are_differentiable", _FIRST, _SECOND),  # NaN where eigenvalues coincide up to rounding, as at u = 0
+        *("vmap_and_compile_agree", "nan_is_no_point"),
+    ),
+}
+_MAX_TANGENT_NORM = {"Lorentz": 1.0, "SymmetricPositiveDefinite": 1.0}  # cosh ‖u‖, the exponential of a matrix
+
 
 def from_geoopt(manifold: geoopt.Manifold) -> Manifold:
     """The geoopt manifold as one of ours, for our optimizers and `declare`.
+
+    Derivatives are geoopt's: which of the laws of `retract.testing` do not hold for them, `Manifold.unmet_laws` says.
 
     Raises `GeometryError`, with the reason, for the manifolds of geoopt whose metric or retraction breaks
     the laws of `Manifold`, also inside a product, and for learnable curvatures.
@@ -65,6 +85,9 @@ class FromGeoopt(ExponentialManifold):
     def __init__(self, manifold: geoopt.Manifold) -> None:
         self.manifold = manifold
         self.event_ndim = manifold.ndim
+        parts = [type(part).__name__ for part in manifold.modules()]
+        self.unmet_laws = ("repr_evaluates", *(law for part in parts for law in _UNMET.get(part, ())))
+        self.max_tangent_norm = min(_MAX_TANGENT_NORM.get(part, Manifold.max_tangent_norm) for part in parts)
 
     def _key(self) -> tuple[Any, ...]:
         state = {**dict(self.manifold.named_parameters()), **dict(self.manifold.named_buffers())}

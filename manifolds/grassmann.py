@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,7 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
     k: int = 1
     """Dimension of the subspaces."""
     event_ndim = 2
+    injectivity_radius = math.pi / 2
 
     def __new__(cls, k: int = 1) -> Grassmann:
         if not isinstance(k, int) or k < 1:
@@ -156,6 +158,7 @@ class Lines(UnitVectors, Grassmann):
     """``Grassmann(1)``: lines as unit vectors, (*batch, n); x and −x are the same line."""
 
     event_ndim = 1
+    injectivity_radius = math.pi / 2
 
     def event_error(self, event: Sequence[int]) -> str | None:
         """As for the unit sphere."""

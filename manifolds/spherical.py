@@ -6,6 +6,7 @@ representative, because they use only the metric and a factor that lines two rep
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ class Spherical(GeodesicManifold):
     """Hypothesis: points are vectors, and x ↦ x/‖x‖ is a local isometry to the unit sphere."""
 
     event_ndim = 1
+    injectivity_radius = math.pi
 
     def event_error(self, event: Sequence[int]) -> str | None:
         """As in `Manifold.event_error`; a vector of one coordinate has nowhere to go."""

@@ -1,40 +1,60 @@
-"""The example manifold of docs/extend.md: every law holds for it, and every optimizer takes it up."""
+"""The example manifold of docs/extend.md: every law holds for it, under any module name, and every optimizer takes it up."""
 
 import re
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
-from geometries import Case
-from laws import LAWS, Setting
-from retract import declare, param_groups
+from retract import declare, param_groups, testing
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from torch import nn
 
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 
 
-def contributed():
-    """The class in the page's first code block, in a module of its own so that it can be pickled."""
-    module = sys.modules.setdefault("contributed", types.ModuleType("contributed"))
+def contributed(module):
+    """The manifold in the page's first code block, defined in a namespace that says to be `module`, which need not exist."""
     block, *_ = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
-    if not hasattr(module, "PositiveOrthant"):
-        exec(compile(block, str(PAGE), "exec"), module.__dict__)
-    return module.PositiveOrthant
+    namespace = {"__name__": module}
+    exec(compile(block, str(PAGE), "exec"), namespace)
+    return namespace["PositiveOrthant"]()
 
 
-CASE = Case(
-    "orthant", contributed()(), (3, 4), [-1.0, 1.0, 1.0, 1.0], known=(("dist", ([1.0], [2.0]), [0.6931471805599453]),)
-)
+MANIFOLD = contributed("contributed")
 
 
-@pytest.mark.parametrize(
-    "law", [law for cls, law in LAWS if isinstance(CASE.manifold, cls)], ids=lambda law: law.__name__
-)
-def test_law(law, generator, device):
-    law(Setting(CASE, generator, device))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("law", testing.laws(MANIFOLD))
+def test_law(law, dtype, seed, device):
+    law.check(MANIFOLD, (4,), dtype=dtype, seed=seed, device=device)
+
+
+@pytest.mark.parametrize("module", ["retract.manifolds.orthant", "retract.manifolds.sphere", "__main__", "json"])
+def test_laws_under_any_module_name(module, device):
+    """Of a library, of a file of it, of a script, and of a module that has other contents."""
+    testing.check_manifold(contributed(module), (4,), dtypes=[torch.float64], device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda dtype: str(dtype)[6:])
+def test_transports_of_the_longest_steps(dtype, generator):
+    """Linear and isometric, to points, for ‖u‖ = 1e4 too, and at coordinates of any size."""
+    m = MANIFOLD
+    x = m.random_point(30, 4, generator=generator, dtype=dtype) ** 3
+    u, v, w = (m.random_tangent(x, generator=generator) for _ in range(3))
+    v, w = v / m.norm(x, v), w / m.norm(x, w)
+    tol = 100 * torch.finfo(dtype).eps
+    for length in (1.0, 100.0, 1e4):
+        far = u * (length / m.norm(x, u))
+        y, there = m.retract(x, far), m.exp(x, far)
+        m.check_point(y)
+        m.check_point(there)
+        for name, end, carry in (
+            ("transport", y, lambda a, far=far: m.transport(x, far, a)),
+            ("parallel_transport", there, lambda a, far=far: m.parallel_transport(x, far, a)),
+            ("transport_to", there, lambda a, there=there: m.transport_to(x, there, a)),
+        ):
+            assert (m.inner(end, carry(v), carry(w)) - m.inner(x, v, w)).abs().max() < tol, name
+            assert m.norm(end, carry(2 * v + w) - 2 * carry(v) - carry(w)).max() < tol, name
 
 
 @pytest.mark.parametrize(
@@ -52,7 +72,7 @@ def test_law(law, generator, device):
 def test_every_optimizer_takes_it_up(make, device):
     layer = nn.Linear(4, 3, bias=False).to(device)
     nn.init.uniform_(layer.weight, 0.5, 1.5)
-    declare(layer, "weight", CASE.manifold)
+    declare(layer, "weight", MANIFOLD)
     optimizer = make(param_groups(layer))
     target = torch.rand(3, 4, device=device) + 0.5
     losses = []
@@ -61,6 +81,6 @@ def test_every_optimizer_takes_it_up(make, device):
         loss = (layer.weight / target).log().square().mean()
         loss.backward()
         optimizer.step()
-        CASE.manifold.check_point(layer.weight.detach())
+        MANIFOLD.check_point(layer.weight.detach())
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]

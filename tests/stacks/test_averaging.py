@@ -77,7 +77,7 @@ def gap(manifold, x, y):
 @pytest.mark.parametrize("case", CURVED, ids=lambda case: case.id)
 def test_averages_lie_on_the_manifold_and_no_representative_enters(case, decay, dtype, device):
     m = case.manifold
-    models = [Holder(m, m.random_point(*case.shape, dtype=torch.float64).to(device, dtype))]
+    models = [Holder(m, m.random_point(3, *case.shape, dtype=torch.float64).to(device, dtype))]
     for _ in range(4):
         models.append(moved(models[-1], ahead))
     result = averaged_of(models, decay)
@@ -102,7 +102,7 @@ def test_averages_lie_on_the_manifold_and_no_representative_enters(case, decay, 
 def test_weights_along_a_geodesic(case, device):
     """Points at times 0 … 4 of a geodesic average to the one at time 2; an EMA of them lies where numbers would."""
     m = case.manifold
-    x = m.random_point(*case.shape, dtype=torch.float64, device=device)
+    x = m.random_point(3, *case.shape, dtype=torch.float64, device=device)
     u = m.random_tangent(x)
     u = 0.3 * u / m.norm(x, u)
     models = [moved(Holder(m, m.geodesic(x, u, float(t))), other_representative) for t in range(5)]

@@ -29,7 +29,7 @@ def copied(folder: Path, mutant: Mutant | None = None) -> Path:
     installed = Path(retract.__file__).parent
     for path in [
         *installed.glob("*.py"),
-        *(p for part in ("manifolds", "optim", "psi") for p in (installed / part).rglob("*.py")),
+        *(p for part in ("manifolds", "optim", "psi", "testing") for p in (installed / part).rglob("*.py")),
     ]:
         place = folder / "retract" / path.relative_to(installed)
         place.parent.mkdir(parents=True, exist_ok=True)

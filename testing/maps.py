@@ -1,9 +1,21 @@
 """The maps of a manifold, by name, with arguments for them."""
 
-from retract.manifolds import ExponentialManifold, GeodesicManifold
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from torch import Tensor
+
+from ..manifolds import ExponentialManifold, GeodesicManifold
+from .setting import Setting
+
+__all__ = ["maps", "movers"]
+
+Map: TypeAlias = Callable[..., Tensor]
 
 
-def maps(s):
+def maps(s: Setting) -> Iterator[tuple[str, Map, tuple[Tensor, ...]]]:
     """Every map of the manifold that takes (x, tangent…), as (name, function, arguments)."""
     y = s.m.retract(s.x, s.u)
     yield "inner", s.m.inner, (s.x, s.u, s.v)
@@ -21,11 +33,12 @@ def maps(s):
         yield "transport_to", s.m.transport_to, (s.x, y, s.v)
 
 
-def movers(s):
+def movers(s: Setting) -> Iterator[tuple[str, Map]]:
     """Those that go along a tangent, as (name, function of x and u)."""
-    yield "retract", s.m.retract
-    yield "transport", lambda x, u: s.m.transport(x, u, s.v)
-    if isinstance(s.m, ExponentialManifold):
-        yield "exp", s.m.exp
-    if isinstance(s.m, GeodesicManifold):
-        yield "parallel_transport", lambda x, u: s.m.parallel_transport(x, u, s.v)
+    m = s.m
+    yield "retract", m.retract
+    yield "transport", lambda x, u: m.transport(x, u, s.v)
+    if isinstance(m, ExponentialManifold):
+        yield "exp", m.exp
+    if isinstance(m, GeodesicManifold):
+        yield "parallel_transport", lambda x, u: m.parallel_transport(x, u, s.v)
