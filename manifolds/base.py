@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
-from copy import copy
-from functools import cache, wraps
-from types import new_class
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +18,7 @@ from torch import Tensor
 from . import numerics
 from .errors import GeometryError
 
-__all__ = ["Manifold", "unguarded"]
-
-M = TypeVar("M", bound="Manifold")
+__all__ = ["Manifold"]
 
 
 # The maps of arrays, of this class and of those below.
@@ -48,20 +44,6 @@ def _refusing_complex(name: str, function: Callable[..., Any]) -> Callable[..., 
     return wraps(function)(refusing)
 
 
-@cache
-def unguarded(manifold: M) -> M:
-    """`manifold`, equal to itself, with maps that do not look for complex arrays: for an optimizer, which has looked once."""
-    kind = type(manifold)
-    maps = {name: getattr(getattr(kind, name), "__wrapped__", None) for name in _MAPS if hasattr(kind, name)}
-    body = {name: bare for name, bare in maps.items() if bare is not None}
-    body |= {"__eq__": lambda _, other: manifold == other, "__hash__": lambda _: hash(manifold)}
-    twin = copy(manifold)
-    object.__setattr__(
-        twin, "__class__", new_class(kind.__name__, (kind,), {"guarded": False}, lambda its: its.update(body))
-    )
-    return twin
-
-
 class Manifold(ABC):
     """A Riemannian manifold, as a value: stateless, hashable, comparable, holding no tensors.
 
@@ -77,10 +59,10 @@ class Manifold(ABC):
     unmet_laws: Collection[str] = ()
     """Names of laws of `retract.testing` that the manifold is known to break; `retract.testing.laws` leaves them out."""
 
-    def __init_subclass__(cls, *, guarded: bool = True, **options: Any) -> None:
+    def __init_subclass__(cls, **options: Any) -> None:
         """Make the maps that a subclass defines refuse complex arrays, whose products would lack a conjugate."""
         super().__init_subclass__(**options)
-        for name in _MAPS & vars(cls).keys() if guarded else ():
+        for name in _MAPS & vars(cls).keys():
             setattr(cls, name, _refusing_complex(name, vars(cls)[name]))
 
     @abstractmethod

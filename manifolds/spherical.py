@@ -92,14 +92,16 @@ class Spherical(GeodesicManifold):
         middle, scale = x + facing, self.conformal_factor(x)
         beside = scale + numerics.dot(x, facing, 1)
         share = beside / scale
-        if not numerics.exceeds(share, _BESIDE):
-            antipodal = share <= torch.finfo(x.dtype).eps
-            middle, beside = torch.where(antipodal, facing, middle), torch.where(antipodal, scale, beside)
+        if not numerics.exceeds(share, _FACING):
+            # 1 + ⟨x, z⟩ cancels where z is nearly −x; ‖x + z‖²/2, the same for points of one length, does not.
+            share = torch.where(share > _FACING, share, 0.5 * numerics.dot(middle, middle, 1) / scale)
+            antipodal = share <= torch.finfo(x.dtype).eps ** 1.5
+            middle, beside = torch.where(antipodal, facing, middle), torch.where(antipodal, scale, share * scale)
         return (v - numerics.dot(facing, v, 1) / beside * middle) / factor
 
 
-# transport_to: where 1 + ⟨x, z⟩ is larger, no dtype takes z for the antipode.
-_BESIDE = 0.01
+# transport_to: where 1 + ⟨x, z⟩ is larger, it has not cancelled.
+_FACING = 0.01
 # log: below this tan²(θ/2), θ = 0.2, ten terms of arctan t / t are exact, above it sin θ may be divided by.
 _NEAR = 0.01
 _ARCTANGENT = [(-1.0) ** j / (2 * j + 1) for j in range(12)]

@@ -78,8 +78,8 @@ _ELSEWHERE = {
 }
 """What other libraries call our options, where the spelling does not show it."""
 
-FOREIGN = ("amsgrad", "decoupled_weight_decay")
-"""Options of torch.optim.Adam that have no counterpart here."""
+FOREIGN = ("amsgrad", "decoupled_weight_decay", "compile")
+"""Options of torch.optim.Adam, and one of earlier versions, that have no counterpart here."""
 COMMON: dict[str, Any] = {
     "weight_decay": 0.0,
     "motion": "retract",

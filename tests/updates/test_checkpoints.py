@@ -259,6 +259,7 @@ def test_a_state_dict_of_the_first_versions():
         "maximize": False,
         "foreach": None,
         "fused": None,
+        "compile": False,
         "capturable": False,
         "differentiable": False,
         "name": "PSI()",
