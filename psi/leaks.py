@@ -55,7 +55,8 @@ class Ratio:
 
     value: float
     influence: float
-    """Change of the outputs, relative to their norm, by a small random move, extrapolated to that length."""
+    """Change of the outputs, relative to their norm, by a small random move, extrapolated to that length; 0 of what shows only next to
+    the weights."""
     measured: bool = False
     """Whether it has been doubled; until then `value` is what derivatives say."""
 
@@ -139,11 +140,14 @@ def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: in
     confirmed = []
     for gains in (False, True):  # what is declared comes first
         some = [cut for cut in unsure if gains == (probe.weights[cut.name].ndim < 2)]
-        harmless, undecided = agreeing(some, doubling.harmless)
-        for cut in undecided:
-            found[cut.name].decided = False
-        doubling.confirm(harmless, 0)
-        confirmed += harmless
+        for shows in (True, False):
+            harmless, undecided = agreeing(
+                [c for c in some if shows == (found[c.name].together.influence > 0)], doubling.harmless
+            )
+            for cut in undecided:
+                found[cut.name].decided = False
+            doubling.confirm(harmless, 0)
+            confirmed += harmless
     doubling.confirm(confirmed, 1)
     # What derivatives say of a single point may be a small number over a smaller one.
     doubling.confirm([cut for cut in cuts if cut not in unsure and found[cut.name].leaking == 1], 1)
@@ -292,7 +296,9 @@ def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: b
         if whole <= floor**2:
             continue
         ratios = torch.where(random > floor**2, radial * (n / cut.count) / random, 0.0).sqrt()
-        together = Ratio(math.sqrt(float(product.sum(1).square().mean()) * n / whole), math.sqrt(whole / n))
+        together = Ratio(
+            math.sqrt(float(product.sum(1).square().mean()) * n / whole), 0.0 if noise else math.sqrt(whole / n)
+        )
         found[cut.name] = _leak(together, ratios, (random / (n / cut.count)).sqrt())
     return found
 
