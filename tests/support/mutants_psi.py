@@ -111,15 +111,15 @@ MUTANTS = [
     Mutant(
         "a point that was doubled clears another",
         "psi/leaks.py",
-        "*(ratio.value for ratio in self.ratios))",
-        "*(ratio.value for ratio in self.ratios[:2]))",
+        "any(ratio.harmless is False for ratio in self.ratios)",
+        "any(ratio.harmless is False for ratio in self.ratios[:2])",
         "tests/network/test_find_leaks.py::test_every_point_in_doubt_is_doubled",
     ),
     Mutant(
         "what rounding hides does not leak",
         "psi/leaks.py",
-        "return 0.0 if shows else said.value",
-        "return 0.0",
+        "ratio.value = 0.0 if shows else ratio.value",
+        "ratio.value = 0.0",
         "tests/network/test_find_leaks.py::test_what_rounding_hides_is_not_declared[1e-06]",
     ),
     Mutant(
@@ -132,8 +132,8 @@ MUTANTS = [
     Mutant(
         "nothing is kept back for the luck of random moves",
         "psi/leaks.py",
-        "KEPT = 0.5",
-        "KEPT = 1.0",
+        "value, worst <= ALLOWED",
+        "value, value <= ALLOWED",
         "tests/network/test_find_leaks.py::test_luck_with_random_moves_declares_nothing",
     ),
     Mutant(
