@@ -83,9 +83,9 @@ MUTANTS = [
     Mutant(
         "one random move decides",
         "psi/leaks.py",
-        "return ALLOWED * KEPT * (1 - 0.5 / math.sqrt(count))",
-        "return 2 * ALLOWED",
-        "tests/network/test_find_evidence.py::test_the_leak_is_that_of_the_weights_as_they_are[0.03]",
+        "if value <= _settled(count) or value >= REFUSED / math.sqrt(count):",
+        "if True:",
+        "tests/network/test_find_leaks.py::test_luck_with_random_moves_declares_nothing",
     ),
     Mutant(
         "a bias given to two weights",
