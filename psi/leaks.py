@@ -2,7 +2,8 @@
 
 The leak of a point is how much doubling it changes the outputs, relative to what a random move of the same length changes.
 Derivatives tell it for all points at once: with random functionals L of the outputs, √n |⟨w, ∇L⟩| / (‖w‖ ‖∇L‖) is that ratio for
-small moves. What they leave in doubt is doubled and moved, several times if the first random move does not settle it.
+small moves. What they leave in doubt is doubled and moved, several times if the first random move does not settle it. Where all of
+that is lost in the rounding of the dtype, derivatives, which are taken in float64, have the last word.
 """
 
 from __future__ import annotations
@@ -24,11 +25,17 @@ __all__ = ["ALLOWED", "Leak", "leaks"]
 
 ALLOWED = 0.01
 """Beyond it the norm of a point matters to the network."""
-MOVES = 8
-"""Random moves that are made of one point, at most."""
+KEPT = 0.5
+"""How much of what is allowed a ratio may be on the word of few random moves: others may say up to twice as much."""
+MOVES = 4
+"""Random moves that are made of one point, at most. What is more than `KEPT` needs all of them, each on its own."""
+MANY = 40
+"""Points in doubt that are listed; there are passes for fewer."""
 DOUBT = 10.0
 """Where derivatives see more than so many times what is allowed at several points, no confirmation is needed: at w itself an eps
 leaks at most 8/3 of the ratio that doubling shows."""
+REFUSED = 4 * ALLOWED
+"""A ratio that is beyond what is allowed, though its denominator is one random move only."""
 SURE = 0.25
 """Nor do derivatives of a point that see less than this part of it: they are made of few functionals."""
 SATURATED = (1.0, 0.1)
@@ -39,40 +46,68 @@ ROUNDING = 4
 FUNCTIONALS = 3
 """A leak that is this many random numbers squared is 10 times too small for one tensor in a thousand."""
 
-NONE = (0.0, 0.0)
 HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Ratio:
+    """Of one point or of all together: change of the outputs by doubling over that by a random move of the same length."""
+
+    value: float
+    influence: float
+    """Change of the outputs, relative to their norm, by a small random move, extrapolated to that length; 0 of what shows only next to
+    the weights."""
+    harmless: bool | None = None
+    """Whether that is allowed, however the random moves have turned out; None until it has been doubled: until then `value` is what
+    derivatives say."""
+
+    def doubt(self, degree: int) -> float:
+        """What it may be, for either of `SATURATED`."""
+        return self.value * _saturation(self.influence, SATURATED[degree]) if self.harmless is None else 0.0
 
 
 @dataclass
 class Leak:
     """Of one cut."""
 
-    single: float
-    """The ratio of the worst point."""
-    together: float
-    """The ratio of all points at once."""
-    points: tuple[int, ...]
-    """Those whose ratio may be the largest: by derivatives as they are, and with saturation."""
-    doubts: Sequence[float]
-    """What it may be, for either of `SATURATED`; zeros once it has been doubled."""
-    doubts_together: Sequence[float]
-    """The same of all points at once."""
-    leaking: int
+    together: Ratio
+    """All points at once."""
+    points: dict[int, Ratio]
+    """Points in doubt by their numbers, the most doubtful first, `MANY` at most. A cut of one point shares it with `together`."""
+    others: float
+    """The largest ratio of the other points."""
+    beyond: int
     """How many of them leak more than is allowed."""
-    influence: float
-    """Change of the outputs, relative to their norm, by a small random move, extrapolated to the length of the tensor."""
     decided: bool = True
     """False if there was no pass left to tell."""
 
     @property
     def worst(self) -> float:
-        """The larger of both ratios."""
-        return max(self.single, self.together)
+        """The largest ratio."""
+        return max(self.others, *(ratio.value for ratio in self.ratios))
+
+    @property
+    def leaking(self) -> int:
+        """How many points leak more than is allowed."""
+        return self.beyond + sum(
+            p.value > ALLOWED if p.harmless is None else not p.harmless for p in self.points.values()
+        )
+
+    @property
+    def ratios(self) -> list[Ratio]:
+        """Of all together, and of the points in doubt."""
+        return [self.together, *self.points.values()]
+
+    @property
+    def refuted(self) -> bool:
+        """Whether doubling has shown too much."""
+        return any(ratio.harmless is False for ratio in self.ratios)
 
     @property
     def harmless(self) -> bool:
-        """Whether no ratio is beyond what is allowed, however the random moves have turned out."""
-        return self.worst <= _settled(MOVES)
+        """Whether no ratio is beyond what is allowed."""
+        unmeasured = [ratio.value for ratio in self.ratios if ratio.harmless is None]
+        return not self.refuted and max(self.others, *unmeasured, 0.0) <= _settled(MOVES)
 
 
 def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[str, Leak]:
@@ -84,7 +119,7 @@ def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int)
         if rest:
             found |= _derivatives(probe, rest, tolerances, noise)
     for cut in cuts:
-        found.setdefault(cut.name, Leak(0.0, 0.0, (), NONE, NONE, 0, 0.0))
+        found.setdefault(cut.name, Leak(Ratio(0.0, 0.0), {}, 0.0, 0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         _double(probe, cuts, found, limit)
@@ -100,16 +135,19 @@ def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: in
     # What is large is certain. Those in doubt come last, so that halving finds them together.
     unsure = sorted(
         (cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED),
-        key=lambda cut: found[cut.name].doubts_together[0],
+        key=lambda cut: found[cut.name].together.doubt(0),
     )
     confirmed = []
     for gains in (False, True):  # what is declared comes first
         some = [cut for cut in unsure if gains == (probe.weights[cut.name].ndim < 2)]
-        harmless, undecided = agreeing(some, doubling.harmless)
-        for cut in undecided:
-            found[cut.name].decided = False
-        doubling.confirm(harmless, 0)
-        confirmed += harmless
+        for shows in (True, False):
+            harmless, undecided = agreeing(
+                [c for c in some if shows == (found[c.name].together.influence > 0)], doubling.harmless
+            )
+            for cut in undecided:
+                found[cut.name].decided = False
+            doubling.confirm(harmless, 0)
+            confirmed += harmless
     doubling.confirm(confirmed, 1)
     # What derivatives say of a single point may be a small number over a smaller one.
     doubling.confirm([cut for cut in cuts if cut not in unsure and found[cut.name].leaking == 1], 1)
@@ -130,48 +168,62 @@ class _Doubling:
 
     def harmless(self, cuts: list[Cut]) -> bool:
         """Whether doubling all points of all `cuts` changes the outputs by less than is allowed for any of them alone."""
-        leaks = [self._found[cut.name] for cut in cuts]
+        wholes = [self._found[cut.name].together for cut in cuts]
         if len(cuts) == 1:
-            leaks[0].together, leaks[0].doubts_together = self._ratio(cuts[0], None), NONE
-            if cuts[0].count == 1:
-                leaks[0].single, leaks[0].doubts = leaks[0].together, NONE
-            return leaks[0].together <= _settled(MOVES)
-        if any(leak.doubts_together[0] > SURE * ALLOWED for leak in leaks):
+            self._measure(cuts[0], None, wholes[0])
+            return bool(wholes[0].harmless)
+        if any(whole.doubt(0) > SURE * ALLOWED for whole in wholes):
             return False
         gap = math.hypot(*self._changes({part: 2 * self._own[part] for cut in cuts for part in cut.parts}))
-        return all(gap <= ALLOWED * leak.influence / _saturation(leak.influence, SATURATED[0]) for leak in leaks)
+        return all(gap <= ALLOWED * _expected(whole.influence) for whole in wholes)
 
     def confirm(self, cuts: list[Cut], degree: int) -> None:
-        """Double alone what is in doubt of that degree, and the worst points alone."""
-        for cut in sorted(cuts, key=lambda cut: -self._found[cut.name].doubts[degree]):
+        """Double alone what is in doubt of that degree: all points together, the worst one of every cut, then the others."""
+        queue: list[tuple[int, float, Cut, int | None, Ratio]] = []
+        for cut in cuts:
+            for turn, (point, ratio) in enumerate([(None, self._found[cut.name].together), *self._points(cut, degree)]):
+                queue.append((min(turn, 2), -ratio.doubt(degree), cut, point, ratio))
+        for _, _, cut, point, ratio in sorted(queue, key=lambda entry: entry[:2]):
             leak = self._found[cut.name]
+            if ratio.doubt(degree) <= SURE * ALLOWED or leak.refuted:
+                continue
             try:
-                if leak.doubts_together[degree] > SURE * ALLOWED:
-                    self.harmless([cut])
-                if leak.doubts[degree] > SURE * ALLOWED and leak.together <= _settled(MOVES):
-                    leak.single, leak.doubts = max(self._ratio(cut, point) for point in leak.points), NONE
+                self._measure(cut, point, ratio)
             except OutOfPasses:
-                leak.decided = leak.decided and degree > 0
+                leak.decided = leak.decided and ratio.doubt(0) <= _settled(MOVES)
 
-    def _ratio(self, cut: Cut, point: int | None) -> float:
-        """Change of an output by doubling over that by a random move of the same length (root mean square of as many as it takes
-        to decide), the largest of all outputs."""
+    def _points(self, cut: Cut, degree: int) -> list[tuple[int, Ratio]]:
+        """Points in doubt, the most doubtful first."""
+        return sorted(self._found[cut.name].points.items(), key=lambda entry: -entry[1].doubt(degree))
+
+    def _measure(self, cut: Cut, point: int | None, ratio: Ratio) -> None:
+        """Replace what derivatives have said by the change of an output by doubling over that by a random move of the same length (root
+        mean square of as many as it takes to decide), the largest of all outputs. Where rounding hides both, it stands."""
         doubled = self._changes(
             {part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts}
         )
         if not any(doubled):
-            return 0.0
+            # Usually derivatives suffice to know that a move shows, and no pass is needed.
+            shows = ALLOWED * _expected(ratio.influence) > max(self._noise) or any(
+                ALLOWED * moved > noise for moved, noise in zip(self._moved(cut, point), self._noise, strict=True)
+            )
+            ratio.value = 0.0 if shows else ratio.value
+            ratio.harmless = ratio.value <= _settled(MOVES)
+            return
         squares = [0.0] * len(doubled)
-        ratio = math.inf
+        value, worst = math.inf, 0.0
         for count in range(1, MOVES + 1):
-            if self._probe.passes >= self._limit and ratio > ALLOWED:
+            if count > 1 and self._probe.passes >= self._limit and value > ALLOWED:
+                worst = value
                 break
-            squares = [s + m**2 for s, m in zip(squares, self._moved(cut, point), strict=True)]
-            means = [math.sqrt(s / count) for s in squares]
-            ratio = max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, means, strict=True))
-            if ratio <= _settled(count) or ratio >= ALLOWED**2 / _settled(count):
+            moved = self._moved(cut, point)
+            worst = max(worst, _largest(doubled, moved))
+            squares = [s + m**2 for s, m in zip(squares, moved, strict=True)]
+            value = _largest(doubled, [math.sqrt(s / count) for s in squares])
+            if value <= _settled(count) or value >= REFUSED / math.sqrt(count):
+                worst = value
                 break
-        return ratio
+        ratio.value, ratio.harmless = value, worst <= ALLOWED
 
     def _moved(self, cut: Cut, point: int | None) -> list[float]:
         """Changes by a random move as long as the points."""
@@ -205,12 +257,22 @@ class _Doubling:
 
 def _settled(count: int) -> float:
     """A ratio that is within what is allowed, though its denominator is the mean of so many random moves only."""
-    return ALLOWED * (1 - 0.75 / math.sqrt(count))
+    return ALLOWED * KEPT * (1 - 0.5 / math.sqrt(count))
+
+
+def _largest(doubled: list[float], moved: list[float]) -> float:
+    """Ratio of two changes, the largest of all outputs."""
+    return max((d / m if m else math.inf) if d else 0.0 for d, m in zip(doubled, moved, strict=True))
 
 
 def _saturation(influence: Any, limit: float) -> Any:
     """How many times smaller the change by a move of full length may be than derivatives say, if it does not exceed `limit`."""
     return 1 + influence / limit
+
+
+def _expected(influence: float) -> float:
+    """Change of the outputs by a random move of full length, by what derivatives say."""
+    return influence / _saturation(influence, SATURATED[0])
 
 
 def _rounded(w: Tensor) -> Tensor:
@@ -244,16 +306,22 @@ def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: b
         if whole <= floor**2:
             continue
         ratios = torch.where(random > floor**2, radial * (n / cut.count) / random, 0.0).sqrt()
-        together = math.sqrt(float(product.sum(1).square().mean()) * n / whole)
-        influence, influences = math.sqrt(whole / n), (random / (n / cut.count)).sqrt()
-        far = [ratios * _saturation(influences, limit) for limit in SATURATED]
-        found[cut.name] = Leak(
-            single=float(ratios.max()),
-            together=together,
-            points=tuple({int(ratios.argmax()), int(far[-1].argmax())}),
-            doubts=tuple(float(f.max()) for f in far),
-            doubts_together=tuple(together * _saturation(influence, limit) for limit in SATURATED),
-            leaking=int((ratios > ALLOWED).sum()),
-            influence=influence,
+        together = Ratio(
+            math.sqrt(float(product.sum(1).square().mean()) * n / whole), 0.0 if noise else math.sqrt(whole / n)
         )
+        found[cut.name] = _leak(together, ratios, (random / (n / cut.count)).sqrt())
     return found
+
+
+def _leak(together: Ratio, ratios: Tensor, influences: Tensor) -> Leak:
+    """What derivatives say of one cut: of all points together, and of each."""
+    if len(ratios) == 1:
+        return Leak(together, {0: together}, 0.0, 0)
+    near, far = (ratios * _saturation(influences, limit) for limit in SATURATED)
+    # The far ones are doubled as long as there are passes, so that the worst of them will do.
+    chosen = [i for i in near.argsort(descending=True)[:MANY].tolist() if near[i] > SURE * ALLOWED]
+    chosen = list(dict.fromkeys([*chosen, int(far.argmax())]))
+    points = {i: Ratio(float(ratios[i]), float(influences[i])) for i in chosen}
+    others = ratios.clone()
+    others[chosen] = 0.0
+    return Leak(together, points, float(others.max()), int((others > ALLOWED).sum()))

@@ -83,9 +83,9 @@ MUTANTS = [
     Mutant(
         "one random move decides",
         "psi/leaks.py",
-        "return ALLOWED * (1 - 0.75 / math.sqrt(count))",
-        "return 2 * ALLOWED",
-        "tests/network/test_find_evidence.py::test_the_leak_is_that_of_the_weights_as_they_are[0.03]",
+        "if value <= _settled(count) or value >= REFUSED / math.sqrt(count):",
+        "if True:",
+        "tests/network/test_find_leaks.py::test_luck_with_random_moves_declares_nothing",
     ),
     Mutant(
         "a bias given to two weights",
@@ -111,9 +111,30 @@ MUTANTS = [
     Mutant(
         "a point that was doubled clears another",
         "psi/leaks.py",
-        "points=tuple({int(ratios.argmax()), int(far[-1].argmax())}),",
-        "points=(int(far[-1].argmax()),),",
-        "tests/network/test_find_evidence.py::test_a_point_that_is_doubled_speaks_for_itself",
+        "any(ratio.harmless is False for ratio in self.ratios)",
+        "any(ratio.harmless is False for ratio in self.ratios[:2])",
+        "tests/network/test_find_leaks.py::test_every_point_in_doubt_is_doubled",
+    ),
+    Mutant(
+        "what rounding hides does not leak",
+        "psi/leaks.py",
+        "ratio.value = 0.0 if shows else ratio.value",
+        "ratio.value = 0.0",
+        "tests/network/test_find_leaks.py::test_what_rounding_hides_is_not_declared[1e-06]",
+    ),
+    Mutant(
+        "what shows only next to the weights counts as if at them",
+        "psi/leaks.py",
+        "0.0 if noise else math.sqrt(whole / n)",
+        "math.sqrt(whole / n)",
+        "tests/network/test_find_leaks.py::test_what_shows_next_to_the_weights_clears_nothing_at_them",
+    ),
+    Mutant(
+        "nothing is kept back for the luck of random moves",
+        "psi/leaks.py",
+        "value, worst <= ALLOWED",
+        "value, value <= ALLOWED",
+        "tests/network/test_find_leaks.py::test_luck_with_random_moves_declares_nothing",
     ),
     Mutant(
         "a small number over a smaller one is a leak",
