@@ -21,7 +21,7 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from operator import is_
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,17 +29,18 @@ from torch import Tensor
 from ..manifolds import PSI, Euclidean, Manifold, Sphere
 from ..manifolds.errors import OptionError, install
 from ..manifolds.grassmann import Lines
+from ..manifolds.shards import is_sharded
 from .flat import Torch, torch_has
 from .kernels.launch import Kernel
 from .matrices import Seat, seat
 from .options import Options
 from .plan import Plan
-from .points import PointSet, State, check_state, point_sets
+from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
 from .rows import Fused, Lists
 from .rules import Adam, Rule
 
-__all__ = ["Group", "check_path"]
+__all__ = ["Group", "Path", "Paths", "check_path", "paths"]
 
 TINY = 2**14
 """Elements up to which torch's foreach beats its fused path on a CPU: 6 µs a tensor against 12 at 64 elements, level
@@ -95,31 +96,38 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         )
 
 
-def _choose(seat: Seat, rule: Rule, options: Options) -> str:
-    """The path of one point set."""
+def choose(seat: Seat, rule: Rule, options: Options) -> tuple[str, str]:
+    """The path of one point set, and why it takes that one."""
     manifold, part = seat.points.manifold, seat.points.parts[0]
     foreach, fused = options["foreach"], options["fused"]
     automatic = foreach is None and fused is None
-    if (
-        options["capturable"]
-        or options["differentiable"]
-        or part.is_meta
-        or not all(p.numel() for p in seat.points.parts)
-    ):
-        return "reference"
+    for name in ("capturable", "differentiable"):
+        if options[name]:
+            return "reference", f"{name}=True"
+    if part.is_meta or not all(p.numel() for p in seat.points.parts):
+        return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
         # Half precision is computed in float32 and rounded once, which torch does on its fused path only. On a CPU that path
         # is none for SGD: the kernel of 2.13 leaves most of a parameter in half precision where it is.
         whole = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
-        if seat.contiguous and torch_has(manifold, rule, options) and whole:
-            if automatic:
-                fused = part.device.type == "cpu" and part.numel() > TINY
-                foreach = not fused
-            return "torch fused" if fused else "torch foreach" if foreach else "torch"
-    elif (fused or automatic) and not isinstance(kernel_for(manifold, part.dtype, part.device, rule), str):
-        return "fused"
-    return "foreach" if (automatic or foreach or fused) and type(manifold) in _SPHERICAL else "reference"
+        if not torch_has(manifold, rule, options):
+            return "reference", f"torch.optim has no such rule for {manifold!r}"
+        if not seat.contiguous or not whole:
+            return "reference", "it is copied to contiguous rows" if whole else f"{part.dtype} is computed in float32"
+        if automatic:
+            fused = part.device.type == "cpu" and part.numel() > TINY
+            foreach = not fused
+        path = "torch fused" if fused else "torch foreach" if foreach else "torch"
+        return path, f"{part.numel()} elements" if automatic else "as asked for"
+    found = kernel_for(manifold, part.dtype, part.device, rule)
+    if (fused or automatic) and not isinstance(found, str):
+        return "fused", found.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    if type(manifold) not in _SPHERICAL:
+        return "reference", found if isinstance(found, str) else "foreach=False"
+    if automatic or foreach or fused:
+        return "foreach", "as asked for" if foreach else str(found)
+    return "reference", "foreach=False"
 
 
 def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: Options) -> Plan:
@@ -133,6 +141,43 @@ def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: O
     if path == "foreach":
         return Lists(seats, state, rule)
     return Reference(seats, state, rule, copied=options["capturable"] or options["differentiable"])
+
+
+class Path(NamedTuple):
+    """Which path a parameter takes, and why."""
+
+    name: str
+    geometry: str
+    path: str
+    reason: str
+
+
+class Paths(tuple[Path, ...]):
+    """Of all parameters of an optimizer, as a table that prints."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        rows = [("parameter", "on", "path", "why"), *self]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join("  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows)
+
+
+def paths(
+    params: Sequence[Tensor], table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options
+) -> list[Path]:
+    """Those of one group in its next step; a parameter without a gradient as if it had one."""
+    found = []
+    for points in point_sets(params, table):
+        if any(map(passed_over, points.parts)):
+            path, reason = "none", "it is frozen, and no update is defined for its kind"
+        elif any(map(is_sharded, points.parts)):
+            path, reason = "sharded", "each process steps what it has of it"
+        else:
+            grads = points.gradients() or [part.detach() for part in points.parts]
+            path, reason = choose(seat(points, grads, state, rule, options), rule, options)
+        found.append(Path(points.name, repr(points.manifold), path, reason))
+    return found
 
 
 class Group:
@@ -177,7 +222,7 @@ class Group:
             check_path(points, rule, options)
             check_state(points, state, rule)
             its = seat(points, grads, state, rule, options)
-            path = _choose(its, rule, options)
+            path, _ = choose(its, rule, options)
             part = points.parts[0]
             kinds.setdefault((path, points.manifold, part.dtype, part.device, its.kept), []).append(its)
         self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]

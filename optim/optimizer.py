@@ -17,7 +17,7 @@ from ..manifolds.placing import check_rows
 from ..manifolds.rows import gather
 from ..manifolds.shards import is_sharded
 from .checkpoints import check_owners, merge, pack, restore
-from .execute import Group
+from .execute import Group, Paths, paths
 from .groups import own_geometry
 from .marks import Marks, refuse_bare
 from .options import COMMON, read_numbers
@@ -188,6 +188,26 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if not known or len(self.state) != len(self._known):  # the first step finds no state, and makes it
             self._known = list(self.state.values())
         return loss
+
+    def paths(self) -> Paths:
+        """Which path each parameter takes in the next step, and why: a tuple of `Path` that prints as a table.
+
+        Returns:
+            One entry per parameter or set of joint parameters: `name`, `geometry`, `path` (``"fused"``, ``"foreach"``,
+            ``"reference"``, or one of torch's) and `reason`.
+
+        Example:
+            >>> w = torch.nn.Parameter(retract.manifolds.Stiefel().random_point(5, 2))
+            >>> group = {"params": [w], "names": ["w"], "manifold": retract.manifolds.Stiefel()}
+            >>> retract.optim.RiemannianSGD([group], lr=0.1).paths()
+            parameter  on         path       why
+            w          Stiefel()  reference  there is no row kernel for Stiefel(), only for PSI, Sphere and Grassmann(1)
+        """
+        return Paths(
+            path
+            for group in self.param_groups
+            for path in paths(group["params"], self._table, self.state, self.rule, read_numbers(group))
+        )
 
     def settings(self) -> list[Settings]:
         """Those of every group, as they were last found right."""

@@ -8,6 +8,7 @@ from types import EllipsisType
 import torch
 from torch import Tensor
 
+from ..manifolds import Manifold
 from ..manifolds.rows import gather, scatter_
 from .matrices import New, Reading, Seat
 from .memory import Memory
@@ -41,7 +42,7 @@ class Reference(Plan):
         for i, (x, grad) in enumerate(zip(stacks.x, found.grads, strict=True)):
             fresh, step = new[i] if new else New(), steps[i] if steps else None
             grad = its.layouts[i].split(grad)
-            for rows in _pieces(x, options):
+            for rows in _pieces(self.manifold, x, options):
                 vectors, scalars = ({name: arrays[i][rows] for name, arrays in each.items()} for each in stacks[1:])
                 memory = Memory(x.dtype, fresh.vectors, dict(vectors), _held(scalars, fresh), step)
                 y = update(self.manifold, self.rule, x[rows], grad[rows], memory, _with_lr(options, x))
@@ -80,10 +81,10 @@ class Reference(Plan):
                 stored.copy_(number)
 
 
-def _pieces(x: Tensor, options: Options) -> Iterator[slice | EllipsisType]:
+def _pieces(manifold: Manifold, x: Tensor, options: Options) -> Iterator[slice | EllipsisType]:
     """A few points at a time, which do not know of each other: temporaries that stay in cache cost a third of those that do
     not. All at once where a penalty couples them."""
-    if x.numel() <= CHUNK or options["orthogonality"]:
+    if x.numel() <= CHUNK or x.ndim == manifold.event_ndim or options["orthogonality"]:
         yield ...
         return
     points = max(1, CHUNK * x.shape[0] // x.numel())

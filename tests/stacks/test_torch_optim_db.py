@@ -53,7 +53,7 @@ SKIPPED_ERRORS = dict.fromkeys(
     "no error here: tensors are read once per step on every path",
 )
 SKIPPED_CHECKS = {
-    "test_defaults_changed_to_foreach": "which of torch's paths is the default on a GPU; ours is execute._choose",
+    "test_defaults_changed_to_foreach": "which of torch's paths is the default on a GPU; ours is execute.choose",
     "test_optim_infos_do_not_specify_global_cliquey_kwargs": "is about the database",
     "test_foreach_large_tensor": "more than 2^31 elements",
     "test_fused_large_tensor": "more than 2^31 elements",

@@ -1,12 +1,14 @@
 """Faults that the library once had, or could have. Their tests pass as the sources are, and fail with any of them."""
 
 import mutants_experiments
+import mutants_kernels
 import mutants_manifolds
 import mutants_optim
 import mutants_psi
 
 MUTANTS = [
     *mutants_manifolds.MUTANTS,
+    *mutants_kernels.MUTANTS,
     *mutants_optim.MUTANTS,
     *mutants_psi.MUTANTS,
     *mutants_experiments.MUTANTS,

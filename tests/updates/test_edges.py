@@ -287,3 +287,68 @@ def test_flat_parameters_in_half_precision_move(momentum, dtype, path):
     x, w.grad = w.detach().clone(), torch.randn(20, 40).to(dtype)
     optimizer.step()
     assert torch.equal(w, (x.float() - 0.1 * w.grad.float()).to(dtype))
+
+
+@pytest.mark.parametrize("manifold", [Sphere(), Grassmann(1)], ids=repr)
+def test_gradients_that_are_almost_normal(manifold):
+    """x and g all but cancel in the step; what rounding leaves of it must not take the row off the sphere."""
+    for name, path in PATHS.items():
+        for dtype, motion, momentum in itertools.product(
+            (torch.float32, torch.float64), ("retract", "exp"), (0.0, 0.9)
+        ):
+            for scale in (1e2, 1e6, 1e10):
+                torch.manual_seed(0)
+                w = nn.Parameter(manifold.random_point(16, 32, dtype=dtype))
+                group = {"params": [w], "manifold": manifold, **path}
+                optimizer = RiemannianSGD([group], lr=0.1, momentum=momentum, motion=motion)
+                for _ in range(3):
+                    w.grad = scale * w.detach() + 0.1 * torch.randn_like(w)
+                    optimizer.step()
+                defect = manifold.point_defect(w.detach()).max()
+                assert defect < 64 * torch.finfo(dtype).eps, (name, dtype, motion, momentum, scale)
+
+
+def test_a_step_beyond_a_right_angle_on_lines():
+    """The nearer representative of the new line is −y; the buffer goes along with it on every path."""
+    ends = []
+    for path in PATHS.values():
+        torch.manual_seed(0)
+        w = nn.Parameter(Grassmann(1).random_point(6, 4, dtype=torch.float64))
+        optimizer = RiemannianSGD(
+            [{"params": [w], "manifold": Grassmann(1), **path}],
+            lr=1.0,
+            momentum=0.9,
+            motion="retract",
+            transport="parallel",
+        )
+        for _ in range(3):
+            w.grad = 3.0 * w.detach() * torch.tensor([1.0, -1.0, 1.0, -1.0]) + torch.randn(6, 4, dtype=torch.float64)
+            optimizer.step()
+        ends.append(torch.stack([w.detach(), optimizer.state[w]["momentum_buffer"]]))
+    assert all(torch.allclose(ends[0], other, atol=1e-10, rtol=1e-10) for other in ends[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_rows_outside_the_band_come_back(dtype):
+    """By a power of two, on every path."""
+    for path in PATHS.values():
+        w = nn.Parameter(torch.tensor([[3e5, 4e5], [3e-6, 4e-6], [3.0, 4.0]], dtype=dtype))
+        optimizer = PSISGD([{"params": [w], "manifold": PSI(), **path}], lr=1e-30, radius="free")
+        w.grad = torch.ones_like(w) * 1e-12
+        optimizer.step()
+        norms = w.detach().norm(dim=1)
+        assert torch.all((norms >= 0.5) & (norms <= 5.0))
+
+
+@pytest.mark.parametrize("manifold", [Sphere(), PSI()], ids=repr)
+def test_transport_beside_the_antipode_is_isometric(manifold):
+    generator = torch.Generator().manual_seed(0)
+    for dtype, bound in ((torch.float64, 1e-6), (torch.float32, 5e-3)):
+        for beside in (3e-3, 1e-3, 3e-4):
+            x = manifold.random_point(200, 6, generator=generator, dtype=torch.float64)
+            u = manifold.random_tangent(x, generator=generator)
+            y = manifold.exp(x, u / manifold.norm(x, u) * (torch.pi - beside)).to(dtype)
+            x = x.to(dtype)
+            v = manifold.random_tangent(x, generator=generator)
+            lengths = manifold.norm(y, manifold.transport_to(x, y, v)) / manifold.norm(x, v)
+            assert (lengths - 1.0).abs().max() < bound

@@ -335,5 +335,5 @@ def test_the_schedule_has_every_row_once(small):
     assert sorted(seen) == [(matrix, row) for matrix, points in enumerate(table[:, 6]) for row in range(points)]
     for index, (matrix, row, first, number) in enumerate(rows):
         assert pieces[first : first + number] == [[matrix, row, piece, index] for piece in range(number)]
-        assert (number - 1) * SMALL["PIECE"] < table[matrix, 6] <= number * SMALL["PIECE"]
+        assert (number - 1) * SMALL["PIECE"] < table[matrix, 7] <= number * SMALL["PIECE"]
     assert sum(number for *_, number in rows) == len(pieces)
