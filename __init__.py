@@ -19,8 +19,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from . import manifolds, optim, psi
-from .manifolds.declare import declare, declared, put, undeclare
+from . import errors, manifolds, optim, psi
+from .manifolds.parameters.declare import declare, declared, put, undeclare
 from .optim.groups import param_groups
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "__version__",
     "declare",
     "declared",
+    "errors",
     "manifolds",
     "optim",
     "param_groups",

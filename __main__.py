@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .manifolds.errors import RetractError, install
+from .errors import RetractError, install
 from .psi import data, figure1
 
 

@@ -62,7 +62,7 @@ PUBLIC = [
     "retract",
     "retract.manifolds",
     "retract.manifolds.checks",
-    "retract.manifolds.errors",
+    "retract.errors",
     "retract.manifolds.numerics",
     "retract.optim",
     "retract.psi",

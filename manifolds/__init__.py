@@ -2,16 +2,16 @@
 
 from .base import Manifold
 from .conformal import ConformalManifold
-from .declare import declare, declared, put, undeclare
 from .embedded import EmbeddedManifold
 from .euclidean import Euclidean
 from .geodesic import ExponentialManifold, GeodesicManifold
 from .geoopt import from_geoopt, to_geoopt
 from .grassmann import Grassmann
+from .parameters.declare import declare, declared, put, undeclare
+from .parameters.records import Declaration
+from .parameters.rows import Rows
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
-from .records import Declaration
-from .rows import Rows
 from .sphere import Sphere
 from .spherical import Spherical, UnitVectors
 from .stiefel import Stiefel

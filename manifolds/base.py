@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import GeometryError
 from . import numerics
-from .errors import GeometryError
 
 __all__ = ["Manifold"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import GeometryError
 from . import numerics
 from .base import Manifold
-from .errors import GeometryError
 from .geodesic import ExponentialManifold
 
 if TYPE_CHECKING:

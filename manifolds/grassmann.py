@@ -11,9 +11,9 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
+from ..errors import GeometryError
 from . import numerics
 from .embedded import EmbeddedManifold
-from .errors import GeometryError
 from .geodesic import GeodesicManifold
 from .quotient import QuotientManifold
 from .sphere import Sphere

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from .errors import GeometryError
+from ..errors import GeometryError
 
 __all__ = [
     "DTYPES",

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_avg_fn, get_swa_multi_avg_fn
 
+from ..errors import OptionError
 from ..manifolds import Euclidean, GeodesicManifold, Manifold, Rows
-from ..manifolds.declare import walk
-from ..manifolds.errors import OptionError
 from ..manifolds.numerics import full_precision
-from ..manifolds.rows import gather, scatter_
+from ..manifolds.parameters.declare import walk
+from ..manifolds.parameters.rows import gather, scatter_
+from .execution.points import PointSet
 from .groups import own_geometry
 from .options import number
-from .points import PointSet
 
 __all__ = ["averaging"]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import StateError
 from ..manifolds import Rows
-from ..manifolds.errors import StateError
+from .execution.points import number_dtype
 from .options import FOREIGN, plain
-from .points import number_dtype
 
 if TYPE_CHECKING:
     from .optimizer import RiemannianOptimizer

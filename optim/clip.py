@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import GradientError, OptionError
 from ..manifolds import numerics
-from ..manifolds.errors import GradientError, OptionError
-from ..manifolds.rows import gather
+from ..manifolds.parameters.rows import gather
 from .optimizer import RiemannianOptimizer
 
 __all__ = ["clip_grad_norm_"]

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import OptionError
 from ..manifolds import Euclidean
-from ..manifolds.errors import OptionError
+from .execution.points import PointSet
 from .optimizer import RiemannianOptimizer
-from .points import PointSet
 from .rules import Adam, Momentum
 
 __all__ = ["RiemannianAdam", "RiemannianSGD"]

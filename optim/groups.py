@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import DeclarationError
 from ..manifolds import Euclidean, Manifold, Rows, from_geoopt
-from ..manifolds.declare import walk
-from ..manifolds.errors import DeclarationError
+from ..manifolds.parameters.declare import walk
 
 __all__ = ["own_geometry", "param_groups"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from ..manifolds.errors import DeclarationError
-from ..manifolds.records import changes, geometry, marked
-from .points import PointSet
+from ..errors import DeclarationError
+from ..manifolds.parameters.records import changes, geometry, marked
+from .execution.points import PointSet
 
 __all__ = ["Marks", "refuse_bare"]
 

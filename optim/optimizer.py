@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import OptionError, StepError
 from ..manifolds import Euclidean, Manifold, Rows
-from ..manifolds.declare import FLATTENED, check_parts, check_types
-from ..manifolds.errors import OptionError, StepError
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
-from ..manifolds.placing import check_rows
-from ..manifolds.rows import gather
-from ..manifolds.shards import is_sharded
+from ..manifolds.parameters.declare import FLATTENED, check_parts, check_types
+from ..manifolds.parameters.placing import check_rows
+from ..manifolds.parameters.rows import gather
+from ..manifolds.parameters.shards import is_sharded
 from .checkpoints import check_owners, merge, pack, restore
-from .execute import Group, Paths, paths
+from .execution.dispatch import Group, Paths, paths
+from .execution.points import PointSet, passed_over, point_sets
+from .execution.sharded import ShardedGroup
 from .groups import own_geometry
 from .marks import Marks, refuse_bare
 from .options import COMMON, read_numbers
-from .points import PointSet, passed_over, point_sets
 from .rules import Rule
 from .settings import Settings
-from .sharded import ShardedGroup
 
 __all__ = ["RiemannianOptimizer"]
 
@@ -197,6 +197,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             ``"reference"``, or one of torch's) and `reason`.
 
         Example:
+            >>> import retract, torch
             >>> w = torch.nn.Parameter(retract.manifolds.Stiefel().random_point(5, 2))
             >>> group = {"params": [w], "names": ["w"], "manifold": retract.manifolds.Stiefel()}
             >>> retract.optim.RiemannianSGD([group], lr=0.1).paths()

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import OptionError
 from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifold, Spherical
-from ..manifolds.errors import OptionError
 
 __all__ = [
     "COMMON",

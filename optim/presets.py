@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..manifolds.errors import OptionError
+from ..errors import OptionError
 from .general import RiemannianAdam, RiemannianSGD
 from .optimizer import RiemannianOptimizer
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from operator import is_
 from typing import Any
 
-from ..manifolds.errors import OptionError
-from .execute import check_path
+from ..errors import OptionError
+from .execution.dispatch import check_path
+from .execution.points import PointSet
+from .execution.sharded import check_sharding
 from .options import OF_POINTS, Options, check_names, check_point, check_together, valid
-from .points import PointSet
 from .rules import Rule
-from .sharded import check_sharding
 
 __all__ = ["Settings"]
 

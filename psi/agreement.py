@@ -8,7 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import distributed
 
-from ..manifolds.errors import RetractError
+from ..errors import RetractError
 from .report import Report
 
 __all__ = ["agreed", "on_all_ranks"]

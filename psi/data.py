@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..manifolds.errors import RetractError
+from ..errors import RetractError
 
 __all__ = ["Split", "digits", "mnist", "whole"]
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..errors import OptionError
 from ..manifolds import PSI, Manifold
-from ..manifolds.declare import preparing, undeclare, walk
-from ..manifolds.errors import OptionError
-from ..manifolds.records import entries
+from ..manifolds.parameters.declare import preparing, undeclare, walk
+from ..manifolds.parameters.records import entries
 from .agreement import agreed
 from .invariance import find
 from .report import Finding, Report

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import MissingExtraError, OptionError, install
 from ..manifolds import GeodesicManifold, Manifold, Rows, ScalingQuotient, numerics
-from ..manifolds.declare import walk
-from ..manifolds.errors import MissingExtraError, OptionError, install
-from ..manifolds.rows import Layout, gather
+from ..manifolds.parameters.declare import walk
+from ..manifolds.parameters.rows import Layout, gather
 
 __all__ = ["Monitor", "Observation"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..manifolds.errors import RetractError
-from ..manifolds.shards import is_sharded
+from ..errors import RetractError
+from ..manifolds.parameters.shards import is_sharded
 from .copies import State, quiet
 from .exact import Exact, Lenient, widened
 from .noise import disturb, vary

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
+from ..errors import MissingExtraError, install
 from ..manifolds import PSI, Manifold, Rows
-from ..manifolds.errors import MissingExtraError, install
 
 __all__ = ["Finding", "Report"]
 

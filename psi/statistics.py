@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.hooks import RemovableHandle
 
-from ..manifolds.errors import RetractError
+from ..errors import RetractError
 
 __all__ = ["recalibrate"]
 

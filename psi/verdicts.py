@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from ..manifolds import Rows
-from ..manifolds.rows import gather
+from ..manifolds.parameters.rows import gather
 from .cuts import Cut
 from .euler import Euler, Evidence
 from .leaks import Leak

@@ -1,6 +1,6 @@
 """The laws of manifolds, for tests of a manifold of one's own: every law of every class that it inherits."""
 
-from ..manifolds.errors import LawError
+from ..errors import LawError
 from .setting import Law
 from .suite import check_manifold, laws
 

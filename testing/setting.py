@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import GeometryError, LawError
 from ..manifolds import Manifold, QuotientManifold
-from ..manifolds.errors import GeometryError, LawError
 
 __all__ = ["LAWS", "Law", "Setting", "law"]
 

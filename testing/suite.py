@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from ..errors import GeometryError, LawError
 from ..manifolds import Manifold
-from ..manifolds.errors import GeometryError, LawError
 from . import basics, derivatives, geodesics, quotients, spherical  # noqa: F401  (they register their laws)
 from .setting import LAWS, Law
 

@@ -220,7 +220,7 @@ def tests(*selection):
     """One row: the tests of the Triton kernels on the device."""
     workers = ["-n", "auto"] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=", *workers]
-    command += [*selection, "--device", "cuda", str(ROOT / "tests/updates/triton_rows.py")]
+    command += [*selection, "--device", "cuda", str(ROOT / "tests/optim/triton_rows.py")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from retract.manifolds.errors import install
+from retract.errors import install
 
 
 def main() -> None:

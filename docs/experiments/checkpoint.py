@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 
 from . import pickles
 

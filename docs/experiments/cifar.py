@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from retract.psi.data import Split
 from torch import Tensor
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from retract.psi.data import Split, whole
 from torch import Tensor
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import torch.distributed as dist
 import typer
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from rich.console import Console
 from rich.table import Table
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import typer
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn

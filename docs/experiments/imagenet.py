@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from torch import Tensor
 
 from .methods import build, label

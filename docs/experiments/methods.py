@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from retract import manifolds, optim
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from retract.psi import declare
 from torch import Tensor, nn
 

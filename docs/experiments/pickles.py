@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 
 __all__ = ["Call", "Name", "read", "shown"]
 

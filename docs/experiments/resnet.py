@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from torch import Tensor, nn
 
 __all__ = ["Block", "cifar_resnet"]

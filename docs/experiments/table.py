@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 
 from .cifar import Config
 from .methods import METHODS

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from retract.psi.data import whole
 from torch import Tensor, nn
 

@@ -39,7 +39,7 @@ from ...manifolds import PSI, Manifold
 from ...manifolds.grassmann import Lines
 from ..memory import Memory
 from ..options import Options
-from ..representative import band
+from ..radius import band
 from ..rules import Adam, Coefficients, Rule
 
 __all__ = [

@@ -14,11 +14,10 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
-from . import algebra
+from . import algebra, launch
+from . import numba_loops as loops
 from .launch import COORDINATES, GIVEN, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Choices, Numbers, Update, X
 from .threads import share
 
@@ -26,8 +25,6 @@ __all__ = ["schedule", "step"]
 
 BLOCK = 2**12
 """Elements that are summed in the rows' own precision before their sum enters a float64."""
-FEWEST = 1e-32
-"""Sums of squares below are taken again in float64."""
 ROUGH = 1.0
 """Multiples of x in a step of unit vectors above which its rounding shows in the norm of the row."""
 TASK = 2**15
@@ -36,23 +33,20 @@ COUNTER, CHOICES = 6, 7
 """Of a `Job`: table and its length, task starts and their number, numbers, bytes of a coordinate, counter of tasks
 taken, choices."""
 
-# Values that are not finite keep their meaning: neither nnan nor ninf.
-_OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-_part = numba.njit(**_OPTIONS)
 _WORDS, _NUMBERS = CHOICES + len(Choices._fields), len(Numbers._fields)
 
 
-@_part
+@loops.part
 def _where(condition, a, b):
     return a if condition else b
 
 
-@_part
+@loops.part
 def _full_like(a, value):
     return value
 
 
-@_part
+@loops.part
 def _power_below(r):
     return math.ldexp(1.0, -math.frexp(r)[1])
 
@@ -66,7 +60,7 @@ _row_algebra = algebra.bind(
         "full_like": _full_like,
         "power_below": _power_below,
     },
-    _part,
+    loops.part,
 )
 _rescaling, _clipped, _adam, _direction = (
     _row_algebra.rescaling,
@@ -77,128 +71,7 @@ _rescaling, _clipped, _adam, _direction = (
 _motion, _carry, _combination = _row_algebra.motion, _row_algebra.carry, _row_algebra.combination
 
 
-@intrinsic
-def _pointer(typingctx: Any, address: Any, like: Any) -> Any:
-    """The int `address` as a pointer to numbers of the type of `like`."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(like)(types.int64, like), codegen
-
-
-@intrinsic
-def _ticket(typingctx: Any, address: Any) -> Any:
-    """Adds 1 to the int64 at `address`, atomically; what it was before."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
-
-    return types.int64(types.int64), codegen
-
-
-@_part
-def _points_and_gradient(x, g, n, zero):
-    """x·x and x·g, in the precision of `zero` as all sums here."""
-    real, xx, xg = type(zero), zero, zero
-    for i in range(n):
-        a = real(x[i])
-        xx += a * a
-        xg += a * real(g[i])
-    return xx, xg
-
-
-@_part
-def _square(x, n, zero):
-    """x·x."""
-    real, xx = type(zero), zero
-    for i in range(n):
-        a = real(x[i])
-        xx += a * a
-    return xx
-
-
-@_part
-def _square_off(x, g, along, n, zero):
-    """h·h with h = g − along x."""
-    real, hh = type(zero), zero
-    for i in range(n):
-        h = real(g[i]) - real(along) * real(x[i])
-        hh += h * h
-    return hh
-
-
-@_part
-def _form(x, g, v, to_v, n):
-    """v ← v' = (v, g, x)·to_v."""
-    v_v, v_g, v_x = to_v
-    for i in range(n):
-        v[i] = v_v * v[i] + v_g * g[i] + v_x * x[i]
-
-
-@_part
-def _products(x, g, v, to_v, to_u, n, zero):
-    """x·u, u·u, x·v', u·v' with v' = (v, g, x)·to_v and u = (v', g, x)·to_u."""
-    real, xu, uu, xv, uv = type(zero), zero, zero, zero, zero
-    v_v, v_g, v_x = real(to_v[0]), real(to_v[1]), real(to_v[2])
-    u_v, u_g, u_x = real(to_u[0]), real(to_u[1]), real(to_u[2])
-    for i in range(n):
-        a, b = real(x[i]), real(g[i])
-        w = v_v * real(v[i]) + v_g * b + v_x * a
-        u = u_v * w + u_g * b + u_x * a
-        xu += a * u
-        uu += u * u
-        xv += a * w
-        uv += u * w
-    return xu, uu, xv, uv
-
-
-@_part
-def _products_alone(x, g, ahead_g, ahead_x, n, zero):
-    """x·u and u·u with u = ahead_g g + ahead_x x."""
-    real, xu, uu = type(zero), zero, zero
-    for i in range(n):
-        a = real(x[i])
-        u = real(ahead_g) * real(g[i]) + real(ahead_x) * a
-        xu += a * u
-        uu += u * u
-    return xu, uu
-
-
-@_part
-def _combine(x, g, v, to_x, to_v, n):
-    """x ← (x, g, v)·to_x and v ← (x, g, v)·to_v, together."""
-    y_x, y_g, y_v = to_x
-    w_x, w_g, w_v = to_v
-    for i in range(n):
-        a, b, c = x[i], g[i], v[i]
-        x[i] = y_x * a + y_g * b + y_v * c
-        v[i] = w_x * a + w_g * b + w_v * c
-
-
-@_part
-def _combine_alone(x, g, to_x, n):
-    """The same without v."""
-    y_x, y_g, _ = to_x
-    for i in range(n):
-        x[i] = y_x * x[i] + y_g * g[i]
-
-
-@_part
-def _scale(x, factor, n):
-    """x ← factor x."""
-    for i in range(n):
-        x[i] *= factor
-
-
-@_part
-def _fits(square):
-    """Whether a sum of squares in float32 has neither overflowed nor lost digits to numbers below the normal ones."""
-    return FEWEST < square < math.inf or square == 0
-
-
-@_part
+@loops.part
 def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last):
     """One row, at the addresses px, pg and pv (0: no vector), with sums in the precision of `wide`.
 
@@ -208,24 +81,24 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
     xx, xg, hh, held, square = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
-        x = _pointer(px + start * size, zero)
+        x = loops.pointer(px + start * size, zero)
         if C.unit:
-            a, b = _points_and_gradient(x, _pointer(pg + start * size, zero), m, wide)
+            a, b = loops.points_and_gradient(x, loops.pointer(pg + start * size, zero), m, wide)
             xx += a
             xg += b
         else:
-            xx += _square(x, m, wide)
-    if not last and not _fits(xx):
+            xx += loops.square(x, m, wide)
+    if not last and not loops.fits(xx):
         return False
     if C.measures:
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
-            g = _pointer(pg + start * size, zero)
+            g = loops.pointer(pg + start * size, zero)
             if C.unit:
-                hh += _square_off(_pointer(px + start * size, zero), g, real(xg), m, wide)
+                hh += loops.square_off(loops.pointer(px + start * size, zero), g, real(xg), m, wide)
             else:
-                hh += _square(g, m, wide)
-        if not last and not _fits(hh):
+                hh += loops.square(g, m, wide)
+        if not last and not loops.fits(hh):
             return False
     r, s = max(math.sqrt(xx), tiny), 1.0
     if C.records:
@@ -244,23 +117,23 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
         # it to the length of a step. Formed twice, in another order, it would be two vectors, and the row miss the manifold.
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
-            x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
-            _form(x, g, _pointer(pv + start * size, zero), (real(kept), real(vg), real(vx)), m)
+            x, g = loops.pointer(px + start * size, zero), loops.pointer(pg + start * size, zero)
+            loops.form(x, g, loops.pointer(pv + start * size, zero), (real(kept), real(vg), real(vx)), m)
         kept, vg, vx = 1.0, 0.0, 0.0
     k_x, k_u, t_v, t_x, t_u = 1.0, 1.0, 1.0, 0.0, 0.0
     xu, uu, xv, uv = 0.0, 0.0, 0.0, 0.0
     if not C.level:
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
-            x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
+            x, g = loops.pointer(px + start * size, zero), loops.pointer(pg + start * size, zero)
             if C.moving:
-                v = _pointer(pv + start * size, zero)
+                v = loops.pointer(pv + start * size, zero)
                 to_v, to_u = (real(kept), real(vg), real(vx)), (real(along), real(ug), real(ux))
-                a, b, c, d = _products(x, g, v, to_v, to_u, m, wide)
+                a, b, c, d = loops.products(x, g, v, to_v, to_u, m, wide)
                 xv += c
                 uv += d
             else:
-                a, b = _products_alone(x, g, real(ug), real(ux), m, wide)
+                a, b = loops.products_alone(x, g, real(ug), real(ux), m, wide)
             xu += a
             uu += b
         # Of a vector that has been formed, the square is that of a step of a rule that reads lengths, which is short.
@@ -274,18 +147,18 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
     to_x, to_v = (real(y_x), real(y_g), real(y_v)), (real(w_x), real(w_g), real(w_v))
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
-        x, g = _pointer(px + start * size, zero), _pointer(pg + start * size, zero)
+        x, g = loops.pointer(px + start * size, zero), loops.pointer(pg + start * size, zero)
         if C.moving:
-            _combine(x, g, _pointer(pv + start * size, zero), to_x, to_v, m)
+            loops.combine(x, g, loops.pointer(pv + start * size, zero), to_x, to_v, m)
         else:
-            _combine_alone(x, g, to_x, m)
+            loops.combine_alone(x, g, to_x, m)
     if C.unit and abs(ux) + abs(along * vx) > ROUGH and uu > 0:
         # The gradient was almost normal, and x and g have all but cancelled.
         yy = 0.0
         for start in range(0, n, BLOCK):
-            yy += _square(_pointer(px + start * size, zero), min(BLOCK, n - start), wide)
+            yy += loops.square(loops.pointer(px + start * size, zero), min(BLOCK, n - start), wide)
         for start in range(0, n, BLOCK):
-            _scale(_pointer(px + start * size, zero), real(1.0 / math.sqrt(yy)), min(BLOCK, n - start))
+            loops.scale(loops.pointer(px + start * size, zero), real(1.0 / math.sqrt(yy)), min(BLOCK, n - start))
     if C.records and held < 0:
         radius[row] = r
     if C.adam:
@@ -293,13 +166,13 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
     return True
 
 
-@_part
+@loops.part
 def _run(address, zero, narrow):
     """Take tasks until none is left. At `address` stand the words of a `Job`."""
-    job = numba.carray(_pointer(address, address), _WORDS)
-    table = numba.carray(_pointer(job[0], job[0]), (job[1], COORDINATES + 1))
-    starts = numba.carray(_pointer(job[2], job[2]), (job[3], 2))
-    c, a = job[CHOICES:], numba.carray(_pointer(job[4], 0.0), _NUMBERS + 2)
+    job = numba.carray(loops.pointer(address, address), _WORDS)
+    table = numba.carray(loops.pointer(job[0], job[0]), (job[1], COORDINATES + 1))
+    starts = numba.carray(loops.pointer(job[2], job[2]), (job[3], 2))
+    c, a = job[CHOICES:], numba.carray(loops.pointer(job[4], 0.0), _NUMBERS + 2)
     # By value: from memory, which for all the compiler knows a row is written over, they would be read for each row.
     C = Choices(
         c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0, c[4] != 0, c[5] != 0, c[6] != 0, c[7] != 0, c[8] != 0, c[9] != 0, c[10] != 0,
@@ -308,7 +181,7 @@ def _run(address, zero, narrow):
     N = Numbers(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12])
     size, constants = job[5], (a[13], a[14])
     while True:
-        task = _ticket(address + 8 * COUNTER)
+        task = loops.ticket(address + 8 * COUNTER)
         if task >= job[3] - 1:
             return
         matrix, row = starts[task, 0], starts[task, 1]
@@ -316,8 +189,8 @@ def _run(address, zero, narrow):
         while matrix < last or (matrix == last and row < end):
             points, n = table[matrix, POINTS], table[matrix, COORDINATES]
             px, pg, pv = table[matrix, X], table[matrix, GRADIENT], table[matrix, VECTOR]
-            radius, second = _pointer(table[matrix, RADIUS], zero), _pointer(table[matrix, SQUARE], zero)
-            per_point = radius, second, _pointer(table[matrix, GIVEN], 0.0)
+            radius, second = loops.pointer(table[matrix, RADIUS], zero), loops.pointer(table[matrix, SQUARE], zero)
+            per_point = radius, second, loops.pointer(table[matrix, GIVEN], 0.0)
             for i in range(row, points if matrix < last else end):
                 at = i * n * size
                 if not _row(px + at, pg + at, pv + at, n, size, i, per_point, C, N, constants, zero, zero, not narrow):
@@ -326,12 +199,12 @@ def _run(address, zero, narrow):
             row = 0
 
 
-_DIGEST = hashlib.sha256(Path(algebra.__file__).read_bytes()).hexdigest()
+_DIGEST = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (algebra, launch, loops))).hexdigest()
 
 
 def _entry(zero, narrow, digest):
     """The kernel for numbers of the type of `zero`. What is kept on disk is known by this file and by what the function closes
-    over, not by what it calls: hence the `digest` of the algebra."""
+    over, not by what it calls: hence the `digest` of the files with that."""
 
     def run(address):
         if digest:
@@ -351,9 +224,9 @@ def _kernel(dtype: torch.dtype) -> tuple[int, tuple[float, float]]:
         entry = _ENTRIES[dtype]
         signature, info = types.void(types.int64), torch.finfo(dtype)  # a pointer, by another name
         try:
-            compiled = numba.cfunc(signature, cache=True, **_OPTIONS)(entry)
+            compiled = numba.cfunc(signature, cache=True, **loops.OPTIONS)(entry)
         except (RuntimeError, OSError):  # no folder to keep it in
-            compiled = numba.cfunc(signature, **_OPTIONS)(entry)
+            compiled = numba.cfunc(signature, **loops.OPTIONS)(entry)
         assert compiled.address is not None
         _compiled.append(compiled)  # which owns the code at the address
         _kernels[dtype] = compiled.address, (float(info.tiny) ** 0.5, float(info.eps))

@@ -7,8 +7,8 @@ import torch
 from networks import batches, declare_all, normed_mlp, train
 from optimizers import OPTIMIZERS
 from retract import declare, optim, param_groups
+from retract.errors import DeclarationError, OptionError, StateError
 from retract.manifolds import PSI, Sphere
-from retract.manifolds.errors import DeclarationError, OptionError, StateError
 from retract.optim import PSISGD, RiemannianSGD
 from torch import nn
 

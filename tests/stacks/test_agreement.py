@@ -7,7 +7,7 @@ import torch
 import torch.distributed
 from processes import together
 from retract import declared, psi
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 from retract.psi.agreement import agreed
 from torch import nn
 

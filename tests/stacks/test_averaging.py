@@ -9,10 +9,10 @@ import torch
 from geometries import CASES
 from networks import batches, declare_all, invariant_names, normed_cnn, points_of, train
 from retract import declare, param_groups, psi
+from retract.errors import DeclarationError, OptionError
 from retract.manifolds import PSI, Euclidean, GeodesicManifold, Grassmann, QuotientManifold, Rows, Sphere, numerics
-from retract.manifolds.declare import walk
-from retract.manifolds.errors import DeclarationError, OptionError
-from retract.manifolds.rows import scatter_
+from retract.manifolds.parameters.declare import walk
+from retract.manifolds.parameters.rows import scatter_
 from retract.optim import PSISGD, averaging
 from torch import nn
 from torch.optim.swa_utils import (

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import retract
 import torch
+from retract.errors import OptionError
 from retract.manifolds import PSI, Sphere
-from retract.manifolds.errors import OptionError
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from experiments import checkpoint
 from paths import PATHS
+from retract.errors import GeometryError, GradientError, RetractError, StateError, StepError
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
-from retract.manifolds.errors import GeometryError, GradientError, RetractError, StateError, StepError
-from retract.optim import PSISGD, RiemannianAdam, reference, rows
+from retract.optim import PSISGD, RiemannianAdam
+from retract.optim.execution import reference, rows
 from torch import nn
 
 HERE = Path(__file__).parent

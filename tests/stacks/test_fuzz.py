@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from paths import PATHS
 from retract import declare, param_groups, psi, put
+from retract.errors import RetractError, StepError
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel, from_geoopt
-from retract.manifolds.errors import RetractError, StepError
 from retract.manifolds.numerics import tolerance
-from retract.manifolds.rows import gather
+from retract.manifolds.parameters.rows import gather
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from snapshots import same, snapshot
 from torch import nn

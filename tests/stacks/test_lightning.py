@@ -6,8 +6,8 @@ import pytest
 import torch
 from networks import batches, declare_all, invariant_names, normed_mlp, train
 from retract import optim, param_groups, psi
+from retract.errors import DeclarationError, StateError
 from retract.manifolds import PSI, Sphere
-from retract.manifolds.errors import DeclarationError, StateError
 from retract.optim import PSISGD, RiemannianAdam, RiemannianOptimizer, RiemannianSGD
 from torch import nn
 from torch.utils.data import DataLoader

@@ -4,8 +4,8 @@ import pytest
 import torch
 from networks import batches, train
 from retract import declare, declared, param_groups, put
+from retract.errors import DeclarationError
 from retract.manifolds import PSI, Rows, Sphere, Stiefel
-from retract.manifolds.errors import DeclarationError
 from retract.optim import PSISGD
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize

@@ -8,8 +8,8 @@ import pytest
 import torch
 from processes import together
 from retract import declare, param_groups, psi
+from retract.errors import DeclarationError, OptionError
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
-from retract.manifolds.errors import DeclarationError, OptionError
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, clip_grad_norm_
 from torch import nn
 

@@ -3,8 +3,8 @@
 import torch
 from processes import together
 from retract import declare, param_groups
+from retract.errors import DeclarationError
 from retract.manifolds import Rows, Sphere, Stiefel
-from retract.manifolds.errors import DeclarationError
 from retract.optim import RiemannianAdam, RiemannianSGD
 from torch import nn
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from paths import PATHS
-from retract.manifolds.errors import OptionError
+from retract.errors import OptionError
 from retract.optim import RiemannianAdam, RiemannianSGD
 from torch import nn
 from torch_database import (

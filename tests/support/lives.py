@@ -13,7 +13,7 @@ import random
 
 import torch
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
-from retract.manifolds.rows import gather, scatter_
+from retract.manifolds.parameters.rows import gather, scatter_
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from retract.optim.rules import Adam, Momentum
 from torch import nn

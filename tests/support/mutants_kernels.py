@@ -3,21 +3,21 @@
 from mutant import Mutant
 
 ALGEBRA = "optim/kernels/algebra.py"
-PATHS = "tests/updates/test_paths.py::test_paths_agree"
+PATHS = "tests/optim/test_paths.py::test_paths_agree"
 MUTANTS = [
     Mutant(
         "a held norm is not taken up again",
         ALGEBRA,
         'where((held >= 0) & (ratio < float("inf")) & (r > tiny), ratio, s)',
         "s",
-        f"{PATHS}[PSI()-plain-foreach]",
+        "tests/optim/test_algebra.py::test_held_norms",
     ),
     Mutant(
         "free norms are not brought back",
         ALGEBRA,
         "s = where(still, s, power_below(r))",
         "s = where(still, s, s)",
-        "tests/updates/test_edges.py::test_rows_outside_the_band_come_back",
+        "tests/optim/test_edges.py::test_rows_outside_the_band_come_back",
     ),
     Mutant(
         "the metric of PSI is forgotten in lengths",
@@ -38,7 +38,7 @@ MUTANTS = [
         ALGEBRA,
         "along = -rate * correction / sqrt(square + eps)",
         "along = -rate * correction / (sqrt(square) + eps)",
-        f"{PATHS}[PSI()-adam-inside-fused]",
+        "tests/optim/test_algebra.py::test_adam[True]",
     ),
     Mutant(
         "the gradient keeps its normal part",
@@ -59,7 +59,7 @@ MUTANTS = [
         ALGEBRA,
         "        moved = uu > 0\n",
         "        moved = uu >= 0\n",
-        "tests/updates/test_still.py::test_nothing_moves[sgd-Sphere()-torch.float32-float]",
+        "tests/optim/test_still.py::test_nothing_moves[sgd-Sphere()-torch.float32-float]",
     ),
     Mutant(
         "a projected vector keeps half of its normal part",
@@ -80,14 +80,14 @@ MUTANTS = [
         ALGEBRA,
         "phi = where(yx < 0, full_like(xx, -1.0), phi)",
         "phi = where(yx < 0, full_like(xx, 1.0), phi)",
-        "tests/updates/test_edges.py::test_a_step_beyond_a_right_angle_on_lines",
+        "tests/optim/test_algebra.py::test_lines_have_two_representatives",
     ),
     Mutant(
         "0/0 at the antipode in the algebra of a row",
         ALGEBRA,
         "antipodal = beside <= rounding * metric",
         "antipodal = beside < -metric",
-        "tests/updates/test_edges.py::test_a_step_to_the_antipode[torch.float32-fused-manifold]",
+        "tests/optim/test_edges.py::test_a_step_to_the_antipode[torch.float32-fused-manifold]",
     ),
     Mutant(
         "the stored vector is not rescaled with its row",
@@ -108,20 +108,20 @@ MUTANTS = [
         "optim/kernels/numba_rows.py",
         "if C.unit and abs(ux) + abs(along * vx) > ROUGH and uu > 0:",
         "if False:",
-        "tests/updates/test_edges.py::test_gradients_that_are_almost_normal[Sphere()]",
+        "tests/optim/test_edges.py::test_gradients_that_are_almost_normal[Sphere()]",
     ),
     Mutant(
         "a rule's coefficients are those of the first point",
         "optim/kernels/numba_rows.py",
-        "keep, take, along, ahead = given[4 * row],",
-        "keep, take, along, ahead = given[0],",
-        "tests/updates/test_own_rules.py::test_every_path_takes_them[PSI()-RMSprop-hold]",
+        "given[4 * row + 1], given[4 * row + 2]",
+        "given[1], given[4 * row + 2]",
+        "tests/optim/test_own_rules.py::test_every_path_takes_them[PSI()-RMSprop-hold]",
     ),
     Mutant(
         "transport beside the antipode cancels",
         "manifolds/spherical.py",
         "share = torch.where(share > _FACING, share, 0.5 * numerics.dot(middle, middle, 1) / scale)",
         "share = torch.where(share > _FACING, share, share)",
-        "tests/updates/test_edges.py::test_transport_beside_the_antipode_is_isometric[Sphere()]",
+        "tests/optim/test_edges.py::test_transport_beside_the_antipode_is_isometric[Sphere()]",
     ),
 ]

@@ -2,8 +2,8 @@
 
 import torch
 from retract import declare
-from retract.manifolds.declare import walk
-from retract.manifolds.rows import gather
+from retract.manifolds.parameters.declare import walk
+from retract.manifolds.parameters.rows import gather
 from torch import nn
 
 

@@ -7,7 +7,7 @@ import re
 
 import torch
 from hypothesis import strategies as st
-from retract.manifolds.errors import RetractError
+from retract.errors import RetractError
 
 FLOATS = [torch.float32, torch.float64, torch.float32, torch.float64, torch.bfloat16, torch.float16]
 GUARD = 7

@@ -1,0 +1,1 @@
+"""Which parameter holds which points: declarations, rows, shards."""

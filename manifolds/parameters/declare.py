@@ -1,0 +1,350 @@
+"""Which parameter lives on which manifold: written on the module, as plain values.
+
+The declaration stands in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
+nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2. What a
+tensor itself remembers (`records`) is used only to refuse what would train it in flat space.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from ...errors import DeclarationError, GeometryError
+from .. import numerics
+from ..base import Manifold
+from ..euclidean import Euclidean
+from .placing import forget_loads, place, refuse_stale, watch_loads
+from .records import Declaration, entries, erase, mark, mark_all, marked, record, unmark
+from .rows import Rows, gather, overlaps, scatter_
+
+__all__ = [
+    "FLATTENED",
+    "Declared",
+    "check_memory",
+    "check_parts",
+    "check_types",
+    "declare",
+    "declared",
+    "preparing",
+    "put",
+    "undeclare",
+    "walk",
+]
+
+FLATTENED = (
+    "is what FSDP1 left of a parameter: a run of numbers without rows. Use torch.distributed.fsdp.fully_shard (FSDP2), which "
+    "keeps them, or DistributedDataParallel"
+)
+_REPRESENTATIVES = ("keep", "unit")
+_RESET_AND_DECLARE = (
+    "Call reset_running_stats() on the normalization layers, declare, and then "
+    "retract.psi.recalibrate(model, batches); PSI() with representative='keep' leaves rows where they are; a parameter "
+    "that no normalization layer follows can be declared on its own module, where no statistics are looked for"
+)
+_RESET_AND_PUT = (
+    "Call reset_running_stats() on the normalization layers, retract.put(model), and then "
+    "retract.psi.recalibrate(model, batches); a parameter that no normalization layer follows is put by retract.put of its "
+    "own module, where no statistics are looked for"
+)
+
+
+class Declared(NamedTuple):
+    """One declared point set of a model: qualified names and parameters of its parts, first the declared
+    one, then those joined to it."""
+
+    names: tuple[str, ...]
+    parts: tuple[nn.Parameter, ...]
+    declaration: Declaration
+
+
+def declare(
+    module: nn.Module,
+    name: str,
+    manifold: Manifold,
+    rows: Rows = Rows(),
+    joined: Sequence[str] = (),
+    representative: str = "keep",
+) -> None:
+    """Declare that parameter `name` of `module` lives on `manifold`, and put it there in place.
+
+    Args:
+        module: the owner of the parameter, or any module above it with `name` dotted
+            (``declare(model, "head.weight", …)``). Running statistics are looked for in `module`, so pass
+            the network to have a trained one recognised.
+        name: name of the parameter. Declaring it again replaces the declaration.
+        manifold: any `Manifold`, or ``from_geoopt(…)``.
+        rows: how the parameter is cut into points.
+        joined: names of parameters of the same owner whose rows belong to the same points (a bias that
+            scales along). Vector manifolds only.
+        representative: ``"keep"`` leaves the rows of a scaling quotient (PSI) where they are, ``"unit"`` moves
+            them to norm 1. Manifolds that need a certain representative (Sphere, Grassmann, Stiefel) move
+            the parameter to the nearest point in either case.
+
+    Raises:
+        DeclarationError: no such parameter, lazy, complex or integer; a zero or non-finite row; a move of
+            the rows of a network whose running statistics have been trained; a tied name declared
+            otherwise.
+        GeometryError: the parameter's shape does not fit `rows` and `manifold`.
+    """
+    preparing(module, name, manifold, rows, joined, representative)()
+
+
+@torch.no_grad()
+@numerics.full_precision()
+def preparing(
+    module: nn.Module,
+    name: str,
+    manifold: Manifold,
+    rows: Rows = Rows(),
+    joined: Sequence[str] = (),
+    representative: str = "keep",
+    *,
+    found: bool = False,
+    without: Collection[str] = (),
+) -> Callable[[], None]:
+    """Check everything that `declare` checks, and return what remains to be done, which cannot fail.
+
+    For declaring several parameters or none, after those named in `without` have been undeclared.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        raise DeclarationError(
+            f"{name}: a scripted module keeps no declarations; declare on the module before scripting"
+        )
+    if not isinstance(name, str):
+        raise DeclarationError(f"name={name!r}: the name of a parameter is a string, as named_parameters() gives it")
+    if not isinstance(joined, list | tuple) or not all(isinstance(part, str) for part in joined):
+        raise DeclarationError(f"{name}: joined={joined!r} is not a list of names; write joined=('bias',)")
+    if representative not in _REPRESENTATIVES:
+        raise DeclarationError(f"{name}: representative is one of {_REPRESENTATIVES}, not {representative!r}")
+    check_types(name, manifold, rows)
+    owner, leaf = _owner(module, name)
+    declaration = Declaration(manifold, rows, tuple(joined), found)
+    parts = tuple(_parameter(owner, part, name) for part in (leaf, *declaration.joined))
+    _check_ties(
+        owner, leaf, declaration, {other.rpartition(".")[2] for other in without if _owner(module, other)[0] is owner}
+    )
+    check_parts(name, parts, manifold, rows)
+    layouts = [rows.layout(part, manifold.event_ndim) for part in parts]
+    placed: Tensor | None = None
+    if not any(part.is_meta for part in parts):
+        points = gather(parts, layouts)
+        placed = place(name, points, manifold, representative)
+        refuse_stale(name, points, placed, module.named_buffers(), _RESET_AND_DECLARE)
+
+    def commit() -> None:
+        if placed is not None:
+            with torch.no_grad():
+                scatter_(placed, parts, layouts)
+        record(owner, leaf, name, declaration)
+        for each in {module, owner}:
+            watch_loads(each)
+
+    return commit
+
+
+def undeclare(module: nn.Module, name: str) -> None:
+    """Take back what `declare` wrote for parameter `name`, whose values stay as they are.
+
+    Build optimizers after it: one that has the parameter on a manifold goes on there.
+
+    Args:
+        module: the owner of the parameter, or any module above it.
+        name: of the parameter that was declared, dotted as for `declare`; what is joined to it comes free with it. A
+            parameter that only bears the mark of a declaration, because its module was replaced, loses that.
+
+    Raises `DeclarationError` if the parameter is not declared, or belongs to the points of another.
+    """
+    owner, leaf = _owner(module, name)
+    here = {entry.leaf: entry for entry in entries(owner) if entry.owner is owner}
+    part = owner._parameters.get(leaf)
+    if leaf not in here:
+        leads = [entry.leaf for entry in here.values() if leaf in entry.declaration.joined]
+        if leads:
+            raise DeclarationError(
+                f"{name} belongs to the points of {leads[0]}; undeclare that, or declare it anew without"
+            )
+        if part is None or marked(part) is None:
+            names = ", ".join(entry.name for entry in entries(module)) or "nothing"
+            raise DeclarationError(f"{name} is not declared; what is: {names}")
+        unmark(part)
+    erase(owner, leaf)
+    mark_all(module)  # another name of a tied parameter may still be declared
+    for depth in range(name.count(".") + 1):
+        forget_loads(module.get_submodule(".".join(name.split(".")[:depth])))
+
+
+def declared(model: nn.Module) -> dict[str, Declaration]:
+    """Qualified parameter name → `Declaration`, for every declaration in `model`; raises as `walk` does."""
+    return {point.names[0]: point.declaration for point in walk(model)}
+
+
+@torch.no_grad()
+@numerics.full_precision()
+def put(model: nn.Module) -> None:
+    """Put every declared parameter on its manifold again, in place: after a reset, ``to_empty``, weights written by hand; what
+    is still on the meta device has no values to move.
+
+    Raises `DeclarationError` and `GeometryError` as `declare` does, for zero and non-finite rows, for shapes that no
+    longer fit, and for a move of the rows of a network whose running statistics have been trained; then nothing has moved.
+    """
+    moves = []
+    for names, parts, declaration in walk(model):
+        check_parts(names[0], parts, declaration.manifold, declaration.rows)
+        if any(part.is_meta for part in parts):
+            continue
+        layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
+        points = gather(parts, layouts)
+        placed = place(names[0], points, declaration.manifold)
+        refuse_stale(names[0], points, placed, model.named_buffers(), _RESET_AND_PUT)
+        moves.append((placed, parts, layouts))
+    for placed, parts, layouts in moves:
+        scatter_(placed, parts, layouts)
+
+
+def check_types(name: str, manifold: object, rows: object) -> None:
+    """Raise `DeclarationError` unless these are a `Manifold` and a `Rows`."""
+    if not isinstance(manifold, Manifold):
+        theirs = type(manifold).__module__.startswith("geoopt")
+        remedy = "wrap it in retract.manifolds.from_geoopt(…)" if theirs else "pass an instance such as Sphere()"
+        raise DeclarationError(f"{name}: {manifold!r} is not a Manifold; {remedy}")
+    if not isinstance(rows, Rows):
+        raise DeclarationError(f"{name}: rows={rows!r} is not a Rows; write Rows(axis=…) or Rows(blocks=…)")
+
+
+def walk(model: nn.Module) -> Iterator[Declared]:
+    """Every declaration of `model` with its parameters; tied parameters once.
+
+    Raises `DeclarationError` for a declaration whose parameter is gone (parametrized or flattened later),
+    for a parameter whose declaration is gone (its module was replaced), for tied names declared on different manifolds,
+    and for scripted and exported modules.
+    """
+    if _is_traced(model) and next(entries(model), None) is None:
+        raise DeclarationError("a traced or exported module has lost its declarations; use the module it was made from")
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise DeclarationError(
+                f"{path or 'the model'} is scripted: its declarations are lost; use the eager module"
+            )
+    seen: dict[int, tuple[str, Declaration, bool]] = {}
+    for entry in entries(model):
+        names, declaration = entry.names, entry.declaration
+        parts = tuple(
+            _parameter(entry.owner, leaf, name)
+            for leaf, name in zip((entry.leaf, *declaration.joined), names, strict=True)
+        )
+        first = seen.get(id(parts[0]))
+        if first is not None and first[2] and first[1] == declaration:
+            continue
+        for name, part, leads in zip(names, parts, (True, *[False] * len(declaration.joined)), strict=True):
+            if id(part) in seen:
+                other, its, _ = seen[id(part)]
+                raise DeclarationError(
+                    f"{name} and {other} are the same parameter, declared as {declaration} and {its}; "
+                    "declare it once, or both names alike"
+                )
+            seen[id(part)] = (name, declaration, leads)
+            mark(part, name, declaration.geometry)
+        yield Declared(names, parts, declaration)
+    for name, p in model.named_parameters():
+        lost = marked(p)
+        if lost is not None and id(p) not in seen:
+            raise DeclarationError(
+                f"{name} was declared on {lost.geometry}, by the name {lost.name}, and no module of this model says so: what replaced "
+                "its module (quantization-aware training, symbolic tracing, a swap) took the parameter over, not its "
+                f"declaration. Declare it under this name, or take that back with retract.undeclare(model, {name!r})"
+            )
+
+
+def _is_traced(model: nn.Module) -> bool:
+    """Whether `model` is what torch.fx or torch.export made of another module."""
+    unflatten = sys.modules.get("torch.export.unflatten")
+    return isinstance(model, torch.fx.GraphModule) or (
+        unflatten is not None and isinstance(model, unflatten.UnflattenedModule)
+    )
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that parameter `name` of `module` belongs to, and its name there."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        return module.get_submodule(path), leaf
+    except AttributeError as error:
+        raise DeclarationError(f"{name}: {error}; names are those of named_parameters() of the module passed") from None
+
+
+def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
+    parameter = owner._parameters.get(leaf)
+    if parameter is None:
+        if is_parametrized(owner, leaf):
+            path = f"parametrizations.{leaf}"
+            sources = ", ".join(f"{path}.{key}" for key, _ in owner.get_submodule(path).named_parameters(recurse=False))
+            raise DeclarationError(
+                f"{name} is computed by a parametrization, from {sources}: parametrize before you declare, and declare "
+                "those, or take it off with torch.nn.utils.parametrize.remove_parametrizations"
+            )
+        if leaf in owner._modules:
+            raise DeclarationError(f"{name} is a module; name a parameter of it, such as {name}.weight")
+        has = ", ".join(key for key, value in owner._parameters.items() if value is not None) or "none"
+        raise DeclarationError(
+            f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if it was there once, a "
+            "wrapper such as FSDP1 replaced it: declare what is left, or apply that first"
+        )
+    if getattr(parameter, "_fsdp_flattened", False):
+        raise DeclarationError(f"{name} {FLATTENED}")
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise DeclarationError(f"{name} is a lazy parameter without a shape; run the model once, then declare it")
+    if parameter.dtype not in numerics.DTYPES:
+        raise DeclarationError(
+            f"{name} is {parameter.dtype}; the manifolds are real: only floating-point parameters fit, of float64, float32, "
+            "float16 or bfloat16"
+        )
+    return parameter
+
+
+def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration, without: Collection[str]) -> None:
+    ids = {id(owner._parameters[part]) for part in (leaf, *declaration.joined)}
+    if len(ids) <= len(declaration.joined):
+        raise DeclarationError(f"{leaf} and {', '.join(declaration.joined)} name one parameter twice")
+    for entry in entries(owner):
+        other, its = entry.leaf, entry.declaration
+        if entry.owner is not owner or other == leaf or other in without:
+            continue
+        if ids & set(map(id, entry.parts)) and (its != declaration or declaration.joined):
+            raise DeclarationError(f"{leaf} and {other} are the same parameter, but {other} is declared as {its}")
+
+
+def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Rows) -> None:
+    """Raise `GeometryError` unless the parameters `parts` can be cut into (joint) points of `manifold`, and be written to."""
+    for part in parts:
+        check_memory(name, part)
+    if len(parts) == 1:
+        error = rows.error(parts[0].shape, manifold)
+        if error:
+            raise GeometryError(f"{name} of shape {tuple(parts[0].shape)}: {error}")
+        return
+    if manifold.event_ndim != 1:
+        raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
+    for part in parts:
+        # The entries of a bias are output channels, wherever its weight has them.
+        its = Rows() if part.ndim == 1 and rows.axis == 1 else rows
+        error = its.error(part.shape, Euclidean(1))
+        if error:
+            raise GeometryError(f"{name}, a part of shape {tuple(part.shape)}: {error}")
+    counts = [rows.layout(part, 1).batch[0] for part in parts]
+    if len(set(counts)) != 1:
+        raise GeometryError(f"{name} and what is joined to it have {counts} points: parts must have the same")
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Raise `GeometryError` if elements of `tensor` share memory: to write one would be to write another."""
+    if overlaps(tensor):
+        raise GeometryError(
+            f"{name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}: some of its elements share memory, and "
+            "cannot move on their own; make it of tensor.clone(), or tensor.contiguous() of an expanded one"
+        )

@@ -1,0 +1,131 @@
+"""Putting rows on their manifold, and what speaks against it; also when a state_dict brings them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import DeclarationError
+from .. import numerics
+from ..base import Manifold
+from ..euclidean import Euclidean
+from ..quotient import ScalingQuotient
+from .records import entries, mark_all
+from .rows import gather, scatter_
+
+__all__ = ["check_rows", "forget_loads", "place", "refuse_stale", "watch_loads"]
+
+
+def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
+    """Raise `DeclarationError` for a row that is not finite, or zero where zero is no point of `manifold`."""
+    size = numerics.norm(points, manifold.event_ndim)
+    # Where the origin is itself a point (a ball, flat space), zero rows are welcome.
+    origin = manifold.point_defect(torch.zeros_like(points)) == 0
+    for bad, what in ((~torch.isfinite(size), "not finite"), ((size == 0) & ~origin, "zero")):
+        if bad.any():
+            row = int(bad.reshape(-1).int().argmax())
+            raise DeclarationError(
+                f"{name}: row {row} is {what}, which is no point of {manifold!r}; re-initialize it or leave {name} undeclared"
+            )
+
+
+def place(name: str, points: Tensor, manifold: Manifold, representative: str = "keep") -> Tensor:
+    """`points` moved onto `manifold`; refuses rows that stand for no point."""
+    check_rows(name, points, manifold)
+    if isinstance(manifold, ScalingQuotient) and representative == "unit":
+        return manifold.canonical(points)
+    placed = manifold.nearest(points)
+    manifold.check_point(placed, name)
+    return placed
+
+
+def refuse_stale(name: str, points: Tensor, placed: Tensor, buffers: Iterable[tuple[str, Any]], remedy: str) -> None:
+    """Raise `DeclarationError` if `placed` is elsewhere than `points`, and trained running statistics are among `buffers`."""
+    size = numerics.norm(points, points.ndim)
+    if numerics.norm(placed - points, points.ndim) <= numerics.tolerance(points.dtype) * size:
+        return
+    for key, value in buffers:
+        if key.rpartition(".")[2] == "running_var" and isinstance(value, Tensor) and (value != 1).any():
+            raise DeclarationError(
+                f"moving the rows of {name} may falsify running statistics that have been trained ({key}): eval mode "
+                f"remembers the old scale. {remedy}"
+            )
+
+
+def watch_loads(module: nn.Module) -> None:
+    """Have ``module.load_state_dict`` put what it loads for declared parameters on their manifolds."""
+    if not _watches(module):
+        module.register_load_state_dict_pre_hook(_place_loaded)
+        module.register_load_state_dict_post_hook(_mark_loaded)
+
+
+def forget_loads(module: nn.Module) -> None:
+    """Take back `watch_loads`, unless something in `module` is still declared."""
+    if next(entries(module), None) is None:
+        for key in _watches(module):
+            del module._load_state_dict_pre_hooks[key]
+        after = module._load_state_dict_post_hooks
+        for key in [key for key, hook in after.items() if hook is _mark_loaded]:
+            del after[key]
+
+
+def _watches(module: nn.Module) -> list[int]:
+    hooks = module._load_state_dict_pre_hooks
+    return [key for key, hook in hooks.items() if getattr(hook, "hook", None) is _place_loaded]
+
+
+@torch.no_grad()
+@numerics.full_precision()
+def _place_loaded(
+    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any
+) -> None:
+    """Replace the entries of `state_dict`, which is torch's copy of the user's, that lie off their manifold.
+
+    Points come through bitwise, and rows of scaling quotients stay where they are. What does not fit is left to torch.
+
+    Raises `DeclarationError` for rows that are no points, and where the network's `state_dict` has trained running
+    statistics, which the move would falsify. Seen from the network on which it was declared, nothing is loaded then.
+    """
+    assign = local_metadata.get("assign_to_params_buffers", False)
+    for entry in entries(module):
+        manifold, rows = entry.declaration.manifold, entry.declaration.rows
+        keys = [prefix + name for name in entry.names]
+        if isinstance(manifold, (ScalingQuotient, Euclidean)) or not all(key in state_dict for key in keys):
+            continue
+        if len(entry.parts) < len(keys):  # parametrized since
+            continue
+        values: list[Any] = [state_dict[key] for key in keys]
+        if not all(_loadable(value, part, assign) for value, part in zip(values, entry.parts, strict=True)):
+            continue
+        if not assign:
+            values = [value.to(part.device, part.dtype) for value, part in zip(values, entry.parts, strict=True)]
+        layouts = [rows.layout(value, manifold.event_ndim) for value in values]
+        points = gather(values, layouts)
+        placed = place(prefix + entry.name, points, manifold)
+        moved, size = (numerics.norm(each, manifold.event_ndim) for each in (placed - points, points))
+        if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # rounded as it was stored, and to stay so
+            continue
+        refuse_stale(prefix + entry.name, points, placed, state_dict.items(), _LOAD_FIRST)
+        targets = [value.clone() for value in values]
+        scatter_(placed, targets, layouts)
+        state_dict.update(zip(keys, targets, strict=True))
+
+
+_LOAD_FIRST = (
+    "Load it before you declare: retract.undeclare the parameter, load, call reset_running_stats() on the normalization "
+    "layers, declare, and then retract.psi.recalibrate(model, batches)"
+)
+
+
+def _loadable(value: Any, part: nn.Parameter, assign: bool) -> bool:
+    """Whether torch will load `value` into `part`, and there are numbers to move."""
+    fits = isinstance(value, Tensor) and value.shape == part.shape and value.is_floating_point()
+    return fits and not value.is_meta and (assign or not part.is_meta)
+
+
+def _mark_loaded(module: nn.Module, _: Any) -> None:
+    """``load_state_dict(assign=True)`` has made new parameters, which bear no mark yet."""
+    mark_all(module)

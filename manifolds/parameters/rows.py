@@ -1,0 +1,280 @@
+"""`Rows`: how a parameter is cut into points. The only place that reshapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import GeometryError
+from ..base import Manifold
+from .shards import is_sharded, whole, write_
+
+__all__ = ["Layout", "Rows", "gather", "overlaps", "scatter_"]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which axes of a parameter enumerate points; everything else are the coordinates of one point.
+
+    ==========================  ==============================  ===========================================
+    value                       points                          for
+    ==========================  ==============================  ===========================================
+    ``Rows()``                  one per index of axis 0         Linear, Conv in front of BatchNorm
+    ``Rows(axis=1, groups=g)``  one per output channel          ConvTranspose with g groups
+    ``Rows(blocks=G)``          G consecutive blocks of axis 0  GroupNorm, the heads of QK-norm
+    ``Rows(blocks=1)``          the whole tensor                LayerNorm, RMSNorm
+    ``Rows(axis=(0, 1))``       one per pair of indices         stacked experts; vectors along what remains
+    ==========================  ==============================  ===========================================
+
+    For manifolds of vectors the coordinates are flattened in memory order, which makes the result a view
+    for channels_last weights too. For ``Euclidean(0)`` every entry is a point.
+
+    A manifold of matrices (n × p, of orthonormal columns) takes the last two axes as they are, and all axes in front of them
+    enumerate points; an `axis` that is named instead must leave two. `columns` names other axes for its p columns; all that neither enumerates points nor columns is
+    flattened into the n coordinates of a column:
+
+    ===============================  =========================================  ============================
+    value                            points                                     on Stiefel
+    ===============================  =========================================  ============================
+    ``Rows()``                       the tensor, out × in                       orthonormal columns of Linear
+    ``Rows(blocks=1, columns=0)``    the tensor, everything else × axis 0       orthonormal rows, filters of Conv
+    ``Rows(blocks=H, columns=0)``    H blocks, everything else × the block      orthonormal rows of each head
+    ``Rows(axis=0, columns=1)``      one per index of axis 0                    orthonormal rows of each expert
+    ``Rows(blocks=1, columns=c)``    with c = (1, 2, 3): out × in·k·k           columns of Conv, where out ≥ in·k·k
+    ===============================  =========================================  ============================
+
+    Raises `GeometryError` for values that fit no parameter at all.
+    """
+
+    axis: int | tuple[int, ...] = 0
+    """The axes whose indices enumerate points."""
+    blocks: int | None = None
+    """How many points, each of consecutive indices of axis 0; with ``axis=0`` only."""
+    groups: int = 1
+    """Of a transposed convolution, which enumerate points together with axis 1; with ``axis=1`` only."""
+    columns: int | tuple[int, ...] | None = None
+    """Of manifolds of matrices: the axes whose indices enumerate the columns of a matrix, in place of the last one. Of a
+    block, axis 0 is what lies in it."""
+
+    def __post_init__(self) -> None:
+        for name in ("axis", "columns"):
+            axes = _tuple(getattr(self, name))
+            if any(not isinstance(a, int) or a < 0 for a in axes) or len(set(axes)) != len(axes):
+                raise GeometryError(f"{self!r}: {name} is one non-negative axis or several different ones")
+        if self.columns is not None:
+            if not _tuple(self.columns):
+                raise GeometryError(
+                    f"{self!r}: columns is one axis or several; a single column is a point of a manifold of vectors"
+                )
+            if self.groups > 1 or (self.blocks is None and set(_tuple(self.columns)) & set(self.axes)):
+                raise GeometryError(
+                    f"{self!r}: an axis enumerates points or columns, not both; blocks=1 takes the whole tensor for one matrix"
+                )
+        if self.blocks is not None and (self.blocks < 1 or self.axis != 0):
+            raise GeometryError(f"{self!r}: blocks is a number ≥ 1 of blocks of axis 0")
+        if self.groups < 1 or (self.groups > 1 and self.axis != 1):
+            raise GeometryError(f"{self!r}: groups is a number ≥ 1 and goes with axis=1 (transposed convolutions)")
+
+    def __repr__(self) -> str:
+        # As it was before there were columns, so that states saved then still load.
+        columns = "" if self.columns is None else f", columns={self.columns!r}"
+        return f"Rows(axis={self.axis!r}, blocks={self.blocks!r}, groups={self.groups!r}{columns})"
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """`axis` as a tuple, in the order of the tensor."""
+        return tuple(sorted(_tuple(self.axis)))
+
+    def point_axes(self, ndim: int, event_ndim: int) -> tuple[int, ...]:
+        """Axes of a parameter of `ndim` axes that enumerate points as a whole, blocks left aside."""
+        if event_ndim != 1 and self.columns is None and self.axis == 0:
+            return tuple(range(ndim - event_ndim))
+        # A bias has one entry per output channel, wherever its weight keeps the channels.
+        return (0,) if ndim == 1 and self.axis == 1 else self.axes
+
+    def error(self, shape: Sequence[int], manifold: Manifold) -> str | None:
+        """Why a parameter of `shape` cannot be cut into points of `manifold`, or None if it can."""
+        if manifold.event_ndim == 0:
+            return None
+        if self.blocks is not None and (not shape or shape[0] % self.blocks):
+            return f"{self!r} does not divide axis 0 of shape {tuple(shape)}"
+        if self.groups > 1 and (not shape or shape[0] % self.groups):
+            return f"{self!r} does not divide axis 0 of shape {tuple(shape)}"
+        if self.columns is not None and manifold.event_ndim != 2:
+            return f"{self!r} names the columns of matrices, and {manifold!r} is no manifold of matrices; leave columns out"
+        named = (*_tuple(self.columns), *(self.axes if self.blocks is None else ()))
+        asks = manifold.event_ndim == 1 or self.columns is not None or self.axis != 0
+        if asks and max(named, default=-1) >= len(shape):
+            return f"{self!r} names an axis that shape {tuple(shape)} does not have"
+        if manifold.event_ndim > 1 and self.columns is None:
+            inside = len(shape) - (0 if self.blocks is not None or self.axis == 0 else len(self.axes))
+            exact = self.blocks is not None or self.axis != 0
+            if inside < manifold.event_ndim or (exact and inside > manifold.event_ndim):
+                remedy = "; columns=… says which axes become its columns" if manifold.event_ndim == 2 else ""
+                return f"{self!r} does not give shape {tuple(shape)} points of {manifold.event_ndim} dimensions{remedy}"
+        layout = self.layout(torch.empty(tuple(shape), device="meta"), manifold.event_ndim)
+        error = manifold.event_error(layout.event)
+        if error and len(layout.event) == 2 and manifold.event_error(layout.event[::-1]) is None:
+            return f"{error}: {self._transposed(len(shape))!r} does that"
+        return error
+
+    def _transposed(self, ndim: int) -> Rows:
+        """With what were the rows of a matrix for its columns."""
+        inside = [a for a in range(ndim) if self.blocks is not None or a not in self.point_axes(ndim, 2)]
+        columns = _tuple(self.columns) or (inside[-1],)
+        others = tuple(a for a in inside if a not in columns)
+        points = self.blocks if self.blocks is not None else None if self.point_axes(ndim, 2) else 1
+        axis = 0 if points is not None else self.point_axes(ndim, 2)
+        plain = axis[0] if isinstance(axis, tuple) and len(axis) == 1 else axis
+        return Rows(plain, points, columns=others[0] if len(others) == 1 else others)
+
+    def layout(self, part: Tensor, event_ndim: int) -> Layout:
+        """How tensors shaped and laid out like `part` are cut into points of `event_ndim` dimensions."""
+        return _layout(self, part.shape, part.stride(), event_ndim)
+
+
+class Layout(NamedTuple):
+    """`Rows` worked out for one shape and memory order."""
+
+    blocks: int | None
+    """Number of blocks that axis 0 is cut into first, if any."""
+    order: tuple[int, ...] | None
+    """Axes of the points, then those of the coordinates, of vectors as they lie in memory, of matrices columns last; None: as
+    they stand."""
+    arranged: tuple[int, ...]
+    """Shape in that order."""
+    axes: int
+    """How many of those axes enumerate points."""
+    batch: tuple[int, ...]
+    event: tuple[int, ...]
+    scalar: tuple[int, ...]
+    """Shape of one number per point, with the parameter's number of dimensions and size 1 on the axes of the
+    coordinates, so that it broadcasts against the parameter wherever an axis enumerates points."""
+
+    @property
+    def coordinates(self) -> int:
+        """How many of the arranged axes are coordinates of a point."""
+        return len(self.arranged) - self.axes
+
+    def arrange(self, tensor: Tensor) -> Tensor:
+        """`tensor` with its axes in order, a view."""
+        if self.blocks is not None:
+            tensor = tensor.unflatten(0, (self.blocks, -1))
+        return tensor if self.order is None else tensor.permute(self.order)
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """`tensor` as points, (*batch, *event); a view where one exists."""
+        return self.arrange(tensor).reshape(self.batch + self.event)
+
+    def lying(self, tensor: Tensor) -> Tensor:
+        """As `split`, in one operation, for a tensor whose memory is the contiguous matrix of points."""
+        (points,), (n,) = self.batch, self.event
+        return tensor.as_strided((points, n), (n, 1))
+
+    def multiply_(self, tensor: Tensor, factors: Tensor) -> None:
+        """Multiply each point of `tensor` by its own of the `factors`, (points,), in place."""
+        shape = self.arranged[: self.axes] + (1,) * self.coordinates
+        self.arrange(tensor).mul_(factors.to(tensor).view(shape))
+
+    def split_scalars(self, tensor: Tensor) -> Tensor:
+        """One number per point, from `scalar` shape to (*batch, 1…), a view."""
+        return tensor.view(self.batch + (1,) * len(self.event))
+
+
+def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
+    """The points that `tensors` hold together: (points, n), or (*batch, *event) for other than vectors.
+
+    A view where one exists. The layouts are those of the parameters, so that gradients and states laid out
+    differently line up with them. Several tensors are the parts of joint points, side by side. Half
+    precision comes as float32: geometry computes in float32 or better. DTensors come whole, from all processes.
+    """
+    tensors = [whole(tensor) for tensor in tensors]
+    if len(tensors) == 1:
+        points = layouts[0].split(tensors[0])
+    else:
+        points = torch.cat([layout.split(tensor) for tensor, layout in zip(tensors, layouts, strict=True)], -1)
+    return points.float() if points.dtype in _HALF else points
+
+
+def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+    """Write `points`, as `gather` gave them, back; what is a view of its tensor is there already."""
+    if len(tensors) == 1:
+        parts: Sequence[Tensor] = (points,)
+    else:
+        parts = points.split([layout.event[0] for layout in layouts], -1)
+    for part, tensor, layout in zip(parts, tensors, layouts, strict=True):
+        if is_sharded(tensor):
+            full = part.new_empty(tensor.shape)
+            layout.arrange(full).copy_(part.reshape(layout.arranged))
+            write_(tensor, full)
+        elif part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+            layout.arrange(tensor).copy_(part.reshape(layout.arranged))
+
+
+def overlaps(tensor: Tensor) -> bool:
+    """Whether elements of `tensor` share memory, as those of an expanded one do."""
+    reach, clear = 0, True
+    axes = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    for stride, size in axes:
+        clear &= stride > reach
+        reach += stride * (size - 1)
+    if clear or tensor.numel() == 0:
+        return False
+    # Axes that reach into each other may still miss each other's elements.
+    places = torch.zeros(1, dtype=torch.int64)
+    for stride, size in axes:
+        places = (places.unsqueeze(1) + stride * torch.arange(size)).flatten()
+    return places.unique().numel() < tensor.numel()
+
+
+@cache
+def _layout(rows: Rows, shape: tuple[int, ...], stride: tuple[int, ...], event_ndim: int) -> Layout:
+    ndim = len(shape)
+    if event_ndim == 0:
+        return Layout(None, None, shape, ndim, shape, (), shape)
+    blocks = rows.blocks if rows.blocks is not None else rows.groups if rows.groups > 1 and ndim > 1 else None
+    if blocks is not None:
+        shape, stride = (blocks, shape[0] // blocks, *shape[1:]), (shape[0] // blocks * stride[0], *stride)
+    if rows.blocks is not None:
+        axes: tuple[int, ...] = (0,)
+    elif blocks is not None:
+        axes = (0, 2)
+    else:
+        axes = rows.point_axes(ndim, event_ndim)
+    rest = [a for a in range(len(shape)) if a not in axes]
+    columns = [a + (rows.blocks is not None) for a in _tuple(rows.columns)]
+    if event_ndim == 1:
+        rest.sort(key=lambda a: -stride[a])
+    elif columns:
+        rest = [*(a for a in rest if a not in columns), *columns]
+    order = (*axes, *rest)
+    arranged = tuple(shape[a] for a in order)
+    sizes = [size if axis in axes else 1 for axis, size in enumerate(shape)]
+    if blocks is not None:
+        del sizes[1]
+    batch, event = arranged[: len(axes)], arranged[len(axes) :]
+    if columns:
+        event = prod(event[: -len(columns)]), prod(event[-len(columns) :])
+    elif event_ndim == 1:
+        batch, event = (prod(batch),), (prod(event),)
+    return Layout(
+        blocks,
+        None if order == tuple(range(len(shape))) else order,
+        arranged,
+        len(axes),
+        batch,
+        event,
+        tuple(sizes),
+    )
+
+
+def _tuple(axes: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    return axes if isinstance(axes, tuple) else () if axes is None else (axes,)

@@ -1,0 +1,237 @@
+"""How a parameter group runs: which path its points take, decided in one place. Layout and choice only; no formula.
+
+=============  ====================================================================================================
+path           runs
+=============  ====================================================================================================
+*reference*    one point set at a time through `step.update`: everything, and always when `capturable` or
+               `differentiable`, and for rules of a user's own
+*foreach*      rows of many parameters through torch's functions for lists: PSI, Sphere, Grassmann(1), on any device
+*fused*        row kernels: the same
+torch          Euclidean points whose rule torch has, on torch's path of the same name
+=============  ====================================================================================================
+
+`foreach` and `fused` are read as in torch: with both at None the fastest path that is installed runs, an explicit value
+of either leaves the other at False.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from operator import is_
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ...errors import OptionError, install
+from ...manifolds import PSI, Euclidean, Manifold, Sphere
+from ...manifolds.grassmann import Lines
+from ...manifolds.parameters.shards import is_sharded
+from ..kernels.launch import Kernel
+from ..options import Options
+from ..rules import Adam, Rule
+from .euclidean import Torch, torch_has
+from .operands import Seat, seat
+from .plan import Plan
+from .points import PointSet, State, check_state, passed_over, point_sets
+from .reference import Reference
+from .rows import Fused, Lists
+
+__all__ = ["Group", "Path", "Paths", "check_path", "paths"]
+
+TINY = 2**14
+"""Elements up to which torch's foreach beats its fused path on a CPU: 6 µs a tensor against 12 at 64 elements, level
+at 2^15, 650 against 1,100 at 2^20."""
+_BACKENDS = {
+    "cpu": ("numba", "numba_rows", (torch.float32, torch.float64)),
+    "cuda": ("triton", "triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+}
+_SPHERICAL = (PSI, Sphere, Lines)
+
+
+@cache
+def _kernel(package: str, module: str) -> Kernel | str:
+    """The backend, or why it is not there."""
+    if importlib.util.find_spec(package) is None:
+        return f"{package} is not installed; install it with {install('fused')}"
+    try:
+        return cast(Kernel, importlib.import_module(f"..kernels.{module}", __package__))
+    except ImportError as error:
+        return f"{package} cannot be used ({error}); mend that, or reinstall it with {install('fused')}"
+
+
+def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rule: Rule) -> Kernel | str:
+    """The row kernels for such points, or why there are none and what to do."""
+    if len(rule.vectors) > 1:
+        return f"row kernels move one vector with each point, and {type(rule).__name__} has {len(rule.vectors)}"
+    if type(manifold) not in _SPHERICAL:
+        return f"there is no row kernel for {manifold!r}, only for PSI, Sphere and Grassmann(1)"
+    if device.type not in _BACKENDS:
+        return f"there are no row kernels for {device.type}"
+    package, module, dtypes = _BACKENDS[device.type]
+    if dtype not in dtypes:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"row kernels on {device.type} take {names}, not {str(dtype).removeprefix('torch.')}"
+    return _kernel(package, module)
+
+
+def check_path(points: PointSet, rule: Rule, options: Options) -> None:
+    """Raise `OptionError` if `points` cannot take the path that the options ask for, with the reason and a way out."""
+    part, manifold = points.parts[0], points.manifold
+    if part.is_meta:
+        return
+    if options["fused"] and not isinstance(manifold, Euclidean):
+        found = kernel_for(manifold, part.dtype, part.device, rule)
+        if isinstance(found, str):
+            raise OptionError(
+                f"fused=True on {points.name}: {found}. Or leave fused at None for the fastest path there is"
+            )
+    if options["foreach"] and not isinstance(manifold, (Euclidean, *_SPHERICAL)):
+        raise OptionError(
+            f"foreach=True on {points.name}: torch's functions for lists are used for vectors on PSI, Sphere and Grassmann(1), and "
+            f"in flat space, not on {manifold!r}. Or leave foreach at None"
+        )
+
+
+def choose(seat: Seat, rule: Rule, options: Options) -> tuple[str, str]:
+    """The path of one point set, and why it takes that one."""
+    manifold, part = seat.points.manifold, seat.points.parts[0]
+    foreach, fused = options["foreach"], options["fused"]
+    automatic = foreach is None and fused is None
+    for name in ("capturable", "differentiable"):
+        if options[name]:
+            return "reference", f"{name}=True"
+    if part.is_meta or not all(p.numel() for p in seat.points.parts):
+        return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
+    half = part.dtype in (torch.float16, torch.bfloat16)
+    if isinstance(manifold, Euclidean):
+        # Half precision is computed in float32 and rounded once, which torch does on its fused path only. On a CPU that path
+        # is none for SGD: the kernel of 2.13 leaves most of a parameter in half precision where it is.
+        whole = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
+        if not torch_has(manifold, rule, options):
+            return "reference", f"torch.optim has no such rule for {manifold!r}"
+        if not seat.contiguous or not whole:
+            return "reference", "it is copied to contiguous rows" if whole else f"{part.dtype} is computed in float32"
+        if automatic:
+            fused = part.device.type == "cpu" and part.numel() > TINY
+            foreach = not fused
+        path = "torch fused" if fused else "torch foreach" if foreach else "torch"
+        return path, f"{part.numel()} elements" if automatic else "as asked for"
+    found = kernel_for(manifold, part.dtype, part.device, rule)
+    if (fused or automatic) and not isinstance(found, str):
+        return "fused", found.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    if type(manifold) not in _SPHERICAL:
+        return "reference", found if isinstance(found, str) else "foreach=False"
+    if automatic or foreach or fused:
+        return "foreach", "as asked for" if foreach else str(found)
+    return "reference", "foreach=False"
+
+
+def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: Options) -> Plan:
+    part = seats[0].points.parts[0]
+    if path.startswith("torch"):
+        return Torch(seats, state, rule, foreach=path == "torch foreach", fused=path == "torch fused")
+    if path == "fused":
+        kernel = kernel_for(seats[0].points.manifold, part.dtype, part.device, rule)
+        assert not isinstance(kernel, str)
+        return Fused(seats, state, rule, kernel)
+    if path == "foreach":
+        return Lists(seats, state, rule)
+    return Reference(seats, state, rule, copied=options["capturable"] or options["differentiable"])
+
+
+class Path(NamedTuple):
+    """Which path a parameter takes, and why."""
+
+    name: str
+    geometry: str
+    path: str
+    reason: str
+
+
+class Paths(tuple[Path, ...]):
+    """Of all parameters of an optimizer, as a table that prints."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        rows = [("parameter", "on", "path", "why"), *self]
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        return "\n".join("  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in rows)
+
+
+def paths(
+    params: Sequence[Tensor], table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options
+) -> list[Path]:
+    """Those of one group in its next step; a parameter without a gradient as if it had one."""
+    found = []
+    for points in point_sets(params, table):
+        if any(map(passed_over, points.parts)):
+            path, reason = "none", "it is frozen, and no update is defined for its kind"
+        elif any(map(is_sharded, points.parts)):
+            path, reason = "sharded", "each process steps what it has of it"
+        else:
+            grads = points.gradients() or [part.detach() for part in points.parts]
+            path, reason = choose(seat(points, grads, state, rule, options), rule, options)
+        found.append(Path(points.name, repr(points.manifold), path, reason))
+    return found
+
+
+class Group:
+    """One parameter group from step to step: its plans, kept as long as nothing but addresses changes."""
+
+    def __init__(self) -> None:
+        self._params: list[Tensor] = []
+        self._settings: tuple[Any, ...] = ()
+        self._idle: list[Tensor] = []
+        self._plans: list[Plan] = []
+
+    @property
+    def plans(self) -> Sequence[Plan]:
+        """In the order in which `prepare` gives their work."""
+        return self._plans
+
+    def prepare(
+        self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
+    ) -> Sequence[Callable[[], None]]:
+        """What a step of the group does, checked. Writes nothing.
+
+        `known` says that each parameter's state is still the dict that it was in the last step.
+
+        Raises `GradientError`, `StateError` and `OptionError` for what cannot be done.
+        """
+        settings = tuple(bool(options.get(name)) if name == "momentum" else options.get(name) for name in _SETTINGS)
+        params: list[Tensor] = options["params"]
+        same = known and len(params) == len(self._params) and all(map(is_, params, self._params))
+        same = same and self._settings == settings and not any(plan.pending for plan in self._plans)
+        if same and all(p.grad is None for p in self._idle):
+            work = [plan.prepare(options) for plan in self._plans]
+            if None not in work:
+                return work  # type: ignore[return-value]
+        self._params, self._settings = [], settings
+        self._plans, self._idle = [], []
+        kinds: dict[tuple[Any, ...], list[Seat]] = {}
+        for points in point_sets(params, table):
+            grads = points.gradients()
+            if not grads:
+                self._idle += points.parts
+                continue
+            check_path(points, rule, options)
+            check_state(points, state, rule)
+            its = seat(points, grads, state, rule, options)
+            path, _ = choose(its, rule, options)
+            part = points.parts[0]
+            kinds.setdefault((path, points.manifold, part.dtype, part.device, its.kept), []).append(its)
+        self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
+        work = [plan.prepare(options) for plan in self._plans]
+        assert None not in work
+        self._params = list(params)
+        return work  # type: ignore[return-value]
+
+
+_SETTINGS = (
+    "foreach", "fused", "capturable", "differentiable", "momentum", "momentum_form", "eps_form", "radius"
+)  # fmt: skip

@@ -1,0 +1,152 @@
+"""`PointSet`: the points that one parameter holds, or several joined ones; an entry of an optimizer's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import GradientError, StateError
+from ...manifolds import Manifold, Rows
+from ...manifolds.numerics import DTYPES
+from ...manifolds.parameters.declare import check_memory
+from ...manifolds.parameters.rows import Layout, overlaps
+from ..rules import Rule
+
+__all__ = ["PointSet", "State", "check_state", "count_steps", "new_number", "number_dtype", "passed_over", "point_sets"]
+
+State = dict[Tensor, dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class PointSet:
+    """Parts, their geometry, and a name for messages."""
+
+    name: str
+    parts: tuple[Tensor, ...]
+    manifold: Manifold
+    rows: Rows
+
+    def layouts(self) -> list[Layout]:
+        """How each part is cut into points."""
+        return [self.rows.layout(part, self.manifold.event_ndim) for part in self.parts]
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of the parts, or nothing if none has one.
+
+        Raises `GradientError` if only some have one, for one that is sparse or does not fit its parameter, and for a
+        parameter of a dtype that the updates are not defined for.
+        """
+        grads = [part.grad for part in self.parts if part.grad is not None]
+        if grads and len(grads) < len(self.parts):
+            raise GradientError(
+                f"{self.name} forms joint points with {len(self.parts) - 1} other parameter(s), but only some of them "
+                "have a gradient; freeze all parts or none, or declare the parameter alone"
+            )
+        for grad, part in zip(grads, self.parts if grads else (), strict=True):
+            if not _is_dense(part):
+                raise GradientError(
+                    f"{self.name} is {_kind(part)} and has a gradient; the updates are defined for dense real floating-point "
+                    "parameters. Freeze it with requires_grad_(False) and grad = None, or convert it and build the optimizer anew"
+                )
+            if grad.layout != torch.strided:
+                raise GradientError(f"{self.name} has a {grad.layout} gradient; these updates need dense ones")
+            if grad.shape != part.shape or grad.device != part.device or not grad.is_floating_point():
+                raise GradientError(
+                    f"{self.name} is {_describe(part)}, its gradient {_describe(grad)}; call backward() again after a "
+                    "parameter has been reshaped or moved"
+                )
+        return grads
+
+
+def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, PointSet]) -> Iterator[PointSet]:
+    """The point sets of a group's `params`, each once.
+
+    Raises `StateError` for a parameter that none of them holds: nobody has said where it lives.
+    """
+    joined = {part for p in params if p in table for part in table[p].parts[1:]}
+    for i, p in enumerate(params):
+        if p in table:
+            yield table[p]
+        elif p not in joined:
+            raise StateError(
+                f"parameter {i} of a group, {_describe(p)}, is not the one that the optimizer was built with: whoever put it "
+                "there (Accelerate does so for FSDP2 and XLA) could not say on which manifold it lives. Build the optimizer "
+                "from the prepared model, with retract.param_groups, or use add_param_group"
+            )
+
+
+def passed_over(p: Tensor) -> bool:
+    """Whether `p` is frozen and of a kind that no update is defined for (quantized, integer, complex, sparse, an expanded
+    view): it may stand in a group, as in torch's optimizers, and nothing is asked of it until it gets a gradient."""
+    return not p.requires_grad and p.grad is None and (not _is_dense(p) or overlaps(p))
+
+
+def _is_dense(p: Tensor) -> bool:
+    return p.dtype in DTYPES and p.layout == torch.strided and not p.is_nested
+
+
+def _kind(p: Tensor) -> str:
+    """Dtype, and layout where it is not dense."""
+    return str(p.dtype) if p.layout == torch.strided else f"{p.dtype}, {p.layout}"
+
+
+def check_state(points: PointSet, state: State, rule: Rule) -> None:
+    """Raise `StateError` where `state` no longer fits its parameter, `GeometryError` where that cannot be written to."""
+    for part in points.parts:
+        check_memory(points.name, part)
+        own = state.get(part, {})
+        for name in rule.vectors:
+            if name in own and not (_fits(own[name], part.shape, part.device) and own[name].dtype == part.dtype):
+                _raise_unfit(points.name, part, name, own[name])
+        if rule.counts_steps and "step" in own and not _fits(own["step"], ()):
+            _raise_unfit(points.name, part, "step", own["step"])
+    own, part = state.get(points.parts[0], {}), points.parts[0]
+    for name in (*rule.scalars, "radius"):
+        if name in own and not _fits(own[name], points.layouts()[0].scalar, part.device):
+            _raise_unfit(points.name, part, name, own[name])
+
+
+def _fits(value: Any, shape: Sequence[int], device: torch.device | None = None) -> bool:
+    """Whether `value`, which may be anything, can be read and written as floating-point numbers of `shape`, on `device` or
+    wherever it is."""
+    strided = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    return strided and value.shape == shape and device in (None, value.device) and not overlaps(value)
+
+
+def _raise_unfit(label: str, part: Tensor, name: str, its: Any) -> None:
+    raise StateError(
+        f"{label} is {_describe(part)}, its {name} {_describe(its)}: the parameter or its state was changed under a running "
+        "optimizer. Build a new one, or convert its state_dict and load that"
+    )
+
+
+def new_number(name: str, rule: Rule, layout: Layout, part: Tensor) -> Tensor:
+    """A number per point before its first step, of `layout.scalar` shape: 0, or −1 for a norm that is not held yet."""
+    fill = 0.0 if name in rule.scalars else -1.0
+    return torch.full(layout.scalar, fill, dtype=number_dtype(layout, part), device=part.device)
+
+
+def number_dtype(layout: Layout, part: Tensor) -> torch.dtype:
+    """In which a number per point is kept: per coordinate like the coordinates, any other in float32 or better."""
+    return part.dtype if part.dtype == torch.float64 or not layout.event else torch.float32
+
+
+def count_steps(own: Sequence[dict[str, Any]], by: int = 1, device: torch.device | None = None) -> list[Tensor]:
+    """The numbers of steps kept in each of `own`, from 0, raised `by`; on `device` for steps that must not wait for it."""
+    for its in own:
+        if "step" not in its:
+            its["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    steps: list[Tensor] = [its["step"] for its in own]
+    if by:
+        torch._foreach_add_(steps, by)
+    return steps
+
+
+def _describe(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{value.dtype} of shape {tuple(value.shape)} on {value.device}"

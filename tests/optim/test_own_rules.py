@@ -1,0 +1,164 @@
+"""Rules of a user's own: every path calls them or refuses them, whatever they keep."""
+
+import inspect
+from dataclasses import dataclass
+
+import pytest
+import torch
+from retract.errors import OptionError
+from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
+from retract.optim import Coefficients, RiemannianAdam, RiemannianOptimizer, RiemannianSGD, Rule
+from retract.optim.options import COMMON
+from retract.optim.rules import Momentum
+from torch import nn
+
+MANIFOLDS = [Euclidean(0), PSI(), Sphere(), Stiefel()]
+
+
+@dataclass(frozen=True)
+class Signed(Momentum):
+    """Momentum the other way."""
+
+    def __call__(self, *arguments):
+        keep, take, along, ahead = super().__call__(*arguments)
+        return Coefficients(keep, take, -along, -ahead)
+
+
+class Uphill(RiemannianSGD):
+    rule = Signed()
+
+
+@dataclass(frozen=True)
+class Normalized(Rule):
+    """A step of length lr / (1 + number of steps): no vector, two numbers."""
+
+    scalars = ("length", "count")
+
+    def __call__(self, length, memory, options):
+        memory.scalars["length"].copy_(length)
+        memory.scalars["count"].add_(1.0)
+        return Coefficients(ahead=-options["lr"] / (length * (1.0 + memory.scalars["count"])))
+
+
+@dataclass(frozen=True)
+class Averaged(Rule):
+    """The mean of two averages of the gradients: two vectors."""
+
+    vectors = ("fast", "slow")
+    reads_lengths = False
+
+    def __call__(self, length, memory, options):
+        half = -0.5 * options["lr"]
+        return Coefficients({"fast": 0.5, "slow": 0.9}, {"fast": 0.5, "slow": 0.1}, {"fast": half, "slow": half})
+
+
+@dataclass(frozen=True)
+class RMSprop(Rule):
+    """As in docs/extend.md: a vector, and a number that every coefficient depends on."""
+
+    vectors = ("momentum_buffer",)
+    scalars = ("square_avg",)
+
+    def __call__(self, length, memory, options):
+        square = memory.scalars["square_avg"].mul_(0.9).add_(length.square(), alpha=0.1)
+        return Coefficients(keep=0.5, take=1.0 / (square.sqrt() + 1e-3), along=-options["lr"])
+
+
+RULES = [Normalized(), Averaged(), RMSprop(), Signed()]
+
+
+def optimizer_of(its):
+    class Own(RiemannianOptimizer):
+        rule = its
+
+    return Own
+
+
+def on(manifold, device):
+    torch.manual_seed(0)
+    return nn.Parameter(manifold.random_point(6, 3, dtype=torch.float64, device=device))
+
+
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
+def test_a_subclass_of_a_rule_is_called(manifold, device):
+    """The kernels and torch's functions know what its parent does, and must not run."""
+    ends = []
+    for make, options in ((Uphill, {}), (RiemannianSGD, {"maximize": True})):
+        w = on(manifold, device)
+        optimizer = make([{"params": [w], "manifold": manifold}], lr=0.1, **options)
+        w.grad = torch.ones_like(w).cumsum(0)
+        optimizer.step()
+        ends.append(w.detach())
+    assert torch.allclose(*ends)
+
+
+@pytest.mark.parametrize("rule", RULES[:3], ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
+def test_rules_keep_what_they_like(rule, manifold, device):
+    """State per point and per coordinate, tangent after every step, resumed bitwise."""
+    goal = manifold.random_point(6, 3, dtype=torch.float64, device=device)
+
+    def run(resume_at):
+        w = on(manifold, device)
+        group = [{"params": [w], "manifold": manifold}]
+        optimizer = optimizer_of(rule)(group, {"lr": 0.1})
+        losses = []
+        for step in range(40):
+            if step == resume_at:
+                state, optimizer = optimizer.state_dict(), optimizer_of(rule)(group, {"lr": 0.1})
+                optimizer.load_state_dict(state)
+            optimizer.zero_grad()
+            loss = (nn.functional.normalize(w, dim=0 if manifold == Stiefel() else 1) - goal).square().sum()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+            state = optimizer.state[w]
+            for name in rule.vectors:
+                manifold.check_tangent(w.detach(), state[name])
+            assert all(state[name].ndim == w.ndim for name in rule.scalars)
+        return torch.stack(losses)
+
+    losses = run(None)
+    assert losses[-1] < 0.9 * losses[0]
+    assert torch.equal(losses, run(17))
+
+
+@pytest.mark.parametrize("optimizer", [RiemannianSGD, RiemannianAdam])
+def test_options_of_every_group_have_the_defaults_of_the_librarys_own(optimizer):
+    signature = inspect.signature(optimizer).parameters
+    assert {name: signature[name].default for name in COMMON} == COMMON
+
+
+@pytest.mark.parametrize("radius", ["hold", "free"])
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1)], ids=repr)
+def test_every_path_takes_them(rule, manifold, radius, device):
+    """The same steps in every backend, clipped and not, with the state of one loaded into the other."""
+    options = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "dampening": 0.0,
+        "nesterov": False,
+        "momentum_form": "heavy_ball",
+        "radius": radius,
+    }
+    for changes in ({}, {"max_grad_norm": 0.5, "maximize": True}, {"motion": "exp", "transport": "project"}):
+        ends = []
+        for path in ({"foreach": False}, {"foreach": True}, {} if len(rule.vectors) > 1 else {"fused": True}):
+            params = [on(manifold, device), nn.Parameter(on(manifold, device).detach()[:2].clone())]
+            optimizer = optimizer_of(rule)([{"params": params, "manifold": manifold, **path}], options | changes)
+            for step in range(5):
+                if step == 3:
+                    optimizer.load_state_dict(optimizer.state_dict())
+                for p in params:
+                    p.grad = manifold.project(p.detach(), torch.sin(torch.arange(p.numel()) + step).to(p).view_as(p))
+                optimizer.step()
+            ends.append([*params, *(value for p in params for value in optimizer.state[p].values())])
+        for others in ends[1:]:
+            for ours, theirs in zip(ends[0], others, strict=True):
+                assert torch.allclose(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_row_kernels_move_one_vector(device):
+    with pytest.raises(OptionError, match="row kernels move one vector with each point, and Averaged has 2"):
+        optimizer_of(Averaged())([{"params": [on(PSI(), device)], "manifold": PSI(), "fused": True}], {"lr": 0.1})

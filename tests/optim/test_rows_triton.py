@@ -1,0 +1,93 @@
+"""The Triton row kernels: what triton_rows.py tests, in a process of its own, and that the compiler takes them.
+
+Triton decides at its import whether kernels are interpreted, for the whole process.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+TESTS = pathlib.Path(__file__).with_name("triton_rows.py")
+COMPILE = """
+import sys
+import triton
+import triton.language as tl
+from retract.optim.kernels import triton_rows
+from retract.optim.kernels.launch import Choices
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+dtype, names = getattr(tl, sys.argv[1]), sys.argv[2].split()
+constants = {
+    "D": dtype, "REAL": tl.float64 if dtype == tl.float64 else tl.float32, "C": Choices(*(name in names for name in Choices._fields)),
+    "STRIPS": triton_rows.STRIPS, "LANES": triton_rows.LANES,
+    "PIECE": triton_rows.PIECE, "TILE": triton_rows.STRIPS * triton_rows.LANES, "BLOCK": 1024, "AGAIN": True,
+}
+pointers = {"buffer": "*i64", "sums": "*fp64", "before": "*fp64", "coefficients": "*fp64"}
+for name in ("_rows", "sum_pieces", "solve_rows", "move_pieces"):
+    kernel = getattr(triton_rows, name)
+    signature = {each: "constexpr" if each in constants else pointers.get(each, "*i32") for each in kernel.arg_names}
+    its = {each: value for each, value in constants.items() if each in signature}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=its)
+    options = {"num_warps": triton_rows.WARPS, "enable_fp_fusion": True, "maxnreg": 128}
+    ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
+    assert name == "solve_rows" or ("ld.global.v2.b64" if dtype == tl.float64 else "ld.global.v4") in ptx, f"{name} does not load 16 bytes at once"
+"""
+
+
+def run(*command, **environment):
+    done = subprocess.run(
+        [sys.executable, *command],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        cwd=TESTS.parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def run_tests(device, *options):
+    interpret = {} if device.type == "cuda" else {"TRITON_INTERPRET": "1"}
+    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", str(device), *options, str(TESTS), **interpret)
+
+
+def test_the_kernels_are_the_reference(device):
+    run_tests(device)
+
+
+def test_without_a_compiler_for_its_launchers():
+    """Which Triton would miss at its first launch, when it is too late for another path."""
+    code = "from retract.optim.execution.dispatch import _kernel; print(_kernel('triton', 'triton_rows'))"
+    assert "triton cannot be used (it needs a C compiler" in run("-c", code, PATH="", CC="", TRITON_INTERPRET="0")
+
+
+@pytest.mark.long
+def test_every_rule_too(device):
+    run_tests(device, "-m", "long")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "choices"),
+    [
+        ("float32", "hold records moving level"),
+        pytest.param("bfloat16", "unit lines exp adam inside parallel clip moving", marks=pytest.mark.long),
+        pytest.param("float64", "exp adam project free clip moving", marks=pytest.mark.long),
+    ],
+)
+def test_the_compiler_takes_the_kernels(dtype, choices, tmp_path):
+    """Which needs no GPU."""
+    if sys.platform != "linux":
+        pytest.skip("Triton's compiler is for Linux")
+    run("-c", COMPILE, dtype, choices, TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_the_check_for_a_gpu_says_that_there_is_none():
+    page = run(str(TESTS.parents[2] / "docs/benchmarks/gpu_check.py"), CUDA_VISIBLE_DEVICES="")
+    assert page == "No GPU here: nothing checked, nothing timed.\n"
