@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import errors, manifolds, optim, psi
-from .manifolds.parameters.declare import declare, declared, put, undeclare
+from .manifolds.parameters.declare import declare, declared, project_, undeclare
 from .optim.groups import param_groups
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ __all__ = [
     "manifolds",
     "optim",
     "param_groups",
+    "project_",
     "psi",
-    "put",
     "testing",
     "undeclare",
 ]

@@ -42,7 +42,7 @@ def optimizers():
         (group,) = optimizer([{"params": [point], "manifold": on}]).param_groups
         flat = isinstance(on, Euclidean)
         ambient = f"orthogonality {group['orthogonality']}" * bool(group["orthogonality"]) or "weight decay" * flat
-        tangent = f"clip {group['max_grad_norm']}" if group["max_grad_norm"] else ""
+        tangent = f"clip {group['max_point_norm']}" if group["max_point_norm"] else ""
         if "betas" in group:
             rule = f"Adam {group['betas']}, ε {group['eps_form']}"
         else:

@@ -7,7 +7,7 @@ from .euclidean import Euclidean
 from .geodesic import ExponentialManifold, GeodesicManifold
 from .geoopt import from_geoopt, to_geoopt
 from .grassmann import Grassmann
-from .parameters.declare import declare, declared, put, undeclare
+from .parameters.declare import declare, declared, project_, undeclare
 from .parameters.records import Declaration
 from .parameters.rows import Rows
 from .psi import PSI
@@ -36,7 +36,7 @@ __all__ = [
     "declare",
     "declared",
     "from_geoopt",
-    "put",
+    "project_",
     "to_geoopt",
     "undeclare",
 ]

@@ -152,7 +152,7 @@ class Manifold(ABC):
             self.point_defect(x),
             limit,
             f"{name} is not on {self!r}",
-            "put it there with nearest(), declared parameters with retract.put(model)",
+            "put it there with nearest(), declared parameters with retract.project_(model)",
         )
 
     def check_tangent(self, x: Tensor, u: Tensor, name: str = "u") -> None:

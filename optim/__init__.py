@@ -1,7 +1,7 @@
 """Update rules, their stages and motions, and the optimizers made of them."""
 
-from .averaging import averaging
-from .clip import clip_grad_norm_
+from .averaging import get_multi_avg_fn
+from .clip import clip_riemannian_norm_
 from .general import RiemannianAdam, RiemannianSGD
 from .groups import param_groups
 from .optimizer import RiemannianOptimizer
@@ -17,7 +17,7 @@ __all__ = [
     "RiemannianOptimizer",
     "RiemannianSGD",
     "Rule",
-    "averaging",
-    "clip_grad_norm_",
+    "clip_riemannian_norm_",
+    "get_multi_avg_fn",
     "param_groups",
 ]

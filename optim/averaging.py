@@ -17,19 +17,19 @@ from .execution.points import PointSet
 from .groups import own_geometry
 from .options import number
 
-__all__ = ["averaging"]
+__all__ = ["get_multi_avg_fn"]
 
 Averaging = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]
 
 
-def averaging(model: nn.Module, decay: float | None = None) -> Averaging:
+def get_multi_avg_fn(model: nn.Module, decay: float | None = None) -> Averaging:
     """The `multi_avg_fn` with which `torch.optim.swa_utils.AveragedModel` averages `model` on its manifolds.
 
     >>> import torch, retract
     >>> from torch.optim.swa_utils import AveragedModel
     >>> model = torch.nn.Linear(8, 4)
     >>> retract.declare(model, "weight", retract.manifolds.Sphere())
-    >>> averaged = AveragedModel(model, multi_avg_fn=retract.optim.averaging(model))
+    >>> averaged = AveragedModel(model, multi_avg_fn=retract.optim.get_multi_avg_fn(model))
     >>> averaged.update_parameters(model)  # after every epoch, or with a decay after every step
 
     The mean of arrays is no mean of points: it leaves the sphere, and of PSI rows, whose norm means nothing, the long
@@ -133,5 +133,5 @@ def _places(model: nn.Module, averaged: Sequence[Tensor]) -> dict[Tensor, int]:
                 return {parameter: i for i, parameter in enumerate(parameters)}
     raise OptionError(
         f"AveragedModel hands over {len(averaged)} tensors of {first.dtype} on {first.device} that are not the parameters of "
-        "the model given to averaging(model); make both from the same model"
+        "the model given to get_multi_avg_fn(model); make both from the same model"
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import StateError
 from ..manifolds import Rows
 from .execution.points import number_dtype
-from .options import FOREIGN, plain
+from .options import FOREIGN, FORMER, plain
 
 if TYPE_CHECKING:
     from .optimizer import RiemannianOptimizer
@@ -61,7 +61,8 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
     cannot be honoured.
     """
     merged = []
-    groups = _in_order(optimizer, found["param_groups"])
+    saved = [{FORMER.get(key, key): value for key, value in group.items()} for group in found["param_groups"]]
+    groups = _in_order(optimizer, saved)
     for group, its, settings in zip(optimizer.param_groups, groups, optimizer.settings(), strict=True):
         for key, default in _GEOMETRY:
             if its.get(key, default) != group[key]:

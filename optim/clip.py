@@ -10,12 +10,12 @@ from ..manifolds import numerics
 from ..manifolds.parameters.rows import gather
 from .optimizer import RiemannianOptimizer
 
-__all__ = ["clip_grad_norm_"]
+__all__ = ["clip_riemannian_norm_"]
 
 
 @torch.no_grad()
 @numerics.full_precision()
-def clip_grad_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
+def clip_riemannian_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
     """Scale all gradients of `optimizer` in place so that their joint length in the metric is at most `max_norm`.
 
     The length is √Σ ‖Riemannian gradient‖² over all points, which for PSI rows is the same at every

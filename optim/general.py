@@ -36,14 +36,14 @@ class RiemannianSGD(RiemannianOptimizer):
         motion: ``"retract"`` or ``"exp"``.
         transport: how the buffer is carried: ``"manifold"`` (the manifold's transport after a retraction,
             parallel transport after an exponential), ``"project"``, ``"parallel"`` or ``"none"``.
-        max_grad_norm: largest length of a point's gradient in the metric, None for no clipping.
+        max_point_norm: largest length of a point's gradient in the metric, None for no clipping.
         orthogonality: α of the penalty between the rows of a tensor (Cho & Lee 2017), for unit directions.
         radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, ``"free"`` lets it
             grow and brings it back by powers of two.
         maximize, capturable, differentiable: as in torch.
         foreach, fused: fast paths; an explicit True that cannot be honoured raises.
 
-    `max_grad_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
+    `max_point_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
     not applied there. Every option can be set per group.
 
     Raises `OptionError` and `GeometryError` as `add_param_group` does.
@@ -63,7 +63,7 @@ class RiemannianSGD(RiemannianOptimizer):
         momentum_form: str = "heavy_ball",
         motion: str = "retract",
         transport: str = "manifold",
-        max_grad_norm: float | None = None,
+        max_point_norm: float | None = None,
         orthogonality: float = 0.0,
         radius: str = "hold",
         maximize: bool = False,
@@ -112,7 +112,7 @@ class RiemannianAdam(RiemannianOptimizer):
         eps_form: str = "outside",
         motion: str = "retract",
         transport: str = "manifold",
-        max_grad_norm: float | None = None,
+        max_point_norm: float | None = None,
         orthogonality: float = 0.0,
         radius: str = "hold",
         maximize: bool = False,

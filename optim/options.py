@@ -17,6 +17,7 @@ from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifo
 __all__ = [
     "COMMON",
     "FOREIGN",
+    "FORMER",
     "OF_POINTS",
     "Options",
     "check_names",
@@ -45,7 +46,7 @@ _INTERVALS = {
     "orthogonality": (0.0, math.inf),
     "eps": (0.0, math.inf),
 }
-_NUMBERS = (*(name for name in _INTERVALS if name != "lr"), "dampening", "max_grad_norm")
+_NUMBERS = (*(name for name in _INTERVALS if name != "lr"), "dampening", "max_point_norm")
 _PLAIN = {float, int, type(None)}
 _SIMPLE = {*_PLAIN, bool, str}
 _FAST_PATHS = ("foreach", "fused")
@@ -70,21 +71,23 @@ _ELSEWHERE = {
     "eta": "lr",
     "wd": "weight_decay",
     "l2": "weight_decay",
-    "clip": "max_grad_norm",
-    "clipnorm": "max_grad_norm",
-    "max_norm": "max_grad_norm",
+    "clip": "max_point_norm",
+    "clipnorm": "max_point_norm",
+    "max_norm": "max_point_norm",
     "beta1": "betas",
     "beta2": "betas",
 }
 """What other libraries call our options, where the spelling does not show it."""
 
+FORMER = {"max_grad_norm": "max_point_norm"}
+"""What options were called in state_dicts of earlier versions."""
 FOREIGN = ("amsgrad", "decoupled_weight_decay", "compile")
 """Options of torch.optim.Adam, and one of earlier versions, that have no counterpart here."""
 COMMON: dict[str, Any] = {
     "weight_decay": 0.0,
     "motion": "retract",
     "transport": "manifold",
-    "max_grad_norm": None,
+    "max_point_norm": None,
     "orthogonality": 0.0,
     "radius": "hold",
     "maximize": False,
@@ -146,9 +149,9 @@ def valid(name: str, value: Any) -> Any:
         if not math.isfinite(number(name, value)):
             raise OptionError(f"dampening={value!r} is not a finite number")
         return _python(value)
-    elif name == "max_grad_norm" and value is not None:
+    elif name == "max_point_norm" and value is not None:
         if not number(name, value) > 0:
-            raise OptionError(f"max_grad_norm={value!r} is not positive; None turns clipping off")
+            raise OptionError(f"max_point_norm={value!r} is not positive; None turns clipping off")
         return _python(value)
     return value
 

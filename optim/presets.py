@@ -49,12 +49,12 @@ class SGDG(RiemannianSGD):
         lr: float | Tensor = 0.2,
         momentum: float = 0.9,
         *,
-        max_grad_norm: float | None = 0.1,
+        max_point_norm: float | None = 0.1,
         orthogonality: float = 0.1,
         **options: Any,
     ) -> None:
         options = {"momentum_form": "velocity", "motion": "exp", "transport": "parallel", **options}
-        super().__init__(params, lr, momentum, max_grad_norm=max_grad_norm, orthogonality=orthogonality, **options)
+        super().__init__(params, lr, momentum, max_point_norm=max_point_norm, orthogonality=orthogonality, **options)
         _need_manifold(self)
 
 
@@ -68,12 +68,12 @@ class AdamG(RiemannianAdam):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         *,
-        max_grad_norm: float | None = 0.1,
+        max_point_norm: float | None = 0.1,
         orthogonality: float = 0.1,
         **options: Any,
     ) -> None:
         options = {"eps_form": "inside", "motion": "exp", "transport": "parallel", **options}
-        super().__init__(params, lr, betas, eps, max_grad_norm=max_grad_norm, orthogonality=orthogonality, **options)
+        super().__init__(params, lr, betas, eps, max_point_norm=max_point_norm, orthogonality=orthogonality, **options)
         _need_manifold(self)
 
 

@@ -21,7 +21,7 @@ __all__ = ["update"]
 def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Memory, options: Options) -> Tensor:
     """One step of the points `x` with Euclidean gradient `egrad`, both (points, n); returns the new points.
 
-    With γ the Riemannian gradient, shortened to `max_grad_norm`, and the `Coefficients` of `rule`
+    With γ the Riemannian gradient, shortened to `max_point_norm`, and the `Coefficients` of `rule`
 
         v ← keep · v + take · γ,    u = along · v + ahead · γ,    y = R(x, u),    v ← T(v),
 
@@ -34,7 +34,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
         if scale is not None:
             x, gradient = manifold.act(scale, x), manifold.act(scale, gradient)
             memory.vectors = {name: manifold.act(scale, v) for name, v in memory.vectors.items()}
-    limit = None if isinstance(manifold, Euclidean) else options["max_grad_norm"]
+    limit = None if isinstance(manifold, Euclidean) else options["max_point_norm"]
     length: Any = None
     if rule.reads_lengths or limit is not None:
         length = manifold.norm(x, gradient)

@@ -91,7 +91,7 @@ def compare(
             declare(model, data.train_x[: config.batch], manifold=manifold)
         if start == "rescaled":
             _rescale(model, config.scale)
-            manifolds.put(
+            manifolds.project_(
                 model
             )  # PSI leaves rows where they are; SGDG has to normalise them, so its starts are one point
         steps, means = _train(model, _optimizer(method, model, config), data, config, start, after_epoch)

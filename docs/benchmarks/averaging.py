@@ -1,7 +1,7 @@
 """What an average of weights is worth on PSI: python docs/benchmarks/averaging.py [seeds]
 
 Digits of scikit-learn, an MLP with two scale-invariant layers, PSISGD at a high constant rate. From epoch 10 on the
-network of each epoch goes into three averages: torch's of raw rows, that of `retract.optim.averaging`, and the mean of
+network of each epoch goes into three averages: torch's of raw rows, that of `retract.optim.get_multi_avg_fn`, and the mean of
 unit rows computed at the end from all of them. All statistics are recalibrated. Printed per option `radius`: how much
 the norms differ that are averaged, then for each network accuracy and loss on the test set, and the angle between its
 rows of the first layer and the mean of unit rows; means over the seeds.
@@ -13,7 +13,7 @@ import sys
 import torch
 from retract import param_groups, psi
 from retract.manifolds import PSI
-from retract.optim import PSISGD, averaging
+from retract.optim import PSISGD, get_multi_avg_fn
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -39,7 +39,7 @@ def run(seed, radius):
     net = network()
     groups = param_groups(net, euclidean={"lr": 0.05})
     optimizer = PSISGD(groups, lr=0.3, momentum=0.9, radius=radius)
-    raw, ours = AveragedModel(net), AveragedModel(net, multi_avg_fn=averaging(net))
+    raw, ours = AveragedModel(net), AveragedModel(net, multi_avg_fn=get_multi_avg_fn(net))
     history = []
     for epoch in range(20):
         for batch in TRAIN[torch.randperm(len(TRAIN))].split(50):

@@ -39,7 +39,7 @@ def train(accelerator, model, optimizer, schedule, loader, epochs):
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:  # accelerator.clip_grad_norm_ would clip in the Euclidean norm
                     accelerator.unscale_gradients(optimizer)
-                    retract.optim.clip_grad_norm_(optimizer.optimizer, max_norm=1.0)
+                    retract.optim.clip_riemannian_norm_(optimizer.optimizer, max_norm=1.0)
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.item())

@@ -38,7 +38,9 @@ class Digits(pl.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS)]
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val, gradient_clip_algorithm=None):
-        retract.optim.clip_grad_norm_(optimizer, gradient_clip_val)  # in the metric; the Trainer's own is Euclidean
+        retract.optim.clip_riemannian_norm_(
+            optimizer, gradient_clip_val
+        )  # in the metric; the Trainer's own is Euclidean
 
 
 def fit(epochs, checkpoint=None):

@@ -34,7 +34,7 @@ def train(model, optimizer, schedule, epochs):
             loss = nn.functional.cross_entropy(model(x[start : start + 128]), y[start : start + 128])
             optimizer.zero_grad()
             loss.backward()
-            retract.optim.clip_grad_norm_(optimizer, max_norm=1.0)  # in the metric of each manifold
+            retract.optim.clip_riemannian_norm_(optimizer, max_norm=1.0)  # in the metric of each manifold
             optimizer.step()
             losses.append(loss.item())
         schedule.step()

@@ -32,7 +32,7 @@ __all__ = [
     "declare",
     "declared",
     "preparing",
-    "put",
+    "project_",
     "undeclare",
     "walk",
 ]
@@ -48,8 +48,8 @@ _RESET_AND_DECLARE = (
     "that no normalization layer follows can be declared on its own module, where no statistics are looked for"
 )
 _RESET_AND_PUT = (
-    "Call reset_running_stats() on the normalization layers, retract.put(model), and then "
-    "retract.psi.recalibrate(model, batches); a parameter that no normalization layer follows is put by retract.put of its "
+    "Call reset_running_stats() on the normalization layers, retract.project_(model), and then "
+    "retract.psi.recalibrate(model, batches); a parameter that no normalization layer follows is put by retract.project_ of its "
     "own module, where no statistics are looked for"
 )
 
@@ -186,7 +186,7 @@ def declared(model: nn.Module) -> dict[str, Declaration]:
 
 @torch.no_grad()
 @numerics.full_precision()
-def put(model: nn.Module) -> None:
+def project_(model: nn.Module) -> None:
     """Put every declared parameter on its manifold again, in place: after a reset, ``to_empty``, weights written by hand; what
     is still on the meta device has no values to move.
 

@@ -132,7 +132,7 @@ class Kernel(Protocol):
 
 READ = (
     "lr", "momentum", "dampening", "nesterov", "momentum_form", "betas", "eps", "eps_form", "motion", "transport", "radius",
-    "max_grad_norm", "maximize",
+    "max_point_norm", "maximize",
 )  # fmt: skip
 """The options that `update_of` reads."""
 
@@ -162,7 +162,7 @@ def is_constant(rule: Rule) -> bool:
 
 def update_of(manifold: Manifold, rule: Rule, options: Options, memory: Memory, moving: bool) -> Update:
     """The options of a group as choices and numbers; `moving`: whether there is a vector."""
-    lr, limit = float(options["lr"]), options["max_grad_norm"]
+    lr, limit = float(options["lr"]), options["max_point_norm"]
     unit, exp, transport = type(manifold) is not PSI, options["motion"] == "exp", options["transport"]
     if transport == "manifold":
         transport = "project" if unit and not exp else "parallel"

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 from networks import batches, declare_all, normed_cnn, normed_mlp, train
-from retract import declare, declared, param_groups, put
+from retract import declare, declared, param_groups, project_
 from retract.errors import DeclarationError, GeometryError
 from retract.manifolds import PSI, Declaration, Euclidean, Grassmann, Rows, Sphere, Stiefel
 from retract.optim import PSISGD, RiemannianSGD
@@ -85,7 +85,7 @@ def test_meta_device_init():
     model.to_empty(device="cpu")
     for module in model:
         module.reset_parameters()
-    put(model)
+    project_(model)
     Sphere().check_point(model[0].weight.detach())
     assert declared(model) == {"0.weight": Declaration(Sphere())}
 
@@ -96,7 +96,7 @@ def test_put_after_a_load():
     declare(model, "2.weight", PSI())
     other = mlp()
     model.load_state_dict(other.state_dict())
-    put(model)
+    project_(model)
     assert torch.allclose(model[0].weight, nn.functional.normalize(other[0].weight, dim=1))
     assert torch.equal(model[2].weight, other[2].weight)
 
@@ -132,7 +132,7 @@ def test_a_declaration_whose_parameter_is_gone():
     model = mlp()
     declare(model, "0.weight", PSI())
     del model[0].weight
-    for call in (param_groups, declared, put):
+    for call in (param_groups, declared, project_):
         with pytest.raises(DeclarationError, match=r"0.weight: .* has no parameter 'weight' \(it has: bias\)"):
             call(model)
 

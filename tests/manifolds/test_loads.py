@@ -1,11 +1,11 @@
-"""`load_state_dict` and `put` on declared networks: weights end on their manifold, and running statistics are not falsified."""
+"""`load_state_dict` and `project_` on declared networks: weights end on their manifold, and running statistics are not falsified."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from retract import declare, put, undeclare
+from retract import declare, project_, undeclare
 from retract.errors import DeclarationError
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.psi import recalibrate
@@ -68,7 +68,7 @@ def test_a_plain_checkpoint_ends_on_the_manifold(how, assign):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_its_own_checkpoint_comes_through_bitwise(dtype, assign):
     model = network().to(dtype)
-    put(model)
+    project_(model)
     state = copy.deepcopy(model).state_dict()
     other = network().to(dtype)
     other.load_state_dict(state, assign=assign)
@@ -182,12 +182,12 @@ def test_put_refuses_what_declare_refuses():
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(
         DeclarationError,
-        match=r"(?s)moving the rows of 0.weight.*reset_running_stats\(\).*retract.put\(model\), and then",
+        match=r"(?s)moving the rows of 0.weight.*reset_running_stats\(\).*retract.project_\(model\), and then",
     ):
-        put(net)
+        project_(net)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     net[1].reset_running_stats()
-    put(net)
+    project_(net)
     Sphere().check_point(net[0].weight.detach())
 
 
@@ -198,5 +198,5 @@ def test_put_mends_rounding_under_trained_statistics():
     declare(net, "0.weight", Sphere())
     net(torch.randn(32, 6))
     net.half().float()
-    put(net)
+    project_(net)
     Sphere().check_point(net[0].weight.detach())

@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import torch
-from retract import declare, declared, param_groups, put, undeclare
+from retract import declare, declared, param_groups, project_, undeclare
 from retract.errors import DeclarationError
 from retract.manifolds import PSI, Euclidean, Rows, Sphere, Stiefel
-from retract.optim import RiemannianAdam, RiemannianSGD, averaging
+from retract.optim import RiemannianAdam, RiemannianSGD, get_multi_avg_fn
 from torch import nn
 from torch.ao import quantization
 
@@ -44,7 +44,7 @@ def assigned(model):
 def emptied(model):
     model.to_empty(device="cpu")
     model[0].reset_parameters()
-    put(model)
+    project_(model)
     return model
 
 
@@ -167,7 +167,7 @@ def for_quantization(model):
 @pytest.mark.parametrize("swap", [swapped, for_quantization, lambda model: swapped(copy.deepcopy(model))])
 def test_a_module_swapped_around_its_parameter(swap):
     model = swap(network())
-    for call in (param_groups, declared, put, averaging):
+    for call in (param_groups, declared, project_, get_multi_avg_fn):
         with pytest.raises(DeclarationError, match=LOST):
             call(model)
     undeclare(model, "0.weight")

@@ -3,7 +3,7 @@
 import geoopt
 import pytest
 import torch
-from retract import declare, param_groups, put
+from retract import declare, param_groups, project_
 from retract.errors import DeclarationError, GeometryError, OptionError
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
@@ -34,7 +34,7 @@ BAD = [
     (RiemannianSGD, {"transport": "teleport"}, "transport='teleport' is not one of"),
     (RiemannianSGD, {"momentum_form": "impulse"}, "momentum_form='impulse' is not one of"),
     (RiemannianSGD, {"radius": "wide"}, "radius='wide' is not one of 'hold', 'free'"),
-    (RiemannianSGD, {"max_grad_norm": 0.0}, "max_grad_norm=0.0 is not positive"),
+    (RiemannianSGD, {"max_point_norm": 0.0}, "max_point_norm=0.0 is not positive"),
     (RiemannianSGD, {"orthogonality": -1.0}, "orthogonality=-1.0 is outside"),
     (RiemannianSGD, {"foreach": True, "fused": True}, "foreach=True and fused=True: a step takes one path"),
     (RiemannianAdam, {"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\): 1.0 is outside \[0, 1\)"),
@@ -138,9 +138,11 @@ def test_weights_that_were_never_put_on_their_manifold():
     layer = nn.Linear(3, 4)
     declare(layer, "weight", Sphere())
     layer.reset_parameters()
-    with pytest.raises(GeometryError, match=r"weight is not on Sphere\(\): row \d is off by .*retract.put\(model\)"):
+    with pytest.raises(
+        GeometryError, match=r"weight is not on Sphere\(\): row \d is off by .*retract.project_\(model\)"
+    ):
         RiemannianSGD(param_groups(layer))
-    put(layer)
+    project_(layer)
     RiemannianSGD(param_groups(layer))
     RiemannianSGD(param_groups(layer.to(torch.float64)))  # rounding of another dtype is no reason to refuse
     with pytest.raises(DeclarationError, match="row 2 is zero"):

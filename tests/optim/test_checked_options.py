@@ -23,7 +23,7 @@ BAD = {
     "weight_decay": [*NO_NUMBERS, *NEGATIVE, float("inf")],
     "orthogonality": [*NO_NUMBERS, *NEGATIVE, float("inf")],
     "eps": [*NO_NUMBERS, *NEGATIVE, float("inf")],
-    "max_grad_norm": [bad for bad in [*NO_NUMBERS, *NEGATIVE, 0.0] if bad is not None],
+    "max_point_norm": [bad for bad in [*NO_NUMBERS, *NEGATIVE, 0.0] if bad is not None],
     "betas": [None, 0.9, (0.9,), (0.9, 1.0), (True, 0.9), ("0.9", 0.99), (0.9, np.float64(-0.1)), (0.9, float("nan"))],
     "motion": WORDS,
     "transport": WORDS,
@@ -55,7 +55,7 @@ UNKNOWN = {
     "wd": "weight_decay",
     "decay": "weight_decay",
     "learning_rate": "lr",
-    "clip": "max_grad_norm",
+    "clip": "max_point_norm",
     "weight_decays": "weight_decay",
     "momentun": "momentum",
     "raduis": "radius",
@@ -121,7 +121,7 @@ def refused_at_every_moment(make, manifold, changes, message):
         with pytest.raises(OptionError, match=message):
             optimizer.step()
     for key, value in right.items():
-        if value is None and key not in ("foreach", "fused", "max_grad_norm"):
+        if value is None and key not in ("foreach", "fused", "max_point_norm"):
             del optimizer.param_groups[1][key]
         else:
             optimizer.param_groups[1][key] = value
@@ -221,7 +221,7 @@ def test_where_points_live_cannot_be_changed_in_a_running_group():
 
 
 def test_tensors_that_change_in_place_are_read_at_every_step():
-    for name, bad in (("lr", -1.0), ("momentum", 1.0), ("max_grad_norm", 0.0), ("dampening", float("nan"))):
+    for name, bad in (("lr", -1.0), ("momentum", 1.0), ("max_point_norm", 0.0), ("dampening", float("nan"))):
         number = torch.tensor(0.5)
         optimizer = of(name)(groups(Sphere(), second={name: number}))
         for group in optimizer.param_groups:

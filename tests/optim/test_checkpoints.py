@@ -254,7 +254,7 @@ def test_a_state_dict_of_the_first_versions():
         "momentum_form": "velocity",
         "motion": "retract",
         "transport": "none",
-        "max_grad_norm": None,
+        "max_grad_norm": 0.5,
         "orthogonality": 0.0,
         "maximize": False,
         "foreach": None,
@@ -271,5 +271,7 @@ def test_a_state_dict_of_the_first_versions():
     state = {0: {"momentum_buffer": torch.ones(6, 4), "radius": torch.full((6, 1), 2.0)}}
     optimizer.load_state_dict({"state": state, "param_groups": [group]})
     assert optimizer.param_groups[0]["lr"] == 0.3
+    assert optimizer.param_groups[0]["max_point_norm"] == 0.5
+    assert "max_grad_norm" not in optimizer.param_groups[0]
     assert same(optimizer.state[w], state[0])
     step(optimizer)

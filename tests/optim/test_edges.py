@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel, numerics
-from retract.optim import PSISGD, AdamG, RiemannianAdam, RiemannianSGD, clip_grad_norm_
+from retract.optim import PSISGD, AdamG, RiemannianAdam, RiemannianSGD, clip_riemannian_norm_
 from retract.optim.execution import dispatch as execute
 from retract.optim.execution.operands import Matrices, seat
 from retract.optim.execution.points import PointSet
@@ -145,7 +145,7 @@ def test_transport_to_the_antipode(manifold):
 
 METHODS = {
     "psi-sgdm": lambda g, **k: PSISGD(g, lr=0.1, momentum=0.9, **k),
-    "clipped": lambda g, **k: PSISGD(g, lr=0.1, max_grad_norm=0.3, **k),
+    "clipped": lambda g, **k: PSISGD(g, lr=0.1, max_point_norm=0.3, **k),
     "adam": lambda g, **k: RiemannianAdam(g, lr=0.05, **k),
 }
 
@@ -183,8 +183,8 @@ def test_gradients_of_every_length_keep_rows_on_the_sphere(manifold, path):
     makes = {
         "momentum": lambda g: RiemannianSGD(g, lr=0.1, momentum=0.9),
         "plain": lambda g: RiemannianSGD(g, lr=0.1),
-        "clipped": lambda g: RiemannianSGD(g, lr=0.1, momentum=0.9, max_grad_norm=0.3),
-        "adam": lambda g: RiemannianAdam(g, lr=0.1, max_grad_norm=0.3),
+        "clipped": lambda g: RiemannianSGD(g, lr=0.1, momentum=0.9, max_point_norm=0.3),
+        "adam": lambda g: RiemannianAdam(g, lr=0.1, max_point_norm=0.3),
         "adamg": lambda g: AdamG(g, lr=0.1, orthogonality=0.0),
     }
     for (name, make), scale in itertools.product(makes.items(), (1e-30, 1e-22, 1e18, 1e20, 1e25)):
@@ -221,7 +221,7 @@ def test_clipping_all_gradients_at_every_norm():
         w = nn.Parameter((a * start).float())
         optimizer = PSISGD([{"params": [w], "manifold": PSI()}])
         w.grad = (target / a).float()
-        assert float(clip_grad_norm_(optimizer, 1e9)) == pytest.approx(want, rel=1e-5)
+        assert float(clip_riemannian_norm_(optimizer, 1e9)) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -28,16 +28,16 @@ CHANGES = {
     "none": {},
     "decay": {"weight_decay": 0.5},
     "orthogonality": {"orthogonality": 0.3},
-    "clip": {"max_grad_norm": 0.1},
+    "clip": {"max_point_norm": 0.1},
     "exp": {"motion": "exp", "transport": "project"},
     "transport": {"transport": "project"},
     "parallel": {"transport": "parallel"},
     "carried along": {"transport": "none"},
     "free": {"radius": "free"},
     "maximize": {"maximize": True},
-    "maximize and all": {"maximize": True, "orthogonality": 0.3, "max_grad_norm": 0.1, "weight_decay": 0.5},
+    "maximize and all": {"maximize": True, "orthogonality": 0.3, "max_point_norm": 0.1, "weight_decay": 0.5},
 }
-FLAT = {"orthogonality": 0.0, "max_grad_norm": None, "motion": "retract", "transport": "none", "radius": "hold"}
+FLAT = {"orthogonality": 0.0, "max_point_norm": None, "motion": "retract", "transport": "none", "radius": "hold"}
 """What the options without a meaning in flat space are set to there by those who leave them alone."""
 MAKES = {
     "sgd": lambda groups, **options: RiemannianSGD(groups, lr=0.1, momentum=0.9, **options),
@@ -54,7 +54,7 @@ def options_for(kind, change):
         "orthogonality": 0.0,
         "motion": "retract",
         "transport": "manifold",
-        "max_grad_norm": None,
+        "max_point_norm": None,
         **CHANGES[change],
     }
     if not isinstance(manifold, Euclidean):

@@ -142,7 +142,7 @@ def test_every_path_takes_them(rule, manifold, radius, device):
         "momentum_form": "heavy_ball",
         "radius": radius,
     }
-    for changes in ({}, {"max_grad_norm": 0.5, "maximize": True}, {"motion": "exp", "transport": "project"}):
+    for changes in ({}, {"max_point_norm": 0.5, "maximize": True}, {"motion": "exp", "transport": "project"}):
         ends = []
         for path in ({"foreach": False}, {"foreach": True}, {} if len(rule.vectors) > 1 else {"fused": True}):
             params = [on(manifold, device), nn.Parameter(on(manifold, device).detach()[:2].clone())]

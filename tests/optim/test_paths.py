@@ -109,7 +109,7 @@ def test_paths_agree(manifold, rule, path, device):
             if (i + j + number) % 2:
                 continue
             options = {"motion": motion, "transport": transport, "maximize": (i + j) % 3 == 0}
-            options["max_grad_norm"] = 0.3 if (i + j) % 4 < 2 else None
+            options["max_point_norm"] = 0.3 if (i + j) % 4 < 2 else None
             options["radius"] = "free" if (i + j) % 5 == 1 else "hold"
             exact = run(RULES[rule], manifold, layout, torch.float64, device, {"foreach": False}, **options)
             for dtype in (torch.float64, torch.float32):

@@ -9,7 +9,7 @@ from paths import PATHS
 from retract import param_groups
 from retract.errors import GradientError
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
-from retract.optim import PSISGD, RiemannianAdam, RiemannianSGD, clip_grad_norm_
+from retract.optim import PSISGD, RiemannianAdam, RiemannianSGD, clip_riemannian_norm_
 from torch import nn
 
 METHODS = {
@@ -233,7 +233,7 @@ def test_joint_points_are_one_longer_row(manifold, device):
     torch.manual_seed(1)
     whole = nn.Parameter(manifold.nearest(torch.randn(4, 6, dtype=torch.float64, device=device)))
     weight, bias = nn.Parameter(whole.detach()[:, :5].clone()), nn.Parameter(whole.detach()[:, 5].clone())
-    options = {"lr": 0.05, "momentum": 0.9, "max_grad_norm": 0.7, "transport": "project"}
+    options = {"lr": 0.05, "momentum": 0.9, "max_point_norm": 0.7, "transport": "project"}
     joint = RiemannianSGD([{"params": [weight, bias], "manifold": manifold, "joined": [(weight, bias)]}], **options)
     single = RiemannianSGD([{"params": [whole], "manifold": manifold}], **options)
     for _ in range(6):
@@ -272,7 +272,7 @@ def test_lengths_of_gradients_that_are_nan(device):
             w.grad = torch.ones_like(w)
             w.grad[1, 2] = value
             with pytest.raises(GradientError, match="the length of the gradient is (nan|inf)"):
-                clip_grad_norm_(optimizer, 1.0, error_if_nonfinite=True)
+                clip_riemannian_norm_(optimizer, 1.0, error_if_nonfinite=True)
 
 
 def test_clip_grad_norm_is_blind_to_the_representative(device):
@@ -283,7 +283,7 @@ def test_clip_grad_norm_is_blind_to_the_representative(device):
         optimizer = PSISGD(param_groups(net), lr=0.1)
         ((x, y),) = batches(1, 16, 6, classes=4, device=device)
         nn.functional.cross_entropy(net(x), y).backward()
-        lengths.append(clip_grad_norm_(optimizer, 0.01))
-        assert clip_grad_norm_(optimizer, 1.0) == pytest.approx(0.01, rel=1e-3)
+        lengths.append(clip_riemannian_norm_(optimizer, 0.01))
+        assert clip_riemannian_norm_(optimizer, 1.0) == pytest.approx(0.01, rel=1e-3)
     assert float(lengths[0]) == pytest.approx(float(lengths[1]), rel=1e-10)
     assert float(lengths[0]) > 0.02

@@ -164,7 +164,7 @@ EFFECTIVE = {
     "momentum_form": "velocity",
     "motion": "exp",
     "transport": "project",
-    "max_grad_norm": 0.01,
+    "max_point_norm": 0.01,
     "orthogonality": 1.0,
     "radius": "free",
     "maximize": True,
@@ -289,8 +289,8 @@ def test_one_element_tensor_rates_of_any_shape(device):
 def test_numbers_as_tensors(path, device):
     """An option that is a tensor of one element, of any shape, is the number in it, on every path."""
     for make, options in (
-        (RiemannianSGD, {"momentum": 0.875, "dampening": 0.25, "max_grad_norm": 0.5, "orthogonality": 0.125}),
-        (RiemannianAdam, {"betas": (0.875, 0.75), "eps": 0.25, "max_grad_norm": 0.5, "orthogonality": 0.125}),
+        (RiemannianSGD, {"momentum": 0.875, "dampening": 0.25, "max_point_norm": 0.5, "orthogonality": 0.125}),
+        (RiemannianAdam, {"betas": (0.875, 0.75), "eps": 0.25, "max_point_norm": 0.5, "orthogonality": 0.125}),
     ):
         for manifold in (Euclidean(0), PSI(), Sphere()):
             ends = []

@@ -23,7 +23,7 @@ OPTIONS = {
     "nesterov": False,
     "momentum_form": "heavy_ball",
     "maximize": False,
-    "max_grad_norm": None,
+    "max_point_norm": None,
     "orthogonality": 0.0,
     "radius": "hold",
     "betas": (0.8, 0.95),
@@ -156,7 +156,7 @@ def take(choice, turn, dtype, device):
     manifold, motion, transport = choice
     rule, changes = list(RULES.values())[turn % len(RULES)]
     options = OPTIONS | changes | {"motion": motion, "transport": transport, "maximize": turn % 2 == 1}
-    options |= {"max_grad_norm": 0.1 if turn % 4 < 2 else None, "radius": "free" if turn % 3 == 1 else "hold"}
+    options |= {"max_point_norm": 0.1 if turn % 4 < 2 else None, "radius": "free" if turn % 3 == 1 else "hold"}
     how = {"fresh": turn % 5 == 0, "vector": bool(rule.scalars) or options["momentum"] != 0}
     # Unit vectors may have drifted; the kernels take them as they are.
     scale = (3e4 if options["radius"] == "free" else 1.7) if manifold == "psi" else 1.0 + 0.05 * (turn % 2)
@@ -184,7 +184,7 @@ def test_tiles_of_the_size_that_ships(name, device):
     shapes = [(3, n) for n in (1, 27, 64, 144, 576)] + [(1, n) for n in (1152, 2048, 2050, 5000)]
     options = OPTIONS | {"motion": "retract", "transport": "none", "momentum_form": "velocity"}
     if name == "lines":
-        options |= {"motion": "exp", "transport": "parallel", "max_grad_norm": 0.1}
+        options |= {"motion": "exp", "transport": "parallel", "max_point_norm": 0.1}
     for dtype in (torch.float32, torch.bfloat16):
         check(Points(MANIFOLDS[name], dtype, device, shapes[name == "lines" :]), Momentum(), options)
 
@@ -240,9 +240,9 @@ def test_what_is_not_finite_stays_in_its_row(device, small):
     for name, changes in (
         ("psi", {"motion": "retract", "transport": "none"}),
         ("psi", {"motion": "retract", "transport": "none", "radius": "free"}),
-        ("psi", {"motion": "exp", "transport": "parallel", "max_grad_norm": 0.1}),
+        ("psi", {"motion": "exp", "transport": "parallel", "max_point_norm": 0.1}),
         ("sphere", {"motion": "retract", "transport": "manifold"}),
-        ("lines", {"motion": "exp", "transport": "parallel", "max_grad_norm": 0.1}),
+        ("lines", {"motion": "exp", "transport": "parallel", "max_point_norm": 0.1}),
     ):
         points = Points(MANIFOLDS[name], torch.float32, device, [(6, 24), (6, 72)])
         clean = points.copy()
@@ -313,7 +313,7 @@ def test_arrays_that_start_anywhere(device, small):
 
 def test_rows_know_nothing_of_the_table(device, small):
     """The same bits whatever else is in it, and in whichever order."""
-    options = OPTIONS | {"motion": "exp", "transport": "parallel", "max_grad_norm": 0.1}
+    options = OPTIONS | {"motion": "exp", "transport": "parallel", "max_point_norm": 0.1}
     together = Points(Sphere(), torch.float32, device)
     apart = together.copy()
     together.step(Momentum(), options)

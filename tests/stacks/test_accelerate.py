@@ -143,7 +143,7 @@ def test_replaced_parameters_are_not_silently_frozen(accelerator):
     with pytest.raises(StateError, match=r"parameter 1 of a group, .*\(4, 12\).* is not the one .*param_groups"):
         wrapped.step()
     with pytest.raises(StateError, match="is not the one that the optimizer was built with"):
-        optim.clip_grad_norm_(optimizer, 1.0)
+        optim.clip_riemannian_norm_(optimizer, 1.0)
     assert torch.equal(net[0].weight, before)
 
 
@@ -162,8 +162,8 @@ def test_clipping_needs_the_wrapped_optimizer(accelerator):
     _, wrapped = accelerator.prepare(net, optimizer)
     train(net, optimizer, DATA[:1])
     with pytest.raises(OptionError, match=r"AcceleratedOptimizer knows no manifolds.*optimizer\.optimizer"):
-        optim.clip_grad_norm_(wrapped, 1.0)
-    assert optim.clip_grad_norm_(wrapped.optimizer, 1.0) > 0
+        optim.clip_riemannian_norm_(wrapped, 1.0)
+    assert optim.clip_riemannian_norm_(wrapped.optimizer, 1.0) > 0
 
 
 def test_the_wrapper_pickles(accelerator):

@@ -13,7 +13,7 @@ from retract.errors import DeclarationError, OptionError
 from retract.manifolds import PSI, Euclidean, GeodesicManifold, Grassmann, QuotientManifold, Rows, Sphere, numerics
 from retract.manifolds.parameters.declare import walk
 from retract.manifolds.parameters.rows import scatter_
-from retract.optim import PSISGD, averaging
+from retract.optim import PSISGD, get_multi_avg_fn
 from torch import nn
 from torch.optim.swa_utils import (
     SWALR,
@@ -41,7 +41,7 @@ class Holder(nn.Module):
 
 def averaged_of(models, decay=None, **options):
     """The AveragedModel of `models`, the first of which is the one that is trained."""
-    result = AveragedModel(models[0], multi_avg_fn=averaging(models[0], decay), **options)
+    result = AveragedModel(models[0], multi_avg_fn=get_multi_avg_fn(models[0], decay), **options)
     for model in models:
         result.update_parameters(model)
     return result.module
@@ -222,13 +222,13 @@ def test_averages_go_on_from_a_checkpoint(decay, device):
     models = [zoo(Sphere(), device=device)]
     for _ in range(5):
         models.append(onward(models[-1]))
-    whole = AveragedModel(models[0], multi_avg_fn=averaging(models[0], decay))
+    whole = AveragedModel(models[0], multi_avg_fn=get_multi_avg_fn(models[0], decay))
     for model in models[:3]:
         whole.update_parameters(model)
     buffer = io.BytesIO()
     torch.save(whole.state_dict(), buffer)
     buffer.seek(0)
-    resumed = AveragedModel(models[5], multi_avg_fn=averaging(models[5], decay))
+    resumed = AveragedModel(models[5], multi_avg_fn=get_multi_avg_fn(models[5], decay))
     resumed.load_state_dict(torch.load(buffer, weights_only=True))
     for model in models[3:]:
         whole.update_parameters(model)
@@ -240,14 +240,14 @@ def test_copies_on_a_device_of_their_own(device):
     """A model in parts on several devices hands its parameters over device by device; its copy may lie on one."""
     models = [zoo(PSI(), device=device)]
     models.append(onward(models[0]))
-    on_cpu = AveragedModel(models[0], device=torch.device("cpu"), multi_avg_fn=averaging(models[0]))
+    on_cpu = AveragedModel(models[0], device=torch.device("cpu"), multi_avg_fn=get_multi_avg_fn(models[0]))
     for model in models:
         on_cpu.update_parameters(model)
     for mine, its in zip(on_cpu.module.parameters(), averaged_of(models).parameters(), strict=True):
         assert torch.allclose(mine, its.cpu(), rtol=1e-12, atol=1e-14)
     spread = nn.ModuleList([zoo(PSI(), device="meta"), models[0]])
     mine, its = ([p.detach().clone() for p in model.parameters()] for model in models)
-    averaging(spread)(mine, its, 1)
+    get_multi_avg_fn(spread)(mine, its, 1)
     assert all(torch.equal(a, b) for a, b in zip(mine, averaged_of(models).parameters(), strict=True))
 
 
@@ -268,7 +268,7 @@ def test_decay_is_checked(decay):
     with pytest.raises(
         OptionError, match=r"decay=.* is outside \[0, 1\]|is not a number|decay as a tensor needs one element"
     ):
-        averaging(nn.Linear(2, 2), decay)
+        get_multi_avg_fn(nn.Linear(2, 2), decay)
 
 
 def test_decay_at_its_ends(device):
@@ -282,7 +282,7 @@ def test_decay_at_its_ends(device):
 
 def test_what_cannot_be_averaged_says_so(device):
     model = zoo(PSI(), device=device)
-    other = AveragedModel(nn.Linear(2, 2, device=device), multi_avg_fn=averaging(model))
+    other = AveragedModel(nn.Linear(2, 2, device=device), multi_avg_fn=get_multi_avg_fn(model))
     other.update_parameters(nn.Linear(2, 2, device=device))
     with pytest.raises(
         OptionError, match=r"hands over 2 tensors of torch.float32 on .* not the parameters of the model"
@@ -295,7 +295,7 @@ def test_what_cannot_be_averaged_says_so(device):
         averaged_of([mixed, mixed])
     nn.utils.parametrizations.weight_norm(model["blocks"])
     with pytest.raises(DeclarationError, match=r"blocks.weight is computed by a parametrization, .* or take it off"):
-        averaging(model)
+        get_multi_avg_fn(model)
 
 
 @pytest.mark.parametrize(("manifold", "statistics"), [(PSI(), "psi.recalibrate"), (Sphere(), "update_bn")], ids=repr)
@@ -308,7 +308,7 @@ def test_training_ends_with_an_average(manifold, statistics, device):
     inputs = [x for x, _ in batches(12, 32, 1, 6, 6, device=device)]
     right = [teacher(x).argmax(1) for x in inputs]
     noisy = [torch.where(torch.rand(y.shape, device=device) < 0.8, y, torch.randint_like(y, 3)) for y in right]
-    result = AveragedModel(net, multi_avg_fn=averaging(net))
+    result = AveragedModel(net, multi_avg_fn=get_multi_avg_fn(net))
 
     def loss(model):
         if statistics == "update_bn":

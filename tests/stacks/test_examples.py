@@ -88,7 +88,7 @@ def test_none_of_it_is_torchs_sgd(example, monkeypatch):
     sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=its["EPOCHS"])
     monkeypatch.setattr(
-        retract.optim, "clip_grad_norm_", lambda _, max_norm: clip_grad_norm_(net.parameters(), max_norm)
+        retract.optim, "clip_riemannian_norm_", lambda _, max_norm: clip_grad_norm_(net.parameters(), max_norm)
     )
     others = its["train"](net, sgd, schedule, epochs=its["EPOCHS"])
     assert others[0] == losses[0]
@@ -96,4 +96,4 @@ def test_none_of_it_is_torchs_sgd(example, monkeypatch):
     assert float(Sphere().point_defect(net[3].weight.detach()).max()) > 0.1
     monkeypatch.undo()
     with pytest.raises(OptionError, match="SGD knows no manifolds"):
-        retract.optim.clip_grad_norm_(sgd, 1.0)
+        retract.optim.clip_riemannian_norm_(sgd, 1.0)

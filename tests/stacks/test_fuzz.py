@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from paths import PATHS
-from retract import declare, param_groups, psi, put
+from retract import declare, param_groups, project_, psi
 from retract.errors import RetractError, StepError
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel, from_geoopt
 from retract.manifolds.numerics import tolerance
@@ -62,7 +62,7 @@ odd = st.sampled_from(
      torch.ones((), device="meta"), torch.tensor(1j), torch.ones(1, 1) / 8, nn.Parameter(torch.tensor(0.1)), b"x", lambda: 0.1]
 )  # fmt: skip
 OPTIONS = (
-    "lr", "momentum", "dampening", "weight_decay", "nesterov", "momentum_form", "motion", "transport", "max_grad_norm",
+    "lr", "momentum", "dampening", "weight_decay", "nesterov", "momentum_form", "motion", "transport", "max_point_norm",
     "orthogonality", "radius", "maximize", "foreach", "fused", "capturable", "differentiable", "betas", "eps",
     "eps_form", "manifold", "rows", "joined", "names", "params", "param_names", "lr_", 3, "initial_lr",
 )  # fmt: skip
@@ -72,7 +72,7 @@ SANE = st.fixed_dictionaries(
         "lr": st.sampled_from([0.0, 1e-3, 0.1, torch.tensor(0.1), torch.full((1,), 0.1)]),
         "motion": st.sampled_from(["retract", "exp"]),
         "transport": st.sampled_from(["manifold", "project", "parallel", "none"]),
-        "max_grad_norm": st.sampled_from([None, 0.1]),
+        "max_point_norm": st.sampled_from([None, 0.1]),
         "orthogonality": st.sampled_from([0.0, 0.1]),
         "radius": st.sampled_from(["hold", "free"]),
         "maximize": st.booleans(),
@@ -213,7 +213,7 @@ def step(optimizer, params, usual, manifold, rows):
 
 
 def declare_case(draw):
-    """`declare`, `put` and `param_groups` on anything."""
+    """`declare`, `project_` and `param_groups` on anything."""
     module, names = nn.Module(), ["a", "b", "c"]
     for name in names[: draw(st.integers(1, 3))]:
         dtype = draw(st.sampled_from(FLOATS + OTHERS))
@@ -241,7 +241,7 @@ def declare_case(draw):
                 draw, draw(st.sampled_from([tuple(p.shape), (3, 2)])), p.dtype, draw(st.sampled_from(LAYOUTS))
             )
             fill(draw, p.data, draw(st.sampled_from(VALUES)))
-    attempt(lambda: put(module), params)
+    attempt(lambda: project_(module), params)
     attempt(lambda: param_groups(module), params)
 
 

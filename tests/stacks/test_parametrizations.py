@@ -3,7 +3,7 @@
 import pytest
 import torch
 from networks import batches, train
-from retract import declare, declared, param_groups, put
+from retract import declare, declared, param_groups, project_
 from retract.errors import DeclarationError
 from retract.manifolds import PSI, Rows, Sphere, Stiefel
 from retract.optim import PSISGD
@@ -79,11 +79,11 @@ def test_a_parametrization_over_a_declaration_is_an_error(wrap, device):
     message = (
         r"weight is computed by a parametrization, from parametrizations.weight.original.*: parametrize before you"
     )
-    for call in (param_groups, declared, put, lambda layer: declare(layer, "weight", Sphere())):
+    for call in (param_groups, declared, project_, lambda layer: declare(layer, "weight", Sphere())):
         with pytest.raises(DeclarationError, match=message):
             call(layer)
     parametrize.remove_parametrizations(layer, "weight")
-    put(layer)
+    project_(layer)
     (group, _) = param_groups(layer)
     assert group["params"] == [layer.weight]
     Sphere().check_point(layer.weight.detach())

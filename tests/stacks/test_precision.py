@@ -7,9 +7,9 @@ import torch
 from networks import batches, declare_all, normed_cnn
 from optimizers import OPTIMIZERS
 from paths import PATHS
-from retract import declare, param_groups, put
+from retract import declare, param_groups, project_
 from retract.manifolds import PSI, Grassmann, Sphere, Stiefel
-from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, averaging, clip_grad_norm_
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, clip_riemannian_norm_, get_multi_avg_fn
 from torch import nn
 
 HALF = [torch.bfloat16, torch.float16]
@@ -91,10 +91,10 @@ def test_autocast_does_not_reach_the_geometry(manifold, device):
                 mean = copy.deepcopy(layer)
                 for count, grad in enumerate(grads):
                     layer.weight.grad = grad.clone()
-                    clip_grad_norm_(optimizer, 3.0)
+                    clip_riemannian_norm_(optimizer, 3.0)
                     optimizer.step()
-                    averaging(layer)(list(mean.parameters()), list(layer.parameters()), count + 1)
-                put(layer)
+                    get_multi_avg_fn(layer)(list(mean.parameters()), list(layer.parameters()), count + 1)
+                project_(layer)
             ends.append([layer.weight.detach(), mean.weight.detach(), layer.weight.grad])
         assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -131,7 +131,7 @@ def test_a_step_that_the_scaler_skips_changes_nothing(name, path, device):
             optimizer.zero_grad()
             scaler.scale(loss_of(net, batch, torch.float16)).backward()
             scaler.unscale_(optimizer)
-            clip_grad_norm_(optimizer, 1.0)
+            clip_riemannian_norm_(optimizer, 1.0)
             scaler.step(optimizer)
             scaler.update()
         check_geometry(net, HOME.get(name, PSI()), 2e-6)
@@ -172,7 +172,7 @@ def test_scaling_leaves_no_trace(name, path, device):
             optimizer.zero_grad()
             scaler.scale(loss_of(net, batch)).backward()
             scaler.unscale_(optimizer)
-            clip_grad_norm_(optimizer, 0.5)
+            clip_riemannian_norm_(optimizer, 0.5)
             scaler.step(optimizer)
             scaler.update()
         ends.append(everything(net, optimizer))

@@ -10,7 +10,7 @@ from processes import together
 from retract import declare, param_groups, psi
 from retract.errors import DeclarationError, OptionError
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
-from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, clip_grad_norm_
+from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, clip_riemannian_norm_
 from torch import nn
 
 STEPS = 20
@@ -70,7 +70,7 @@ OPTIMIZERS = {
     "PSISGD": (PSI(), lambda p: PSISGD(p, lr=0.1)),
     "PSISGDM": (PSI(), lambda p: PSISGD(p, lr=0.1, momentum=0.9)),
     "PSISGDM free": (PSI(), lambda p: PSISGD(p, lr=0.02, momentum=0.9, radius="free", transport="parallel")),
-    "sphere": (Sphere(), lambda p: RiemannianSGD(p, lr=0.1, momentum=0.9, nesterov=True, max_grad_norm=0.3)),
+    "sphere": (Sphere(), lambda p: RiemannianSGD(p, lr=0.1, momentum=0.9, nesterov=True, max_point_norm=0.3)),
     "SGDG": (Grassmann(1), lambda p: SGDG(p, lr=0.1)),
     "SGDG alone": (Grassmann(1), lambda p: SGDG(p, lr=0.1, orthogonality=0.0)),
     "AdamG": (Grassmann(1), lambda p: AdamG(p, lr=0.05)),
@@ -367,7 +367,7 @@ def clipping(rank):
     model = fully_shard(Net(net), mesh=init_device_mesh("cpu", (2,)))
     optimizer = PSISGD(param_groups(net))
     model(batches()[0][4 * rank : 4 * rank + 4]).backward()
-    length = clip_grad_norm_(optimizer, 0.01)
+    length = clip_riemannian_norm_(optimizer, 0.01)
     return {"length": length, "grads": [p.grad.full_tensor() for p in net.parameters()]}
 
 
@@ -376,7 +376,7 @@ def test_clipping_the_gradient_of_shards():
     declare_all(net, PSI(), APART)
     loss_of(net, batches()[0]).backward()
     optimizer = PSISGD(param_groups(net))
-    length = clip_grad_norm_(optimizer, 0.01)
+    length = clip_riemannian_norm_(optimizer, 0.01)
     for its in together(2, clipping):
         assert torch.allclose(its["length"], length, rtol=1e-12, atol=0)
         for grad, p in zip(its["grads"], net.parameters(), strict=True):

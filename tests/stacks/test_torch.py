@@ -12,7 +12,7 @@ from networks import batches, declare_all, normed_cnn, normed_mlp, train
 from optimizers import OPTIMIZERS
 from paths import PATHS
 from processes import together
-from retract import declare, declared, param_groups, put
+from retract import declare, declared, param_groups, project_
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
 from retract.optim import RiemannianSGD
 from torch import nn
@@ -112,7 +112,7 @@ def test_from_meta_to_training(device):
     net.to_empty(device=device)
     for module in net.values():
         module.reset_parameters()
-    put(net)
+    project_(net)
     optimizer = RiemannianSGD(param_groups(net), lr=0.1, momentum=0.9)
     for _ in range(5):
         x = net["norm"](net["rows"](torch.randn(16, 6, device=device))).relu()

@@ -188,7 +188,7 @@ class Life:
         """Admissible ones for `manifold`, of all that the rule has."""
         chosen = {
             name: self.draw(name, manifold)
-            for name in ("lr", "motion", "transport", "radius", "maximize", "max_grad_norm")
+            for name in ("lr", "motion", "transport", "radius", "maximize", "max_point_norm")
         }
         chosen["orthogonality"] = self.draw("orthogonality", manifold)
         chosen["weight_decay"] = self.draw("weight_decay", manifold)
@@ -212,7 +212,7 @@ class Life:
             "transport": ["none", "project"] if manifold == Stiefel() else ["manifold", "project", "parallel", "none"],
             "radius": ["hold", "free"],
             "maximize": [False, False, True],
-            "max_grad_norm": [None, None, 0.3],
+            "max_point_norm": [None, None, 0.3],
             "orthogonality": [0.0, 0.0, 0.1] if manifold.event_ndim < 2 else [0.0],
             "weight_decay": [0.0] if curved else [0.0, 0.1],
             "momentum": [0.0, 0.9, 0.9],
@@ -223,7 +223,7 @@ class Life:
         """Change an option of a group, on every path."""
         i = self.random.randrange(len(self.kinds))
         group = self.runs[0].optimizer.param_groups[i]
-        names = ["lr", "lr", "transport", "radius", "maximize", "max_grad_norm", "weight_decay", "orthogonality"]
+        names = ["lr", "lr", "transport", "radius", "maximize", "max_point_norm", "weight_decay", "orthogonality"]
         name = self.random.choice(names if self.adam else [*names, "momentum", "momentum", "momentum"])
         changes = {name: self.draw(name, self.kinds[i]["manifold"])}
         if name == "momentum" and not changes["momentum"]:
