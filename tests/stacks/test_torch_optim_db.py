@@ -53,7 +53,7 @@ SKIPPED_ERRORS = dict.fromkeys(
     "no error here: tensors are read once per step on every path",
 )
 SKIPPED_CHECKS = {
-    "test_defaults_changed_to_foreach": "which of torch's paths is the default on a GPU; ours is execute.choose",
+    "test_defaults_changed_to_foreach": "which of torch's paths is the default on a GPU; ours is dispatch.choose",
     "test_optim_infos_do_not_specify_global_cliquey_kwargs": "is about the database",
     "test_foreach_large_tensor": "more than 2^31 elements",
     "test_fused_large_tensor": "more than 2^31 elements",
@@ -66,15 +66,15 @@ SKIPPED_CHECKS = {
     "test_fused_error_on_params_on_meta": "parameters on meta are welcome until the first step, for deferred init",
 }
 ELSEWHERE = {
-    "test_complex": "updates/test_bad_input.py::test_empty_wrong_and_complex_parameters",
-    "test_complex_2d": "updates/test_bad_input.py::test_empty_wrong_and_complex_parameters",
-    "test_rosenbrock_sparse_with_lrsched": "updates/test_shell.py::test_gradients_are_checked_before_the_first_write",
-    "test_tensor_lr": "updates/test_shell.py::test_one_element_tensor_rates_of_any_shape",
-    "test_step_pre_hook": "updates/test_shell.py::test_hooks_and_named_parameters",
-    "test_step_post_hook": "updates/test_shell.py::test_hooks_and_named_parameters",
-    "test_differentiable": "updates/test_shell.py::test_differentiable_steps",
-    "test_pickle": "updates/test_state.py::test_pickle_and_deepcopy_keep_the_geometry",
-    "test_duplicate_params_across_param_groups": "updates/test_bad_input.py::test_parameters_given_twice",
+    "test_complex": "optim/test_bad_input.py::test_empty_wrong_and_complex_parameters",
+    "test_complex_2d": "optim/test_bad_input.py::test_empty_wrong_and_complex_parameters",
+    "test_rosenbrock_sparse_with_lrsched": "optim/test_shell.py::test_gradients_are_checked_before_the_first_write",
+    "test_tensor_lr": "optim/test_shell.py::test_one_element_tensor_rates_of_any_shape",
+    "test_step_pre_hook": "optim/test_shell.py::test_hooks_and_named_parameters",
+    "test_step_post_hook": "optim/test_shell.py::test_hooks_and_named_parameters",
+    "test_differentiable": "optim/test_shell.py::test_differentiable_steps",
+    "test_pickle": "optim/test_state.py::test_pickle_and_deepcopy_keep_the_geometry",
+    "test_duplicate_params_across_param_groups": "optim/test_bad_input.py::test_parameters_given_twice",
 }
 MESSAGES = {
     "Tensor lr must be 1-element": "lr as a tensor needs one element",
