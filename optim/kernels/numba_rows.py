@@ -199,7 +199,7 @@ def _run(address, zero, narrow):
             row = 0
 
 
-_DIGEST = hashlib.sha256(b"".join(Path(m.__file__).read_bytes() for m in (algebra, launch, loops))).hexdigest()
+_DIGEST = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (algebra, launch, loops))).hexdigest()
 
 
 def _entry(zero, narrow, digest):
