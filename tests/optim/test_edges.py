@@ -333,3 +333,12 @@ def test_transport_beside_the_antipode_is_isometric(manifold):
             v = manifold.random_tangent(x, generator=generator)
             lengths = manifold.norm(y, manifold.transport_to(x, y, v)) / manifold.norm(x, v)
             assert (lengths - 1.0).abs().max() < bound
+
+
+@pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1), Euclidean(1)], ids=repr)
+def test_lengths_of_tangents_whose_squares_overflow_or_vanish(manifold):
+    x = manifold.random_point(4, 6)
+    u = manifold.random_tangent(x)
+    u = u / manifold.norm(x, u)
+    for length in (1e-25, 1e25):
+        assert torch.allclose(manifold.norm(x, length * u), torch.full((4, 1), length), rtol=1e-5)

@@ -124,10 +124,10 @@ MUTANTS = [
     ),
     Mutant(
         "lengths through squares that overflow",
-        "manifolds/conformal.py",
-        "        return numerics.norm(u, self.event_ndim) / self.conformal_factor(x) ** 0.5",
+        "manifolds/quotient.py",
+        "        return numerics.norm(u, self.event_ndim) / self.radius(x)",
         "        return numerics.safe_sqrt(self.inner(x, u, u))",
-        "tests/optim/test_edges.py::test_rows_of_every_norm_train_alike[adam-reference]",
+        "tests/optim/test_edges.py::test_lengths_of_tangents_whose_squares_overflow_or_vanish[PSI()]",
     ),
     Mutant(
         "norms of float32 rows are not summed again",
