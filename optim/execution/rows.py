@@ -21,8 +21,8 @@ from .points import State
 
 __all__ = ["Fused", "Lists"]
 
-PIECE = 2**18
-"""Elements that `Lists` steps at a time, or one parameter: temporaries of more leave the cache."""
+PIECE, LEVEL_PIECE = 2**18, 2**21
+"""Elements that `Lists` steps at a time, or one row: temporaries of more leave the cache. A step without any takes more."""
 
 
 class _Rows(Plan):
@@ -76,13 +76,14 @@ class Lists(_Rows):
         for batch, members in self.batches(params, new):
             update = self.update(batch, params[0].dtype, options)
             memory = self.memory(batch, params[0].dtype)
-            for piece, its in _pieces(stacks.of(members), [grads[i] for i in members]):
+            size = LEVEL_PIECE if update.choices.level else PIECE
+            for piece, its in _pieces(stacks.of(members), [grads[i] for i in members], size):
                 lists.step(piece, its, update, self.rule, memory, options)
 
 
-def _pieces(stacks: Stacks, grads: list[Tensor]) -> Iterator[tuple[Stacks, list[Tensor]]]:
-    """`stacks` and `grads` in runs of at most `PIECE` elements, or of one row; a large matrix is cut between rows."""
-    rows = [max(1, PIECE // x.shape[1]) for x in stacks.x]
+def _pieces(stacks: Stacks, grads: list[Tensor], size: int) -> Iterator[tuple[Stacks, list[Tensor]]]:
+    """`stacks` and `grads` in runs of at most `size` elements, or of one row; a large matrix is cut between rows."""
+    rows = [max(1, size // x.shape[1]) for x in stacks.x]
 
     def cut(arrays: list[Tensor]) -> list[Tensor]:
         return [
@@ -97,7 +98,7 @@ def _pieces(stacks: Stacks, grads: list[Tensor]) -> Iterator[tuple[Stacks, list[
     piece: list[int] = []
     filled = 0
     for i, grad in enumerate(grads):
-        if piece and filled + grad.numel() > PIECE:
+        if piece and filled + grad.numel() > size:
             yield stacks.of(piece), [grads[j] for j in piece]
             piece, filled = [], 0
         piece.append(i)

@@ -103,9 +103,13 @@ def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Me
             xv, uv = (xw if w is v else _dots(x, v)) * s, c * (ww if w is v else _dots(w, v))
             t_v, t_x, t_u = algebra.carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C)
             carried.append((v, torch._foreach_mul(x, spread(t_x * s)), t_v, t_u * c))
-    if C.hold or C.free or not C.level:
-        torch._foreach_mul_(x, spread(k_x * s))
-    torch._foreach_addcmul_(x, w, spread(k_u * c))
+    if C.level and N.along == 1 and w is not g and len(steps) == 1:  # y = s x + v', in one pass
+        for part, v, factor in zip(x, w, spread(s), strict=True):
+            torch.addcmul(v, part, factor, out=part)
+    else:
+        if C.hold or C.free or not C.level:
+            torch._foreach_mul_(x, spread(k_x * s))
+        torch._foreach_addcmul_(x, w, spread(k_u * c))
     for v, part, t_v, t_w in carried:
         if w is not v:
             torch._foreach_addcmul_(part, w, spread(t_w))
