@@ -104,8 +104,8 @@ def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Me
             t_v, t_x, t_u = algebra.carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C)
             carried.append((v, torch._foreach_mul(x, spread(t_x * s)), t_v, t_u * c))
     if C.level and N.along == 1 and w is not g and len(steps) == 1:  # y = s x + v', in one pass
-        for part, v, factor in zip(x, w, spread(s), strict=True):
-            torch.addcmul(v, part, factor, out=part)
+        for matrix, vector, factor in zip(x, w, spread(s), strict=True):
+            torch.addcmul(vector, matrix, factor, out=matrix)
     else:
         if C.hold or C.free or not C.level:
             torch._foreach_mul_(x, spread(k_x * s))
