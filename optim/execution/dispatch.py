@@ -3,8 +3,8 @@
 =============  ====================================================================================================
 path           runs
 =============  ====================================================================================================
-*reference*    one point set at a time through `step.update`: everything, and always when `capturable` or
-               `differentiable`, and for rules of a user's own
+*reference*    one point set at a time through `update.update`: everything, and always when `capturable` or
+               `differentiable`
 *foreach*      rows of many parameters through torch's functions for lists: PSI, Sphere, Grassmann(1), on any device
 *fused*        row kernels: the same
 torch          Euclidean points whose rule torch has, on torch's path of the same name
@@ -203,7 +203,7 @@ class Group:
 
         Raises `GradientError`, `StateError` and `OptionError` for what cannot be done.
         """
-        settings = tuple(bool(options.get(name)) if name == "momentum" else options.get(name) for name in _SETTINGS)
+        settings = (*rule.needs(options), *(options.get(name) for name in _SETTINGS))
         params: list[Tensor] = options["params"]
         same = known and len(params) == len(self._params) and all(map(is_, params, self._params))
         same = same and self._settings == settings and not any(plan.pending for plan in self._plans)
@@ -233,5 +233,5 @@ class Group:
 
 
 _SETTINGS = (
-    "foreach", "fused", "capturable", "differentiable", "momentum", "momentum_form", "eps_form", "radius"
+    "foreach", "fused", "capturable", "differentiable", "momentum_form", "eps_form", "radius"
 )  # fmt: skip

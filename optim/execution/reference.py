@@ -1,4 +1,4 @@
-"""The reference path: one point set at a time, through `step.update`. Layout only; no formula."""
+"""The reference path: one point set at a time, through `update.update`. Layout only; no formula."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHUNK = 2**18
 
 
 class Reference(Plan):
-    """Point sets one after the other, each by `step.update`."""
+    """Point sets one after the other, each by `update.update`."""
 
     def __init__(self, seats: Sequence[Seat], state: State, rule: Rule, *, copied: bool) -> None:
         self._all_copied = copied

@@ -13,7 +13,7 @@ from ..kernels import lists
 from ..kernels.launch import GIVEN, GRADIENT, POINTS, READ, Kernel, Update, X, is_constant, table_of, update_of
 from ..memory import Memory
 from ..options import Options
-from ..rules import Adam, Rule
+from ..rules import Adam, Momentum, Rule
 from ..stages import ambient, is_penalised
 from .operands import Copies, New, Reading, Seat, raise_versions
 from .plan import Batch, Plan, Stacks
@@ -33,9 +33,11 @@ class _Rows(Plan):
         self._last: tuple[Any, Any] = (None, None)
 
     def update(self, batch: Batch, dtype: torch.dtype, options: Options) -> Update:
-        """The options as numbers for parameters of `dtype`: those of the last step as long as nothing has changed."""
+        """The options as numbers for parameters of `dtype`: those of the last step as long as nothing has changed. What a rule of
+        a user's own reads is not known, so it is asked at every step."""
         key = (batch, dtype, *(options.get(name) for name in READ))
-        if key != self._last[0] or isinstance(options["lr"], Tensor):
+        known = type(self.rule) in (Adam, Momentum) and not isinstance(options["lr"], Tensor)
+        if not known or key != self._last[0]:
             memory = self.memory(batch, dtype)
             moving = any(name in self.kept for name in self.rule.vectors)
             self._last = key, update_of(self.manifold, self.rule, options, memory, moving)

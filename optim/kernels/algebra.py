@@ -15,7 +15,7 @@ As they stand the functions work on torch's arrays, with an entry per row. `bind
 made of, sqrt, sin, cos, where, full_like and power_below, for Numba's, which work on numbers, or Triton's, on blocks. ``C`` holds the choices, a `launch.Choices`, which a compiler sees as constants.
 Two branches are written `where(condition, a, b)`, and both are computed; nothing here reads or writes memory.
 
-The truth is `optim.step.update`, which works with the manifolds' own maps; tests compare both for all choices.
+The truth is `optim.update.update`, which works with the manifolds' own maps; tests compare both for all choices.
 """
 
 from types import FunctionType, SimpleNamespace

@@ -17,7 +17,7 @@ from ..memory import Memory
 from ..options import Options
 from ..rules import Coefficients, Rule
 from . import algebra
-from .launch import Update
+from .launch import Choices, Update
 
 __all__ = ["given", "step"]
 
@@ -56,12 +56,8 @@ def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Me
     def store(name: str, numbers: Tensor) -> None:
         torch._foreach_copy_(scalars[name], list(numbers.unsqueeze(1).split(points)))
 
-    xx = _squares(x)
-    radius = r = torch.where(xx.sqrt() < tiny, tiny, xx.sqrt())
-    one, zero = torch.ones_like(r), torch.zeros_like(r)
-    if C.unit:
-        # The gradient without its part along x: of one that is almost normal, sums of x and g would leave rounding alone.
-        g = list(torch._foreach_addcmul(g, x, spread(-_dots(x, g))))
+    xx, r, g = _measured(x, g, C)
+    radius, one, zero = r, torch.ones_like(r), torch.zeros_like(r)
     held = column("radius") if C.records else zero
     s = algebra.rescaling(r, held, N.low, N.high, tiny, C) if C.hold or C.free else one
     f, length = algebra.clipped(_squares(g) if C.measures else zero, r, N.limit, C)
@@ -122,16 +118,22 @@ def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Me
 def given(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Memory, options: Options) -> Tensor:
     """The coefficients that `rule` gives each point, for a kernel: (points of all, 4), float64. Keeps the rule's numbers."""
     (C, N), x = update, arrays.x
-    xx = _squares(x)
-    tiny = torch.finfo(x[0].dtype).tiny ** 0.5
-    r = torch.where(xx.sqrt() < tiny, tiny, xx.sqrt())
-    if C.unit and C.measures:
-        parts = (-_dots(x, g)).to(x[0].dtype).unsqueeze(1).split([part.shape[0] for part in x])
-        g = list(torch._foreach_addcmul(g, x, list(parts)))
+    xx, r, g = _measured(x, g, C)
     length = algebra.clipped(_squares(g) if C.measures else xx, r, N.limit, C)[1]
     coefficients = _ask(rule, length.unsqueeze(1), arrays, memory, options)
     numbers = (*coefficients.of(rule.vectors[0] if rule.vectors else ""), coefficients.ahead)
     return torch.stack([_flat(number) + torch.zeros_like(r) for number in numbers], dim=1)
+
+
+def _measured(x: list[Tensor], g: list[Tensor], C: Choices) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """x·x and ‖x‖ of all points, (points of all,), and the gradients; on unit vectors without their parts along x: of one that is
+    almost normal, sums of x and g would leave rounding alone."""
+    xx = _squares(x)
+    r = xx.sqrt().clamp(min=torch.finfo(x[0].dtype).tiny ** 0.5)
+    if C.unit:
+        along = (-_dots(x, g)).to(x[0].dtype).unsqueeze(1).split([part.shape[0] for part in x])
+        g = list(torch._foreach_addcmul(g, x, list(along)))
+    return xx, r, g
 
 
 def _ask(rule: Rule, length: Tensor, arrays: Arrays, memory: Memory, options: Options) -> Coefficients:

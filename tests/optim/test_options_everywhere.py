@@ -1,4 +1,4 @@
-"""Every option on every kind of group and path, against `step.update` in float64: where it has a meaning it acts once, where it has
+"""Every option on every kind of group and path, against `update.update` in float64: where it has a meaning it acts once, where it has
 none it does not act."""
 
 import pytest

@@ -162,3 +162,35 @@ def test_every_path_takes_them(rule, manifold, radius, device):
 def test_row_kernels_move_one_vector(device):
     with pytest.raises(OptionError, match="row kernels move one vector with each point, and Averaged has 2"):
         optimizer_of(Averaged())([{"params": [on(PSI(), device)], "manifold": PSI(), "fused": True}], {"lr": 0.1})
+
+
+@dataclass(frozen=True)
+class Switched(Rule):
+    """Momentum under an option of its own, which no path knows by name."""
+
+    vectors = ("memory",)
+    reads_lengths = False
+
+    def needs(self, options):
+        return self.vectors if options["share"] else ()
+
+    def __call__(self, length, memory, options):
+        return (
+            Coefficients(keep=options["share"], take=1.0, along=-options["lr"])
+            if options["share"]
+            else Coefficients(ahead=-options["lr"])
+        )
+
+
+@pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1)], ids=repr)
+def test_options_of_their_own_may_change_between_steps(manifold, device):
+    ends = []
+    for path in ({"foreach": False}, {"foreach": True}, {"fused": True}):
+        w = on(manifold, device)
+        optimizer = optimizer_of(Switched())([{"params": [w], "manifold": manifold, **path}], {"lr": 0.1, "share": 0.0})
+        for step, share in enumerate((0.0, 0.0, 0.9, 0.5, 0.5)):
+            optimizer.param_groups[0]["share"] = share
+            w.grad = manifold.project(w.detach(), torch.sin(torch.arange(w.numel()) + step).to(w).view_as(w))
+            optimizer.step()
+        ends.append(torch.stack([w.detach(), optimizer.state[w]["memory"]]))
+    assert all(torch.allclose(ends[0], other, atol=1e-12, rtol=1e-12) for other in ends[1:])

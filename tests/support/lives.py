@@ -3,7 +3,7 @@
 A `Life` draws a manifold, an optimizer and a history: steps, gradients that are missing, zero, radial or laid out otherwise,
 parameters that freeze and thaw, options that change on the way, state that is loaded from another path or in another
 dtype, groups that join. Each path has parameters of its own. After every step all paths are compared with the first, on which
-`step.update` runs without any plan, and go on from where that one is. Every array is a window in a larger allocation, whose
+`update.update` runs without any plan, and go on from where that one is. Every array is a window in a larger allocation, whose
 other elements must stay as they are.
 """
 
@@ -34,7 +34,7 @@ MATRICES = [(4, 2), (2, 5, 2), (3, 4, 2)]
 
 
 class _Momentum(Momentum):
-    """A rule that fast paths do not know, so that `step.update` runs alone."""
+    """A rule that fast paths do not know, so that `update.update` runs alone."""
 
 
 class _Adam(Adam):
