@@ -34,7 +34,7 @@ MATRICES = [(4, 2), (2, 5, 2), (3, 4, 2)]
 
 
 class _Momentum(Momentum):
-    """A rule that fast paths do not know, so that `update.update` runs alone."""
+    """A rule that torch's functions do not know either, so that `update.update` runs alone."""
 
 
 class _Adam(Adam):
@@ -99,6 +99,8 @@ class Run:
             p.grad = None if values is None else self.window(values, order)
             given.append(p.grad)
         versions = [(p, p._version) for params in self.params for p in params if p.grad is not None]
+        if self.name == "update":
+            self.optimizer._groups.clear()  # and with them all plans
         self.optimizer.step()
         for grad, (values, _) in zip(given, grads, strict=True):
             assert grad is None or torch.equal(grad, values), f"{self.name}: a gradient was written to"
