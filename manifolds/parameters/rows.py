@@ -205,7 +205,14 @@ def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
 
 
 def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
-    """Write `points`, as `gather` gave them, back; what is a view of its tensor is there already."""
+    """Write `points`, as `gather` gave them, back; what is a view of its tensor is there already.
+
+    What float16 does not reach becomes the largest number that it has, so that a vector that is kept, such as a momentum at a
+    row of PSI of large norm, stays finite.
+    """
+    if tensors[0].dtype == torch.float16 != points.dtype:
+        largest = torch.finfo(torch.float16).max
+        points = torch.where(points.isfinite(), points.clamp(-largest, largest), points)
     if len(tensors) == 1:
         parts: Sequence[Tensor] = (points,)
     else:

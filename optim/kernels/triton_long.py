@@ -21,6 +21,7 @@ __all__ = [
     "looped",
     "move",
     "move_pieces",
+    "narrow",
     "numbers",
     "solve_rows",
     "sum_pieces",
@@ -201,6 +202,14 @@ def aligned(entry, D: tl.constexpr):
 
 
 @triton.jit
+def narrow(v, D: tl.constexpr):
+    """v as numbers of type D, with the largest of float16 for those beyond it."""
+    if D == tl.float16:
+        v = tl.where(tl.abs(v) < float("inf"), tl.where(tl.abs(v) < 65504.0, v, tl.where(v < 0, -65504.0, 65504.0)), v)
+    return v.to(D)
+
+
+@triton.jit
 def _gram(entry, row, begin, end, part, D: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):
     """x·x, x·g, g·g, x·v, g·v, v·v over the coordinates from `begin` to `end` of a row, those that are needed; with
     g − part x in place of g for Adam on unit vectors."""
@@ -241,7 +250,7 @@ def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constex
             w = w_g.to(wide) * g + w_v.to(wide) * v
             if not C.level:
                 w += w_x.to(wide) * x
-            tl.store(pv + row * n + column, w.to(REAL).to(D), mask=column < n)
+            tl.store(pv + row * n + column, narrow(w.to(REAL), D), mask=column < n)
             y += y_v.to(wide) * v
         tl.store(px + row * n + column, y.to(REAL).to(D), mask=column < n)
 

@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import COORDINATES, POINTS, VECTOR, Update
-from .triton_long import aligned, arrays, cells, entry_of, looped, move, move_pieces, solve_rows, sum_pieces, vectors
+from .triton_long import aligned, arrays, cells, entry_of, looped, move, move_pieces, narrow, solve_rows, sum_pieces, vectors
 
 __all__ = ["schedule", "step"]
 
@@ -200,7 +200,7 @@ def _tile(entry, buffer, first, stop, D: tl.constexpr, REAL: tl.constexpr, C: tl
         w = w_g[:, None] * g + w_v[:, None] * v
         if not C.level:
             w += w_x[:, None] * x
-        tl.store(pv + at, w.to(D), mask=mask)
+        tl.store(pv + at, narrow(w, D), mask=mask)
         y += y_v[:, None] * v
     if C.unit:
         # Where the gradient was almost normal, x and g have all but cancelled, and the rounding shows in the norm.

@@ -290,6 +290,23 @@ def test_flat_parameters_in_half_precision_move(momentum, dtype, path):
     assert torch.equal(w, (x.float() - 0.1 * w.grad.float()).to(dtype))
 
 
+@pytest.mark.parametrize("path", ["reference", "foreach", "default"])  # Triton's is in triton_rows.py
+@pytest.mark.parametrize("optimizer", [RiemannianAdam, RiemannianSGD])
+def test_vectors_that_float16_does_not_reach_stay_finite(optimizer, path):
+    """A row of norm 450 and a gradient of norm 1 on PSI have a Riemannian gradient of 2e5, and float16 ends at 65504."""
+    options = {"momentum": 0.9} if optimizer is RiemannianSGD else {"betas": (0.5, 0.9)}
+    w = nn.Parameter(torch.tensor([[450.0, 0.0], [0.0, -450.0]]).half())
+    its = optimizer([{"params": [w], "manifold": PSI(), **PATHS[path]}], lr=1e-3, **options)
+    for lr in (1e-3, 0.0, 1e-3):
+        its.param_groups[0]["lr"] = lr
+        before, w.grad = w.detach().clone(), torch.tensor([[0.0, 1.0], [-1.0, 0.0]]).half()
+        its.step()
+        (vector,) = (v for v in its.state[w].values() if v.shape == w.shape)
+        assert vector.abs().amax(1).tolist() == [65504.0, 65504.0]
+        assert torch.isfinite(w).all()
+        assert lr > 0 or torch.equal(w, before)
+
+
 @pytest.mark.parametrize("manifold", [Sphere(), Grassmann(1)], ids=repr)
 def test_gradients_that_are_almost_normal(manifold):
     """x and g all but cancel in the step; what rounding leaves of it must not take the row off the sphere."""

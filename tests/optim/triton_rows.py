@@ -232,6 +232,15 @@ def test_free_norms_change_by_powers_of_two(device, small):
             assert torch.equal(v, w * factor)
 
 
+def test_vectors_that_float16_does_not_reach_stay_finite(device, small):
+    points = Points(PSI(), torch.float16, device, scale=450.0)
+    for _, g, *_ in points.arrays:
+        g *= 450.0
+    points.step(Momentum(), OPTIONS | {"motion": "retract", "transport": "none", "lr": 1e-4})
+    assert max(v.abs().max() for _, _, v, *_ in points.arrays) == 65504.0
+    assert all(x.isfinite().all() for x, *_ in points.arrays)
+
+
 def test_what_is_not_finite_stays_in_its_row(device, small):
     """A row is finite where the reference is, zero rows of PSI among them, and its neighbours do not notice.
 

@@ -171,4 +171,11 @@ MUTANTS = [
         "fused",
         "tests/optim/test_edges.py::test_flat_parameters_in_half_precision_move[0.9-torch.float16-fused]",
     ),
+    Mutant(
+        "a vector beyond float16 becomes infinite",
+        "manifolds/parameters/rows.py",
+        "    if tensors[0].dtype == torch.float16 != points.dtype:",
+        "    if tensors[0].dtype == torch.float16 == points.dtype:",
+        "tests/optim/test_edges.py::test_vectors_that_float16_does_not_reach_stay_finite[RiemannianAdam-foreach]",
+    ),
 ]
