@@ -11,6 +11,7 @@ from ..errors import OptionError
 from ..manifolds import Euclidean
 from .execution.points import PointSet
 from .optimizer import RiemannianOptimizer
+from .options import COMMON, check_known
 from .rules import Adam, Momentum
 
 __all__ = ["RiemannianAdam", "RiemannianSGD"]
@@ -93,7 +94,8 @@ class RiemannianAdam(RiemannianOptimizer):
         eps: ε ≥ 0.
         eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
 
-    All other options are those of `RiemannianSGD`.
+        options: `motion`, `transport`, `max_point_norm`, `orthogonality`, `radius`, `maximize`, `capturable`,
+            `differentiable`, `foreach` and `fused`, as in `RiemannianSGD`.
 
     Raises `OptionError` and `GeometryError` as `add_param_group` does, and `OptionError` for a group without a rate whose
     parameters live in flat space and elsewhere, too.
@@ -110,19 +112,11 @@ class RiemannianAdam(RiemannianOptimizer):
         weight_decay: float = 0.0,
         *,
         eps_form: str = "outside",
-        motion: str = "retract",
-        transport: str = "manifold",
-        max_point_norm: float | None = None,
-        orthogonality: float = 0.0,
-        radius: str = "hold",
-        maximize: bool = False,
-        foreach: bool | None = None,
-        fused: bool | None = None,
-        capturable: bool = False,
-        differentiable: bool = False,
+        **options: Any,
     ) -> None:
-        defaults = {key: value for key, value in locals().items() if key not in ("self", "params", "__class__")}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "eps_form": eps_form}
+        check_known(options, {**COMMON, **defaults})
+        super().__init__(params, {**defaults, **options})
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
         flat = [isinstance(its.manifold, Euclidean) for its in points]

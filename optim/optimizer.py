@@ -20,11 +20,9 @@ from .checkpoints import check_owners, merge, pack, restore
 from .execution.dispatch import Group, Paths, paths
 from .execution.points import PointSet, passed_over, point_sets
 from .execution.sharded import ShardedGroup
-from .groups import own_geometry
-from .marks import Marks, refuse_bare
+from .groups import Marks, Settings, own_geometry, refuse_bare
 from .options import COMMON, read_numbers
 from .rules import Rule
-from .settings import Settings
 
 __all__ = ["RiemannianOptimizer"]
 
@@ -57,7 +55,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._groups: list[Group | ShardedGroup] = []
         self._known: list[dict[str, Any]] = []
         self._marks = Marks()
-        super().__init__(params, {**defaults, **COMMON, **defaults})
+        super().__init__(params, {**defaults, **{name: option.default for name, option in COMMON.items()}, **defaults})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; the dict that is passed in stays as it is.

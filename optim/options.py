@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,13 +19,16 @@ __all__ = [
     "COMMON",
     "FOREIGN",
     "FORMER",
-    "OF_POINTS",
+    "OPTIONS",
+    "Option",
     "Options",
+    "check_known",
     "check_names",
     "check_point",
     "check_together",
     "number",
     "plain",
+    "read_by",
     "read_numbers",
     "valid",
 ]
@@ -32,31 +36,101 @@ __all__ = [
 Options = Mapping[str, Any]
 """A parameter group, read by name. Options that a rule does not have are absent."""
 
-_CHOICES = {
-    "momentum_form": ("heavy_ball", "velocity"),
-    "eps_form": ("outside", "inside"),
-    "motion": ("retract", "exp"),
-    "transport": ("manifold", "project", "parallel", "none"),
-    "radius": ("hold", "free"),
+
+@dataclass(frozen=True)
+class _Number:
+    """A real number that passes `test`, as a number or a tensor of one element."""
+
+    test: Callable[[float], bool]
+    failure: str
+    none: bool = False
+    """Whether None is admissible."""
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if value is None and self.none:
+            return None
+        if not self.test(number(name, value)):
+            raise OptionError(f"{name}={value!r} {self.failure}")
+        return value if isinstance(value, int | float | Tensor) else float(value)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One of several values."""
+
+    choices: tuple[Any, ...]
+
+    def __call__(self, name: str, value: Any) -> Any:
+        if not isinstance(value, bool | str | None) or value not in self.choices:
+            raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, self.choices))}")
+        return value
+
+
+def _betas(name: str, value: Any) -> Any:
+    """A pair of numbers in [0, 1)."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise OptionError(f"{name}={value!r} is not a pair of numbers")
+    for beta in value:
+        if not 0.0 <= number(name, beta) < 1.0:
+            raise OptionError(f"{name}={value!r}: {beta!r} is outside [0, 1)")
+    return tuple(beta if isinstance(beta, int | float | Tensor) else float(beta) for beta in value)
+
+
+class Option(NamedTuple):
+    """One option of a parameter group."""
+
+    valid: Callable[[str, Any], Any]
+    """The value as a group keeps it; raises `OptionError` for one that is not admissible."""
+    default: Any = None
+    readers: str = ""
+    """Who has to look again when it changes: ``points``, since not every manifold or parameter can honour every value, and
+    ``plan``, since it decides how a group runs. ``kernel``: it is one of the numbers or choices of a row kernel."""
+
+
+_fraction, _positive = (
+    _Number(lambda a: 0.0 <= a < 1.0, "is outside [0, 1)"),
+    _Number(lambda a: 0.0 <= a < math.inf, "is outside [0, inf)"),
+)
+_flag, _path = _Choice((False, True)), _Choice((None, False, True))
+
+COMMON = {
+    "weight_decay": Option(_positive, 0.0, "points"),
+    "motion": Option(_Choice(("retract", "exp")), "retract", "points kernel"),
+    "transport": Option(_Choice(("manifold", "project", "parallel", "none")), "manifold", "points kernel"),
+    "max_point_norm": Option(
+        _Number(lambda a: a > 0.0, "is not positive; None turns clipping off", none=True), None, "kernel"
+    ),
+    "orthogonality": Option(_positive, 0.0, "points"),
+    "radius": Option(_Choice(("hold", "free")), "hold", "plan kernel"),
+    "maximize": Option(_flag, False, "kernel"),
+    "foreach": Option(_path, None, "points plan"),
+    "fused": Option(_path, None, "points plan"),
+    "capturable": Option(_flag, False, "plan"),
+    "differentiable": Option(_flag, False, "points plan"),
 }
-_INTERVALS = {
-    "lr": (0.0, math.inf),
-    "momentum": (0.0, 1.0),
-    "weight_decay": (0.0, math.inf),
-    "orthogonality": (0.0, math.inf),
-    "eps": (0.0, math.inf),
+"""Options that every group has, whatever its rule."""
+OPTIONS = {
+    "lr": Option(_positive, None, "kernel"),
+    "momentum": Option(_fraction, 0.0, "kernel"),
+    "dampening": Option(_Number(math.isfinite, "is not a finite number"), 0.0, "kernel"),
+    "nesterov": Option(_flag, False, "kernel"),
+    "momentum_form": Option(_Choice(("heavy_ball", "velocity")), "heavy_ball", "plan kernel"),
+    "betas": Option(_betas, (0.9, 0.999), "kernel"),
+    "eps": Option(_positive, 1e-8, "kernel"),
+    "eps_form": Option(_Choice(("outside", "inside")), "outside", "plan kernel"),
+    **COMMON,
 }
-_NUMBERS = (*(name for name in _INTERVALS if name != "lr"), "dampening", "max_point_norm")
+"""All options of the optimizers here. A rule of a user's own may have others, which are not looked at."""
+
+
+def read_by(reader: str) -> tuple[str, ...]:
+    """The options that `reader` reads; see `Option`."""
+    return tuple(name for name, option in OPTIONS.items() if reader in option.readers)
+
+
+_NUMBERS = [name for name, option in OPTIONS.items() if isinstance(option.valid, _Number) and name != "lr"]
 _PLAIN = {float, int, type(None)}
-_SIMPLE = {*_PLAIN, bool, str}
 _FAST_PATHS = ("foreach", "fused")
-_FLAGS = (*_FAST_PATHS, "nesterov", "maximize", "capturable", "differentiable")
-_OPEN = ("foreach", "fused")
-"""Flags that may be None, for the fastest path."""
-OF_POINTS = frozenset({"weight_decay", "motion", "transport", "orthogonality", "differentiable", *_FAST_PATHS})
-"""Options that not every manifold, or not every parameter, can honour."""
-_OF_EACH_OTHER = frozenset({*_FLAGS, "momentum", "dampening"})
-"""Options whose values exclude each other."""
 _KEPT_BY_OTHERS = frozenset(
     {
         *("params", "param_names", "manifold", "rows", "joined", "name"),
@@ -83,20 +157,6 @@ FORMER = {"max_grad_norm": "max_point_norm"}
 """What options were called in state_dicts of earlier versions."""
 FOREIGN = ("amsgrad", "decoupled_weight_decay", "compile")
 """Options of torch.optim.Adam, and one of earlier versions, that have no counterpart here."""
-COMMON: dict[str, Any] = {
-    "weight_decay": 0.0,
-    "motion": "retract",
-    "transport": "manifold",
-    "max_point_norm": None,
-    "orthogonality": 0.0,
-    "radius": "hold",
-    "maximize": False,
-    "foreach": None,
-    "fused": None,
-    "capturable": False,
-    "differentiable": False,
-}
-"""Options that every group has, whatever its rule, and their defaults."""
 
 
 def check_names(keys: Collection[Any], defaults: Options) -> None:
@@ -104,8 +164,16 @@ def check_names(keys: Collection[Any], defaults: Options) -> None:
 
     Known are the names of `defaults`, what torch and schedulers keep in a group, and what begins with an underscore.
     """
+    check_known([key for key in keys if key not in _KEPT_BY_OTHERS], defaults)
+    for name in defaults:
+        if name not in keys:
+            raise OptionError(f"a group has lost its option {name!r}; set it again")
+
+
+def check_known(keys: Collection[Any], defaults: Options) -> None:
+    """Raise `OptionError` for a key that is not in `defaults`, unless it begins with an underscore."""
     for key in keys:
-        if key in defaults or key in _KEPT_BY_OTHERS:
+        if key in defaults:
             continue
         if not isinstance(key, str):
             raise OptionError(f"a group has the key {key!r}; options are named by strings")
@@ -116,50 +184,19 @@ def check_names(keys: Collection[Any], defaults: Options) -> None:
         raise OptionError(
             f"this optimizer has no option {key!r}; {hint} A key of your own in a group begins with an underscore"
         )
-    for name in defaults:
-        if name not in keys:
-            raise OptionError(f"a group has lost its option {name!r}; set it again")
 
 
 def valid(name: str, value: Any) -> Any:
     """`value` of the option `name` as a group keeps it: NumPy's numbers as Python's, a pair as a tuple.
 
-    Raises `OptionError` for a value outside the interval or the choices of `name`.
+    Raises `OptionError` for a value that is not admissible.
     """
     value = plain(value)
-    if name in _CHOICES:
-        if not isinstance(value, str) or value not in _CHOICES[name]:
-            raise OptionError(f"{name}={value!r} is not one of {', '.join(map(repr, _CHOICES[name]))}")
-    elif name in _FLAGS:
-        if not isinstance(value, bool) and not (name in _OPEN and value is None):
-            raise OptionError(f"{name}={value!r} is not True or False{', or None' if name in _OPEN else ''}")
-    elif name == "betas":
-        if not isinstance(value, tuple | list) or len(value) != 2:
-            raise OptionError(f"betas={value!r} is not a pair of numbers")
-        for beta in value:
-            if not 0.0 <= number("betas", beta) < 1.0:
-                raise OptionError(f"betas={value!r}: {beta!r} is outside [0, 1)")
-        return tuple(map(_python, value))
-    elif name in _INTERVALS:
-        low, high = _INTERVALS[name]
-        if not low <= number(name, value) < high:
-            raise OptionError(f"{name}={value!r} is outside [{low:g}, {high:g})")
-        return _python(value)
-    elif name == "dampening":
-        if not math.isfinite(number(name, value)):
-            raise OptionError(f"dampening={value!r} is not a finite number")
-        return _python(value)
-    elif name == "max_point_norm" and value is not None:
-        if not number(name, value) > 0:
-            raise OptionError(f"max_point_norm={value!r} is not positive; None turns clipping off")
-        return _python(value)
-    return value
+    return OPTIONS[name].valid(name, value) if name in OPTIONS else value
 
 
-def check_together(options: Options, changed: Collection[str]) -> None:
-    """Raise `OptionError` for options, each valid alone, that exclude each other; `changed` are new since the last time."""
-    if _OF_EACH_OTHER.isdisjoint(changed):
-        return
+def check_together(options: Options) -> None:
+    """Raise `OptionError` for options, each valid alone, that exclude each other."""
     if options.get("nesterov") and "momentum" in options and (options["momentum"] == 0 or options["dampening"] != 0):
         raise OptionError(
             f"nesterov needs momentum > 0 and dampening = 0, not momentum={options['momentum']!r} and "
@@ -252,15 +289,10 @@ def number(name: str, value: Any) -> float:
 
 def plain(value: Any) -> Any:
     """`value` with NumPy's numbers in it as Python's, which ``torch.load(weights_only=True)`` reads; tensors as they are."""
-    if type(value) in _SIMPLE:
+    if type(value) in (*_PLAIN, bool, str):
         return value
     if isinstance(value, list | tuple) and any(plain(its) is not its for its in value):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
     if type(value).__module__ == "numpy" and value.ndim == 0:
         return value.item()
     return value
-
-
-def _python(value: Any) -> Any:
-    """A number that is known to be one, as an int, a float or a tensor."""
-    return value if isinstance(value, int | float | Tensor) else float(value)

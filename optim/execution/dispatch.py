@@ -31,7 +31,7 @@ from ...manifolds import PSI, Euclidean, Manifold, Sphere
 from ...manifolds.grassmann import Lines
 from ...manifolds.parameters.shards import is_sharded
 from ..kernels.launch import Kernel
-from ..options import Options
+from ..options import Options, read_by
 from ..rules import Adam, Rule
 from .euclidean import Torch, torch_has
 from .operands import Seat, seat
@@ -50,6 +50,7 @@ _BACKENDS = {
     "cuda": ("triton", "triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
 _SPHERICAL = (PSI, Sphere, Lines)
+_DECISIVE = read_by("plan")
 
 
 @cache
@@ -203,7 +204,7 @@ class Group:
 
         Raises `GradientError`, `StateError` and `OptionError` for what cannot be done.
         """
-        settings = (*rule.needs(options), *(options.get(name) for name in _SETTINGS))
+        settings = (*rule.needs(options), *(options.get(name) for name in _DECISIVE))
         params: list[Tensor] = options["params"]
         same = known and len(params) == len(self._params) and all(map(is_, params, self._params))
         same = same and self._settings == settings and not any(plan.pending for plan in self._plans)
@@ -230,8 +231,3 @@ class Group:
         assert None not in work
         self._params = list(params)
         return work  # type: ignore[return-value]
-
-
-_SETTINGS = (
-    "foreach", "fused", "capturable", "differentiable", "momentum_form", "eps_form", "radius"
-)  # fmt: skip

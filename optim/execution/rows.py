@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import lists
-from ..kernels.launch import GIVEN, GRADIENT, POINTS, READ, Kernel, Update, X, is_constant, table_of, update_of
+from ..kernels.launch import GIVEN, GRADIENT, POINTS, Kernel, Update, X, is_constant, table_of, update_of
 from ..memory import Memory
-from ..options import Options
+from ..options import Options, read_by
 from ..rules import Adam, Momentum, Rule
 from ..stages import ambient, is_penalised
 from .operands import Copies, New, Reading, Seat, raise_versions
@@ -21,6 +21,7 @@ from .points import State
 
 __all__ = ["Fused", "Lists"]
 
+_READ = read_by("kernel")
 PIECE, LEVEL_PIECE = 2**18, 2**21
 """Elements that `Lists` steps at a time, or one row: temporaries of more leave the cache. A step without any takes more."""
 
@@ -35,7 +36,7 @@ class _Rows(Plan):
     def update(self, batch: Batch, dtype: torch.dtype, options: Options) -> Update:
         """The options as numbers for parameters of `dtype`: those of the last step as long as nothing has changed. What a rule of
         a user's own reads is not known, so it is asked at every step."""
-        key = (batch, dtype, *(options.get(name) for name in READ))
+        key = (batch, dtype, *(options.get(name) for name in _READ))
         known = type(self.rule) in (Adam, Momentum) and not isinstance(options["lr"], Tensor)
         if not known or key != self._last[0]:
             memory = self.memory(batch, dtype)

@@ -48,7 +48,6 @@ __all__ = [
     "GRADIENT",
     "POINTS",
     "RADIUS",
-    "READ",
     "SQUARE",
     "VECTOR",
     "Choices",
@@ -128,13 +127,6 @@ class Kernel(Protocol):
 
     def step(self, table: np.ndarray, schedule: Any, update: Update, dtype: torch.dtype, device: torch.device) -> None:
         """One step of every row of `table`, in place; returns when it is done, or queued on the current stream."""
-
-
-READ = (
-    "lr", "momentum", "dampening", "nesterov", "momentum_form", "betas", "eps", "eps_form", "motion", "transport", "radius",
-    "max_point_norm", "maximize",
-)  # fmt: skip
-"""The options that `update_of` reads."""
 
 
 def table_of(

@@ -204,7 +204,7 @@ def aligned(entry, D: tl.constexpr):
 @triton.jit
 def narrow(v, D: tl.constexpr):
     """v as numbers of type D, with the largest of float16 for those beyond it."""
-    if D == tl.float16:
+    if tl.float16 == D:
         v = tl.where(tl.abs(v) < float("inf"), tl.where(tl.abs(v) < 65504.0, v, tl.where(v < 0, -65504.0, 65504.0)), v)
     return v.to(D)
 

@@ -29,7 +29,19 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import COORDINATES, POINTS, VECTOR, Update
-from .triton_long import aligned, arrays, cells, entry_of, looped, move, move_pieces, narrow, solve_rows, sum_pieces, vectors
+from .triton_long import (
+    aligned,
+    arrays,
+    cells,
+    entry_of,
+    looped,
+    move,
+    move_pieces,
+    narrow,
+    solve_rows,
+    sum_pieces,
+    vectors,
+)
 
 __all__ = ["schedule", "step"]
 

@@ -5,7 +5,7 @@ from mutant import Mutant
 MUTANTS = [
     Mutant(
         "a declaration under a running optimizer goes unnoticed",
-        "optim/marks.py",
+        "optim/groups.py",
         "        if now == self._changes:\n",
         "        if now >= self._changes:\n",
         "tests/manifolds/test_marks.py::test_what_is_declared_under_a_running_optimizer_is_noticed[other rows]",
@@ -26,16 +26,16 @@ MUTANTS = [
     ),
     Mutant(
         "an option set in a running group is not looked at",
-        "optim/settings.py",
+        "optim/groups.py",
         "return [*group] == self._names and all(map(is_, group.values(), self._values))",
         "return [*group] == self._names",
         "tests/optim/test_checked_options.py::test_bad_values[transport]",
     ),
     Mutant(
         "what a manifold cannot honour is checked at construction alone",
-        "optim/settings.py",
-        "if not OF_POINTS.isdisjoint(found):",
-        "if not OF_POINTS.isdisjoint(found) and not before:",
+        "optim/groups.py",
+        "if not _OF_POINTS.isdisjoint(found):",
+        "if not _OF_POINTS.isdisjoint(found) and not before:",
         "tests/optim/test_checked_options.py::test_what_a_manifold_or_another_option_does_not_allow",
     ),
     Mutant(
