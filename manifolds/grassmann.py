@@ -159,6 +159,7 @@ class Lines(UnitVectors, Grassmann):
 
     event_ndim = 1
     injectivity_radius = math.pi / 2
+    row_kernel = "lines"
 
     def event_error(self, event: Sequence[int]) -> str | None:
         """As for the unit sphere."""

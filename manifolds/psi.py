@@ -29,6 +29,7 @@ class PSI(ScalingQuotient, Spherical):
     """
 
     event_ndim = 1
+    row_kernel = "rays"
 
     @property
     def total_space(self) -> Euclidean:

@@ -18,6 +18,8 @@ class Sphere(UnitVectors):
     On the rows of a matrix this is what other libraries call the oblique manifold.
     """
 
+    row_kernel = "vectors"
+
     def alignment(self, x: Tensor, y: Tensor) -> Tensor:
         """1: every point has one representative."""
         return y.new_ones(y.shape[:-1] + (1,))

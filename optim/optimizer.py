@@ -200,7 +200,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             >>> group = {"params": [w], "names": ["w"], "manifold": retract.manifolds.Stiefel()}
             >>> retract.optim.RiemannianSGD([group], lr=0.1).paths()
             parameter  on         path       why
-            w          Stiefel()  reference  there is no row kernel for Stiefel(), only for PSI, Sphere and Grassmann(1)
+            w          Stiefel()  reference  there is no row kernel for Stiefel(), only for PSI, Sphere, Grassmann(1) and classes with a row_kernel
         """
         return Paths(
             path

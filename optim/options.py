@@ -87,20 +87,18 @@ class Option(NamedTuple):
     ``plan``, since it decides how a group runs. ``kernel``: it is one of the numbers or choices of a row kernel."""
 
 
-_fraction, _positive = (
-    _Number(lambda a: 0.0 <= a < 1.0, "is outside [0, 1)"),
-    _Number(lambda a: 0.0 <= a < math.inf, "is outside [0, inf)"),
-)
+_fraction = _Number(lambda a: 0.0 <= a < 1.0, "is outside [0, 1)")
+_nonnegative = _Number(lambda a: 0.0 <= a < math.inf, "is outside [0, inf)")
 _flag, _path = _Choice((False, True)), _Choice((None, False, True))
 
 COMMON = {
-    "weight_decay": Option(_positive, 0.0, "points"),
+    "weight_decay": Option(_nonnegative, 0.0, "points"),
     "motion": Option(_Choice(("retract", "exp")), "retract", "points kernel"),
     "transport": Option(_Choice(("manifold", "project", "parallel", "none")), "manifold", "points kernel"),
     "max_point_norm": Option(
         _Number(lambda a: a > 0.0, "is not positive; None turns clipping off", none=True), None, "kernel"
     ),
-    "orthogonality": Option(_positive, 0.0, "points"),
+    "orthogonality": Option(_nonnegative, 0.0, "points"),
     "radius": Option(_Choice(("hold", "free")), "hold", "plan kernel"),
     "maximize": Option(_flag, False, "kernel"),
     "foreach": Option(_path, None, "points plan"),
@@ -110,13 +108,13 @@ COMMON = {
 }
 """Options that every group has, whatever its rule."""
 OPTIONS = {
-    "lr": Option(_positive, None, "kernel"),
+    "lr": Option(_nonnegative, None, "kernel"),
     "momentum": Option(_fraction, 0.0, "kernel"),
     "dampening": Option(_Number(math.isfinite, "is not a finite number"), 0.0, "kernel"),
     "nesterov": Option(_flag, False, "kernel"),
     "momentum_form": Option(_Choice(("heavy_ball", "velocity")), "heavy_ball", "plan kernel"),
     "betas": Option(_betas, (0.9, 0.999), "kernel"),
-    "eps": Option(_positive, 1e-8, "kernel"),
+    "eps": Option(_nonnegative, 1e-8, "kernel"),
     "eps_form": Option(_Choice(("outside", "inside")), "outside", "plan kernel"),
     **COMMON,
 }

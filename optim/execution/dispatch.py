@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError, install
-from ...manifolds import PSI, Euclidean, Manifold, Sphere
-from ...manifolds.grassmann import Lines
+from ...manifolds import Euclidean, Manifold, Spherical
 from ...manifolds.parameters.shards import is_sharded
 from ..kernels.launch import Kernel
 from ..options import Options, read_by
@@ -49,7 +48,6 @@ _BACKENDS = {
     "cpu": ("numba", "numba_rows", (torch.float32, torch.float64)),
     "cuda": ("triton", "triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
-_SPHERICAL = (PSI, Sphere, Lines)
 _DECISIVE = read_by("plan")
 
 
@@ -64,12 +62,19 @@ def _kernel(package: str, module: str) -> Kernel | str:
         return f"{package} cannot be used ({error}); mend that, or reinstall it with {install('fused')}"
 
 
+def has_rows(manifold: Manifold) -> bool:
+    """Whether the row kernels have the formulas of `manifold`."""
+    return isinstance(manifold, Spherical) and manifold.row_kernel is not None
+
+
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rule: Rule) -> Kernel | str:
     """The row kernels for such points, or why there are none and what to do."""
     if len(rule.vectors) > 1:
         return f"row kernels move one vector with each point, and {type(rule).__name__} has {len(rule.vectors)}"
-    if type(manifold) not in _SPHERICAL:
-        return f"there is no row kernel for {manifold!r}, only for PSI, Sphere and Grassmann(1)"
+    if not has_rows(manifold):
+        return (
+            f"there is no row kernel for {manifold!r}, only for PSI, Sphere, Grassmann(1) and classes with a row_kernel"
+        )
     if device.type not in _BACKENDS:
         return f"there are no row kernels for {device.type}"
     package, module, dtypes = _BACKENDS[device.type]
@@ -90,10 +95,10 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
             raise OptionError(
                 f"fused=True on {points.name}: {found}. Or leave fused at None for the fastest path there is"
             )
-    if options["foreach"] and not isinstance(manifold, (Euclidean, *_SPHERICAL)):
+    if options["foreach"] and not isinstance(manifold, Euclidean) and not has_rows(manifold):
         raise OptionError(
-            f"foreach=True on {points.name}: torch's functions for lists are used for vectors on PSI, Sphere and Grassmann(1), and "
-            f"in flat space, not on {manifold!r}. Or leave foreach at None"
+            f"foreach=True on {points.name}: torch's functions for lists are used for vectors on PSI, Sphere and Grassmann(1), for "
+            f"classes with a row_kernel, and in flat space, not on {manifold!r}. Or leave foreach at None"
         )
 
 
@@ -124,7 +129,7 @@ def choose(seat: Seat, rule: Rule, options: Options) -> tuple[str, str]:
     found = kernel_for(manifold, part.dtype, part.device, rule)
     if (fused or automatic) and not isinstance(found, str):
         return "fused", found.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
-    if type(manifold) not in _SPHERICAL:
+    if not has_rows(manifold):
         return "reference", found if isinstance(found, str) else "foreach=False"
     if automatic or foreach or fused:
         return "foreach", "as asked for" if foreach else str(found)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...manifolds import Spherical
 from ..kernels import lists
 from ..kernels.launch import GIVEN, GRADIENT, POINTS, Kernel, Update, X, is_constant, table_of, update_of
 from ..memory import Memory
@@ -41,6 +42,7 @@ class _Rows(Plan):
         if not known or key != self._last[0]:
             memory = self.memory(batch, dtype)
             moving = any(name in self.kept for name in self.rule.vectors)
+            assert isinstance(self.manifold, Spherical)
             self._last = key, update_of(self.manifold, self.rule, options, memory, moving)
         return self._last[1]
 

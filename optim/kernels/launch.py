@@ -35,8 +35,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from ...manifolds import PSI, Manifold
-from ...manifolds.grassmann import Lines
+from ...manifolds import Spherical
 from ..memory import Memory
 from ..options import Options
 from ..radius import band
@@ -152,10 +151,10 @@ def is_constant(rule: Rule) -> bool:
     return not rule.reads_lengths and not rule.scalars and len(rule.vectors) <= 1
 
 
-def update_of(manifold: Manifold, rule: Rule, options: Options, memory: Memory, moving: bool) -> Update:
-    """The options of a group as choices and numbers; `moving`: whether there is a vector."""
+def update_of(manifold: Spherical, rule: Rule, options: Options, memory: Memory, moving: bool) -> Update:
+    """The options of a group as choices and numbers, for a `manifold` that has row kernels; `moving`: whether there is a vector."""
     lr, limit = float(options["lr"]), options["max_point_norm"]
-    unit, exp, transport = type(manifold) is not PSI, options["motion"] == "exp", options["transport"]
+    unit, exp, transport = manifold.row_kernel != "rays", options["motion"] == "exp", options["transport"]
     if transport == "manifold":
         transport = "project" if unit and not exp else "parallel"
     carried = transport != "none" and moving
@@ -164,7 +163,7 @@ def update_of(manifold: Manifold, rule: Rule, options: Options, memory: Memory, 
     given = not adam and not is_constant(rule)
     choices = Choices(
         unit=unit,
-        lines=type(manifold) is Lines,
+        lines=manifold.row_kernel == "lines",
         exp=exp,
         adam=adam,
         inside=options.get("eps_form") == "inside",

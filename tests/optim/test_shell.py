@@ -1,6 +1,5 @@
 """What users of torch.optim expect of an optimizer, on every manifold."""
 
-
 import pytest
 import torch
 from networks import batches, declare_all, normed_cnn, train
