@@ -15,7 +15,7 @@ from ..manifolds.parameters.records import changes, geometry, marked
 from .execution.dispatch import check_path
 from .execution.points import PointSet
 from .execution.sharded import check_sharding
-from .options import Options, check_names, check_point, check_together, read_by, valid
+from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
 from .rules import Rule
 
 __all__ = ["Marks", "Settings", "own_geometry", "param_groups", "refuse_bare"]
@@ -97,6 +97,7 @@ class Settings:
         self._rule, self._defaults = rule, defaults
         self._names: list[str] = []
         self._values: list[Any] = []
+        self._tensors = False
 
     def hold(self, group: Options) -> bool:
         """Whether `group` is as it was."""
@@ -130,6 +131,11 @@ class Settings:
     def keep(self, group: Options) -> None:
         """Take the values of `group` for checked."""
         self._names, self._values = [*group], [*group.values()]
+        self._tensors = any(isinstance(value, Tensor) for value in (*self._values, *group.get("betas", ())))
+
+    def numbers(self, group: Options) -> Options:
+        """As `options.read_numbers`."""
+        return read_numbers(group) if self._tensors else group
 
     def _ask_points(self, group: Options, found: Options) -> None:
         """Raise what a manifold of the group cannot honour: the first point set of each is asked for them all, and every

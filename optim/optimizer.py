@@ -173,8 +173,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         with torch.no_grad(), full_precision():
             prepared = [
                 work
-                for its, group in zip(self._groups, self.param_groups, strict=True)
-                for work in its.prepare(self._table, self.state, self.rule, read_numbers(group), known)
+                for its, settings, group in zip(self._groups, self._settings, self.param_groups, strict=True)
+                for work in its.prepare(self._table, self.state, self.rule, settings.numbers(group), known)
             ]
             done = 0
             try:

@@ -42,7 +42,7 @@ def row_kernels_have_its_formulas(s: Setting) -> None:
     if s.m.row_kernel is None:
         return
     for motion in ("retract", "exp"):
-        ends = []
+        ends: list[Tensor] = []
         for foreach in (False, True):
             w = nn.Parameter(s.x.reshape(-1, s.x.shape[-1]).clone())
             group = {"params": [w], "manifold": s.m, "motion": motion, "foreach": foreach, "fused": False}
@@ -51,4 +51,4 @@ def row_kernels_have_its_formulas(s: Setting) -> None:
                 w.grad = (tangent / s.m.conformal_factor(s.x)).reshape(w.shape)
                 optimizer.step()
             ends.append(torch.cat([w.detach(), optimizer.state[w]["momentum_buffer"]]))
-        s.same(*ends, f"two steps with motion={motion!r} by its maps against those by the row kernels")
+        s.same(ends[0], ends[1], f"two steps with motion={motion!r} by its maps against those by the row kernels")

@@ -2,7 +2,7 @@
 
 Threads of torch where they can be had: OpenMP's wait for their next loop by spinning, so that any others would fight
 with them for the cores right after a backward pass. Otherwise, and in the child of a fork, which has lost torch's
-threads and would wait for them for ever, Python threads that wait in a queue.
+threads and would wait for them for ever, those of a `ThreadPoolExecutor`.
 
 Numba's own threading layers end the process in a child after a fork (OpenMP) or when two Python threads meet
 (workqueue).
@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
 
 __all__ = ["share"]
 
-_queue: SimpleQueue[_Shift] = SimpleQueue()
-_size = 0
-_growing = threading.Lock()
 _forked = False
+_MOST = 256
+"""Threads of Python; they start as they are asked for."""
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
@@ -56,73 +54,30 @@ def _torch_parallel() -> Callable[[int, int, int, int], Any] | None:
     return found
 
 
-class _Shift:
-    """One loop, and who is at it."""
-
-    def __init__(self, work: Callable[[], None]) -> None:
-        self.work = work
-        self.gate = threading.Lock()
-        self.open = True
-        self.busy = 0
-        self.left: SimpleQueue[BaseException | None] = SimpleQueue()
-
-    def join(self) -> None:
-        """Help, unless it is over already."""
-        with self.gate:
-            if not self.open:
-                return
-            self.busy += 1
-        error = None
-        try:
-            self.work()
-        except BaseException as raised:
-            error = raised
-        self.left.put(error)
-
-    def close(self) -> None:
-        """Wait for everybody who has joined, and let nobody join any more."""
-        with self.gate:
-            self.open = False
-        for error in [self.left.get() for _ in range(self.busy)]:
-            if error is not None:
-                raise error
-
-
 def share_python(work: Callable[[], None], threads: int) -> None:
     """Run `work` here and, at the same time, in up to ``threads - 1`` Python threads; returns when all of them have."""
     if threads <= 1:
         work()
         return
-    _grow(threads - 1)
-    shift = _Shift(work)
-    for _ in range(threads - 1):
-        _queue.put(shift)
+    helpers = [_pool().submit(work) for _ in range(threads - 1)]
     try:
         work()
     finally:
-        shift.close()
+        for helper in helpers:
+            if not helper.cancel():  # it has begun
+                helper.result()
 
 
-def _grow(size: int) -> None:
-    global _size
-    if _size >= size:
-        return
-    with _growing:
-        while _size < size:
-            threading.Thread(target=_serve, name="retract rows", daemon=True).start()
-            _size += 1
-
-
-def _serve() -> None:
-    queue = _queue
-    while True:
-        queue.get().join()
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_MOST, thread_name_prefix="retract rows")
 
 
 def _start_over() -> None:
-    """After a fork the child has none of the threads, and whatever they held stays locked."""
-    global _queue, _size, _growing, _forked
-    _queue, _size, _growing, _forked = SimpleQueue(), 0, threading.Lock(), True
+    """After a fork the child has none of the threads."""
+    global _forked
+    _forked = True
+    _pool.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
