@@ -20,6 +20,12 @@ class Euclidean(ConformalManifold, GeodesicManifold):
 
     `event_ndim` decides what one point is, hence what has a common second moment in Adam:
     ``Euclidean(0)`` gives torch's Adam.
+
+    Example:
+        >>> import torch
+        >>> x, u = torch.zeros(2, 3), torch.ones(2, 3)
+        >>> Euclidean(1).retract(x, u).shape, Euclidean(1).norm(x, u).shape
+        (torch.Size([2, 3]), torch.Size([2, 1]))
     """
 
     event_ndim: int = 0

@@ -52,8 +52,14 @@ def from_geoopt(manifold: geoopt.Manifold) -> Manifold:
 
     Derivatives are geoopt's: which of the laws of `retract.testing` do not hold for them, `Manifold.unmet_laws` says.
 
-    Raises `GeometryError`, with the reason, for the manifolds of geoopt whose metric or retraction breaks
-    the laws of `Manifold`, also inside a product, and for learnable curvatures.
+    Example:
+        >>> import geoopt
+        >>> from_geoopt(geoopt.PoincareBall()).event_ndim
+        1
+
+    Raises:
+        GeometryError: a manifold whose metric or retraction breaks the laws of `Manifold`, also inside a product; a learnable
+            curvature.
     """
     from .as_geoopt import ToGeoopt
 
@@ -73,7 +79,13 @@ def from_geoopt(manifold: geoopt.Manifold) -> Manifold:
 
 
 def to_geoopt(manifold: Manifold) -> geoopt.Manifold:
-    """Our manifold as a geoopt one, for `geoopt.ManifoldParameter` and geoopt's optimizers and samplers."""
+    """Our manifold as a geoopt one, for `geoopt.ManifoldParameter` and geoopt's optimizers and samplers.
+
+    Example:
+        >>> import geoopt, retract
+        >>> sphere = to_geoopt(retract.manifolds.Sphere())
+        >>> w = geoopt.ManifoldParameter(sphere.random(3, 5), manifold=sphere)
+    """
     from .as_geoopt import ToGeoopt
 
     return manifold.manifold if isinstance(manifold, FromGeoopt) else ToGeoopt(manifold)

@@ -37,7 +37,15 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
     Geodesics are functions of the k × k matrix uᵀu (`numerics.trigonometric`) rather than of the SVD of u:
     the same values, also differentiable where singular values coincide.
 
-    Raises `GeometryError` unless k is a positive integer.
+    Example:
+        >>> import torch
+        >>> x = Grassmann(2).random_point(5, 2, dtype=torch.float64)
+        >>> turned = x @ torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)  # another basis of the same plane
+        >>> bool(Grassmann(2).dist(x, turned) < 1e-7)
+        True
+
+    Raises:
+        GeometryError: k is not a positive integer.
     """
 
     k: int = 1

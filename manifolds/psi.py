@@ -26,6 +26,14 @@ class PSI(ScalingQuotient, Spherical):
 
     A tangent vector at w is stored as its horizontal lift, orthogonal to w; the lift at a·w is a times
     the lift at w. The quotient is isometric to the unit sphere, with injectivity radius π.
+
+    Example:
+        >>> import torch
+        >>> w = torch.tensor([[3.0, 4.0]])
+        >>> PSI().riemannian_gradient(w, torch.tensor([[-0.5, 0.25]]))  # times ‖w‖² = 25
+        tensor([[-12.5000,   6.2500]])
+        >>> bool(PSI().same_point(w, 7.0 * w))
+        True
     """
 
     event_ndim = 1

@@ -16,6 +16,13 @@ class Sphere(UnitVectors):
     """Vectors of norm 1 in R^n, (*batch, n), with the metric of R^n. Injectivity radius π.
 
     On the rows of a matrix this is what other libraries call the oblique manifold.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[1.0, 0.0, 0.0]])
+        >>> u = Sphere().project(x, torch.tensor([[5.0, torch.pi / 2, 0.0]]))  # tangent: orthogonal to x
+        >>> Sphere().exp(x, u).round(decimals=6)
+        tensor([[-0., 1., 0.]])
     """
 
     row_kernel = "vectors"

@@ -27,6 +27,13 @@ class Stiefel(EmbeddedManifold, ExponentialManifold):
 
     Geodesics are known in closed form (Edelman, Arias & Smith 1998, §2.2.2); logarithm and parallel
     transport are not, so the manifold offers none.
+
+    Example:
+        >>> import torch
+        >>> x = Stiefel().random_point(5, 2, dtype=torch.float64)
+        >>> y = Stiefel().retract(x, Stiefel().random_tangent(x))
+        >>> torch.allclose(y.mT @ y, torch.eye(2, dtype=torch.float64))
+        True
     """
 
     event_ndim = 2

@@ -19,11 +19,27 @@ def clip_riemannian_norm_(optimizer: RiemannianOptimizer, max_norm: float, error
     """Scale all gradients of `optimizer` in place so that their joint length in the metric is at most `max_norm`.
 
     The length is √Σ ‖Riemannian gradient‖² over all points, which for PSI rows is the same at every
-    representative; `torch.nn.utils.clip_grad_norm_` sees the representative's norm instead. Returns the
-    length before clipping, a scalar tensor.
+    representative; `torch.nn.utils.clip_grad_norm_` sees the representative's norm instead.
 
-    Raises `GradientError` for a non-finite length if `error_if_nonfinite`, `OptionError` for an optimizer that knows no
-    manifolds, such as the wrapper of a framework.
+    Example:
+        >>> import torch, retract
+        >>> w = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))  # a row of norm 5, with a gradient that is orthogonal to it
+        >>> optimizer = retract.optim.PSISGD([{"params": [w], "manifold": retract.manifolds.PSI()}])
+        >>> w.grad = torch.tensor([[-0.8, 0.6]])
+        >>> float(retract.optim.clip_riemannian_norm_(optimizer, max_norm=1.0))
+        5.0
+
+    Args:
+        optimizer: one of this library.
+        max_norm: the length that is admitted.
+        error_if_nonfinite: whether a length that is not finite raises.
+
+    Returns:
+        The length before clipping, a scalar tensor.
+
+    Raises:
+        GradientError: a length that is not finite, if `error_if_nonfinite`.
+        OptionError: an optimizer that knows no manifolds, such as the wrapper of a framework.
     """
     if not isinstance(optimizer, RiemannianOptimizer):
         raise OptionError(

@@ -26,6 +26,23 @@ ANGLE = 0.1
 class RiemannianSGD(RiemannianOptimizer):
     """Stochastic gradient descent with momentum on any manifold; on Euclidean groups `torch.optim.SGD`.
 
+    With the Riemannian gradient γ, momentum ρ, dampening τ, learning rate η, retraction R and vector transport T
+
+        b ← ρ b + (1 − τ) γ,    x ← R(x, −η b),    b ← T(b),
+
+    and for ``momentum_form="velocity"``  u ← ρ u − η (1 − τ) γ,  x ← R(x, u),  u ← T(u)  (Yi 2022, eq. 11).
+
+    Example:
+        >>> import torch
+        >>> from retract.manifolds import Sphere
+        >>> from retract.optim import RiemannianSGD
+        >>> w = torch.nn.Parameter(Sphere().random_point(3, 5))  # three points
+        >>> optimizer = RiemannianSGD([{"params": [w], "manifold": Sphere()}], lr=0.1, momentum=0.9)
+        >>> (w @ torch.arange(5.0)).sum().backward()
+        >>> optimizer.step()
+        >>> bool(Sphere().point_defect(w.detach()).max() < 1e-6)
+        True
+
     Args:
         params: parameters, groups, or ``retract.param_groups(model)``.
         lr: learning rate η, a number or a one-element tensor.
@@ -47,7 +64,8 @@ class RiemannianSGD(RiemannianOptimizer):
     `max_point_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
     not applied there. Every option can be set per group.
 
-    Raises `OptionError` and `GeometryError` as `add_param_group` does.
+    Raises:
+        OptionError, GeometryError: as `add_param_group`.
     """
 
     rule = Momentum()
@@ -85,6 +103,22 @@ class RiemannianAdam(RiemannianOptimizer):
     its coordinates and the size of its gradient. A frame of p columns (Stiefel, Grassmann(p)) moves by `lr` as a whole, each
     column by about lr/√p.
 
+    With ‖γ‖ the length of the Riemannian gradient of a point, step t, retraction R and vector transport T
+
+        m ← β₁ m + (1 − β₁) γ,    v ← β₂ v + (1 − β₂) ‖γ‖²,
+        x ← R(x, −η m̂ / (√v̂ + ε)),    m ← T(m),    m̂ = m / (1 − β₁ᵗ),    v̂ = v / (1 − β₂ᵗ)
+
+    (Kingma & Ba 2015, Algorithm 1; on manifolds Bécigneul & Ganea 2019).
+
+    Example:
+        >>> import torch, retract
+        >>> from retract.manifolds import PSI
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8))
+        >>> retract.declare(model, "0.weight", PSI())
+        >>> optimizer = retract.optim.RiemannianAdam(retract.param_groups(model))
+        >>> [group["lr"] for group in optimizer.param_groups]  # radians on PSI, torch's rate for the rest
+        [0.1, 0.001]
+
     Args:
         params: parameters, groups, or ``retract.param_groups(model)``.
         lr: learning rate, a number or a one-element tensor. None: torch's 0.001 for groups in flat space, where it is how
@@ -97,8 +131,9 @@ class RiemannianAdam(RiemannianOptimizer):
         options: `motion`, `transport`, `max_point_norm`, `orthogonality`, `radius`, `maximize`, `capturable`,
             `differentiable`, `foreach` and `fused`, as in `RiemannianSGD`.
 
-    Raises `OptionError` and `GeometryError` as `add_param_group` does, and `OptionError` for a group without a rate whose
-    parameters live in flat space and elsewhere, too.
+    Raises:
+        OptionError: as `add_param_group`; for a group without a rate whose parameters live in flat space and elsewhere, too.
+        GeometryError: as `add_param_group`.
     """
 
     rule = Adam()

@@ -32,13 +32,27 @@ def param_groups(
 
     A `geoopt.ManifoldParameter` goes to a group of its manifold; what is declared of it goes before that.
 
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Linear(8, 4)
+        >>> retract.declare(model, "weight", retract.manifolds.Sphere())
+        >>> for group in retract.param_groups(model, manifold={"lr": 0.2}, euclidean={"weight_decay": 5e-4}):
+        ...     print(group["name"], group["names"], group.get("lr"), group.get("weight_decay"))
+        Sphere() ['weight'] 0.2 None
+        euclidean ['bias'] None 0.0005
+
     Args:
         model: the network, declarations and all.
         manifold: options for the groups on manifolds, such as ``{"lr": 0.2}``.
         euclidean: options for the group of the rest, such as ``{"weight_decay": 5e-4}``.
 
-    Raises `DeclarationError` as `retract.manifolds.declare.walk` does, and for `manifold` options on a model
-    that declares nothing; `GeometryError` for a `geoopt.ManifoldParameter` whose manifold `from_geoopt` refuses.
+    Returns:
+        Groups as an optimizer takes them: ``"params"``, ``"names"``, ``"name"``, and for those on a manifold ``"manifold"``,
+        ``"rows"`` and ``"joined"``.
+
+    Raises:
+        DeclarationError: as `retract.declared`; `manifold` options on a model that declares nothing.
+        GeometryError: a `geoopt.ManifoldParameter` whose manifold `from_geoopt` refuses.
     """
     groups: dict[tuple[Manifold, Rows], list[tuple[Sequence[str], Sequence[nn.Parameter]]]] = {}
     for names, parts, declaration in walk(model):

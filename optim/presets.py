@@ -17,7 +17,26 @@ class PSISGD(RiemannianSGD):
     """PSI-SGD, and with ``momentum`` PSI-SGDM (Yi 2022, eqs. 10, 11 and Algorithm 1), for PSI groups.
 
     The paper carries the buffer without transport (its Remark 2); ``"project"`` and ``"parallel"`` are exact
-    alternatives. Further options are those of `RiemannianSGD`.
+    alternatives. On PSI the Riemannian gradient is γ = ‖w‖² ∇L, and the steps are
+
+        u ← ρ u − η γ,    w ← w + u.
+
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8))
+        >>> retract.declare(model, "0.weight", retract.manifolds.PSI())
+        >>> optimizer = retract.optim.PSISGD(retract.param_groups(model), lr=0.1, momentum=0.9)
+        >>> model(torch.randn(16, 4)).tanh().sum().backward()
+        >>> optimizer.step()
+
+    Args:
+        params: groups, one of them on a manifold: ``retract.param_groups(model)``.
+        lr: η, how far a point turns per unit of its gradient's length.
+        momentum: ρ in [0, 1).
+        transport, radius, options: as in `RiemannianSGD`; ``momentum_form="velocity"`` unless it is given.
+
+    Raises:
+        OptionError: no parameter is on a manifold; otherwise as `RiemannianSGD`.
     """
 
     def __init__(
@@ -36,11 +55,35 @@ class PSISGD(RiemannianSGD):
 
 
 class SGDG(RiemannianSGD):
-    """SGD-G (Cho & Lee 2017, Algorithm 3), for ``Grassmann(1)`` groups. Further options: `RiemannianSGD`.
+    """SGD-G (Cho & Lee 2017, Algorithm 3), for ``Grassmann(1)`` groups.
 
-    The penalty is meant for tensors with fewer rows than coordinates per row; the authors leave the others out, since
+    Along the geodesic, with the gradient g shortened to `max_point_norm` and the momentum carried in parallel:
+
+        u ← ρ u − η g,    w ← cos ‖u‖ w + sin ‖u‖ u/‖u‖,    u ← cos ‖u‖ u − ‖u‖ sin ‖u‖ w.
+
+    The penalty (α/2)‖Y Yᵀ − 1‖² between the rows Y of one tensor is meant for tensors with fewer rows than coordinates per row; the authors leave the others out, since
     more rows than coordinates cannot be orthonormal. The paper trains the other parameters with η = 0.01 and Nesterov momentum:
     ``param_groups(model, euclidean={"lr": 0.01, "nesterov": True, "momentum_form": "heavy_ball"})``.
+
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8))
+        >>> retract.declare(model, "0.weight", retract.manifolds.Grassmann(1))
+        >>> optimizer = retract.optim.SGDG(retract.param_groups(model, euclidean={"lr": 0.01}))
+        >>> model(torch.randn(16, 4)).tanh().sum().backward()
+        >>> optimizer.step()
+
+    Args:
+        params: groups, one of them on a manifold: ``retract.param_groups(model)``.
+        lr: η.
+        momentum: ρ in [0, 1).
+        max_point_norm: largest length of a row's gradient; None for no clipping.
+        orthogonality: α.
+        options: as in `RiemannianSGD`; ``momentum_form="velocity"``, ``motion="exp"`` and ``transport="parallel"`` unless they
+            are given.
+
+    Raises:
+        OptionError: no parameter is on a manifold; otherwise as `RiemannianSGD`.
     """
 
     def __init__(
@@ -59,7 +102,32 @@ class SGDG(RiemannianSGD):
 
 
 class AdamG(RiemannianAdam):
-    """Adam-G (Cho & Lee 2017, Algorithm 4), for ``Grassmann(1)`` groups. Further options: `RiemannianAdam`."""
+    """Adam-G (Cho & Lee 2017, Algorithm 4), for ``Grassmann(1)`` groups: one second moment v per row, ε under its root,
+
+        m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) ‖g‖²,    u = −η √(1 − β₂ᵗ)/(1 − β₁ᵗ) m/√(v + ε),
+
+    and w moves along the geodesic of u, with m carried in parallel. The penalty is that of `SGDG`.
+
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8))
+        >>> retract.declare(model, "0.weight", retract.manifolds.Grassmann(1))
+        >>> optimizer = retract.optim.AdamG(retract.param_groups(model))
+        >>> model(torch.randn(16, 4)).tanh().sum().backward()
+        >>> optimizer.step()
+
+    Args:
+        params: groups, one of them on a manifold: ``retract.param_groups(model)``.
+        lr: η.
+        betas: β₁ and β₂, each in [0, 1).
+        eps: ε ≥ 0.
+        max_point_norm, orthogonality: as in `SGDG`.
+        options: as in `RiemannianAdam`; ``eps_form="inside"``, ``motion="exp"`` and ``transport="parallel"`` unless they are
+            given.
+
+    Raises:
+        OptionError: no parameter is on a manifold; otherwise as `RiemannianAdam`.
+    """
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import inspect
 import os
 import pkgutil
 import subprocess
@@ -16,14 +17,22 @@ import retract
 ROOT = Path(__file__).parent.parent
 SOURCES = [p for folder in ("manifolds", "optim", "psi", "testing") for p in sorted((ROOT / folder).rglob("*.py"))]
 
+RESULTS = {
+    retract.manifolds.Declaration,
+    retract.psi.Finding,
+    retract.psi.Report,
+    retract.psi.Observation,
+    retract.psi.ProbeError,
+}
+
 
 def test_imports_point_one_way():
-    """errors ← manifolds ← optim ← psi and manifolds ← testing: no file imports what lies above it, and none the root."""
+    """errors ← manifolds ← optim ← psi and optim ← testing: no file imports what lies above it, and none the root."""
     below = {
         "manifolds": {"errors", "manifolds"},
         "optim": {"errors", "manifolds", "optim"},
         "psi": {"errors", "manifolds", "optim", "psi"},
-        "testing": {"errors", "manifolds", "testing"},
+        "testing": {"errors", "manifolds", "optim", "testing"},
     }
     for path in SOURCES:
         parts = path.relative_to(ROOT).parts
@@ -115,6 +124,16 @@ def test_docstring_examples_run():
     result = doctest.testmod(retract)
     assert result.failed == 0
     assert count + result.attempted > 0
+
+
+def test_what_users_call_has_an_example():
+    """Functions and classes that are made by their name; a result, an error or an abstract class is no such thing."""
+    for module in (retract, retract.manifolds, retract.optim, retract.psi, retract.testing):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            its = inspect.isclass(thing) and not inspect.isabstract(thing) and thing not in RESULTS
+            if its or inspect.isfunction(thing):
+                assert ">>>" in thing.__doc__, f"{module.__name__}.{name}"
 
 
 def test_public_objects_have_docstrings():

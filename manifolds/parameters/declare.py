@@ -73,6 +73,13 @@ def declare(
 ) -> None:
     """Declare that parameter `name` of `module` lives on `manifold`, and put it there in place.
 
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8, 4))
+        >>> retract.declare(model, "0.weight", retract.manifolds.Sphere())  # every filter is a point
+        >>> model[0].weight.flatten(1).norm(dim=1).allclose(torch.ones(8))
+        True
+
     Args:
         module: the owner of the parameter, or any module above it with `name` dotted
             (``declare(model, "head.weight", …)``). Running statistics are looked for in `module`, so pass
@@ -153,12 +160,21 @@ def undeclare(module: nn.Module, name: str) -> None:
 
     Build optimizers after it: one that has the parameter on a manifold goes on there.
 
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Linear(8, 4)
+        >>> retract.declare(model, "weight", retract.manifolds.Sphere())
+        >>> retract.undeclare(model, "weight")
+        >>> retract.declared(model)
+        {}
+
     Args:
         module: the owner of the parameter, or any module above it.
         name: of the parameter that was declared, dotted as for `declare`; what is joined to it comes free with it. A
             parameter that only bears the mark of a declaration, because its module was replaced, loses that.
 
-    Raises `DeclarationError` if the parameter is not declared, or belongs to the points of another.
+    Raises:
+        DeclarationError: the parameter is not declared, or belongs to the points of another.
     """
     owner, leaf = _owner(module, name)
     here = {entry.leaf: entry for entry in entries(owner) if entry.owner is owner}
@@ -180,18 +196,48 @@ def undeclare(module: nn.Module, name: str) -> None:
 
 
 def declared(model: nn.Module) -> dict[str, Declaration]:
-    """Qualified parameter name → `Declaration`, for every declaration in `model`; raises as `walk` does."""
+    """Every declaration in `model`.
+
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4))
+        >>> retract.declare(model, "0.weight", retract.manifolds.Sphere())
+        >>> retract.declared(model)["0.weight"].manifold
+        Sphere()
+
+    Returns:
+        Qualified parameter name → `Declaration`.
+
+    Raises:
+        DeclarationError: a declaration whose parameter is gone (parametrized or flattened later), a parameter whose
+            declaration is gone (its module was replaced), tied names on different manifolds, a scripted or exported module.
+    """
     return {point.names[0]: point.declaration for point in walk(model)}
 
 
 @torch.no_grad()
 @numerics.full_precision()
 def project_(model: nn.Module) -> None:
-    """Put every declared parameter on its manifold again, in place: after a reset, ``to_empty``, weights written by hand; what
-    is still on the meta device has no values to move.
+    """Put every declared parameter on its manifold again, in place: after a reset, ``to_empty``, weights written by hand.
 
-    Raises `DeclarationError` and `GeometryError` as `declare` does, for zero and non-finite rows, for shapes that no
-    longer fit, and for a move of the rows of a network whose running statistics have been trained; then nothing has moved.
+    What is still on the meta device has no values to move.
+
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Linear(8, 4)
+        >>> retract.declare(model, "weight", retract.manifolds.Sphere())
+        >>> model.reset_parameters()
+        >>> retract.project_(model)
+        >>> model.weight.norm(dim=1).allclose(torch.ones(4))
+        True
+
+    Args:
+        model: the network with its declarations.
+
+    Raises:
+        DeclarationError: zero and non-finite rows, a move of the rows of a network whose running statistics have been trained;
+            then nothing has moved.
+        GeometryError: shapes that no longer fit.
     """
     moves = []
     for names, parts, declaration in walk(model):
