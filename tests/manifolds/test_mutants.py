@@ -97,6 +97,7 @@ MUTANTS = [
     ("sphere", Sphere, "__repr__", lambda m: "Sphere", basics.repr_evaluates),
     ("sphere", Sphere, "inner", lambda m, x, u, v: 4 * (u * v).sum(-1, True), spherical.direction_is_a_local_isometry),
     ("sphere", Sphere, "alignment", lambda m, x, y: -torch.ones_like(y[..., :1]), spherical.alignment_gives_a_representative_of_the_same_length),
+    ("sphere", Sphere, "row_kernel", "rays", spherical.row_kernels_have_its_formulas),
     ("psi", PSI, "alignment", lambda m, x, y: torch.ones_like(y[..., :1]), spherical.alignment_gives_a_representative_of_the_same_length),
 ]  # fmt: skip
 
