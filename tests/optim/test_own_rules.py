@@ -1,77 +1,21 @@
 """Rules of a user's own: every path calls them or refuses them, whatever they keep."""
 
 import inspect
-from dataclasses import dataclass
 
 import pytest
 import torch
+from own_rules import RULES, Averaged, Signed, Switched, optimizer_of
 from retract.errors import OptionError
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
-from retract.optim import Coefficients, RiemannianAdam, RiemannianOptimizer, RiemannianSGD, Rule
+from retract.optim import RiemannianAdam, RiemannianSGD
 from retract.optim.options import COMMON
-from retract.optim.rules import Momentum
 from torch import nn
 
 MANIFOLDS = [Euclidean(0), PSI(), Sphere(), Stiefel()]
 
 
-@dataclass(frozen=True)
-class Signed(Momentum):
-    """Momentum the other way."""
-
-    def __call__(self, *arguments):
-        keep, take, along, ahead = super().__call__(*arguments)
-        return Coefficients(keep, take, -along, -ahead)
-
-
 class Uphill(RiemannianSGD):
     rule = Signed()
-
-
-@dataclass(frozen=True)
-class Normalized(Rule):
-    """A step of length lr / (1 + number of steps): no vector, two numbers."""
-
-    scalars = ("length", "count")
-
-    def __call__(self, length, memory, options):
-        memory.scalars["length"].copy_(length)
-        memory.scalars["count"].add_(1.0)
-        return Coefficients(ahead=-options["lr"] / (length * (1.0 + memory.scalars["count"])))
-
-
-@dataclass(frozen=True)
-class Averaged(Rule):
-    """The mean of two averages of the gradients: two vectors."""
-
-    vectors = ("fast", "slow")
-    reads_lengths = False
-
-    def __call__(self, length, memory, options):
-        half = -0.5 * options["lr"]
-        return Coefficients({"fast": 0.5, "slow": 0.9}, {"fast": 0.5, "slow": 0.1}, {"fast": half, "slow": half})
-
-
-@dataclass(frozen=True)
-class RMSprop(Rule):
-    """As in docs/extend.md: a vector, and a number that every coefficient depends on."""
-
-    vectors = ("momentum_buffer",)
-    scalars = ("square_avg",)
-
-    def __call__(self, length, memory, options):
-        square = memory.scalars["square_avg"].mul_(0.9).add_(length.square(), alpha=0.1)
-        return Coefficients(keep=0.5, take=1.0 / (square.sqrt() + 1e-3), along=-options["lr"])
-
-
-RULES = [Normalized(), Averaged(), RMSprop(), Signed()]
-
-
-def optimizer_of(its):
-    class Own(RiemannianOptimizer):
-        rule = its
-
-    return Own
 
 
 def on(manifold, device):
@@ -162,24 +106,6 @@ def test_every_path_takes_them(rule, manifold, radius, device):
 def test_row_kernels_move_one_vector(device):
     with pytest.raises(OptionError, match="row kernels move one vector with each point, and Averaged has 2"):
         optimizer_of(Averaged())([{"params": [on(PSI(), device)], "manifold": PSI(), "fused": True}], {"lr": 0.1})
-
-
-@dataclass(frozen=True)
-class Switched(Rule):
-    """Momentum under an option of its own, which no path knows by name."""
-
-    vectors = ("memory",)
-    reads_lengths = False
-
-    def needs(self, options):
-        return self.vectors if options["share"] else ()
-
-    def __call__(self, length, memory, options):
-        return (
-            Coefficients(keep=options["share"], take=1.0, along=-options["lr"])
-            if options["share"]
-            else Coefficients(ahead=-options["lr"])
-        )
 
 
 @pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1)], ids=repr)
