@@ -3,7 +3,7 @@
 import pytest
 import torch
 from memory import Peak
-from paths import LAYOUTS, RULES, agree, run, sizes
+from paths import LAYOUTS, RULES, agree, forget_plans, run, sizes
 from retract.errors import GradientError, StateError
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianSGD
@@ -100,7 +100,7 @@ class TestWhatChangesBetweenSteps:
                 if t >= 2:
                     change(t, params, optimizer)
                 if forget:
-                    optimizer._groups.clear()
+                    forget_plans(optimizer)
                 optimizer.step()
             ends.append([p.detach() for p in params])
         assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*ends, strict=True))

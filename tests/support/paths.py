@@ -96,3 +96,9 @@ def agree(ours, exact, n, dtype):
 def sizes(manifold, layout):
     params, group = start(manifold, layout, torch.float32, "cpu")
     return sum(group["rows"].layout(p, manifold.event_ndim or 1).event[0] for p in params)
+
+
+def forget_plans(optimizer):
+    """Make the next step look at everything anew: no plan outlives a state that is another dict."""
+    for p, its in list(optimizer.state.items()):
+        optimizer.state[p] = dict(its)
