@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 import torch
-from own_rules import RULES, Averaged, Signed, Switched, optimizer_of
+from own_rules import RULES, Averaged, RMSprop, Signed, Switched, optimizer_of
+from paths import PATHS
 from retract.errors import OptionError
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
 from retract.optim import RiemannianAdam, RiemannianSGD
@@ -120,3 +121,19 @@ def test_options_of_their_own_may_change_between_steps(manifold, device):
             optimizer.step()
         ends.append(torch.stack([w.detach(), optimizer.state[w]["memory"]]))
     assert all(torch.allclose(ends[0], other, atol=1e-12, rtol=1e-12) for other in ends[1:])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("manifold", [Sphere(), Grassmann(1)], ids=repr)
+def test_what_a_projection_leaves_of_a_radial_gradient_is_tangent(manifold, path, device):
+    """It is rounding, which a rule that divides by lengths brings to the length of a step."""
+    w = nn.Parameter(manifold.random_point(6, 40, device=device))
+    rule = RMSprop(eps=1e-12)
+    options = {"lr": 0.3, "transport": "project"}
+    optimizer = optimizer_of(rule)([{"params": [w], "manifold": manifold, **PATHS[path]}], options)
+    w.grad = w.detach() + 1e-6 * nn.functional.normalize(torch.randn_like(w), dim=1)
+    optimizer.step()
+    x, v = w.detach().double(), optimizer.state[w]["momentum_buffer"].double()
+    assert ((x.norm(dim=1) - 1).abs() < 1e-6).all()
+    assert ((x * v).sum(1).abs() < 2e-6 * v.norm(dim=1)).all()
+    assert (v.norm(dim=1) > 0.1).all()

@@ -216,6 +216,14 @@ def test_every_point_has_coefficients_of_its_own(choice, rule, device, small, re
         paths.agree(ours, exact, max(n for _, n in OWN), dtype)
 
 
+def check_tangent(x, v, shape):
+    """Rows of norm 1, and vectors at them that have no part along them."""
+    x = x.double()
+    assert ((x.norm(dim=1) - 1).abs() < 2e-6).all(), shape
+    if v is not None:
+        assert ((x * v).sum(1).abs() < 2e-6 * v.double().norm(dim=1)).all(), shape
+
+
 @pytest.mark.parametrize("rule", [RMSprop(eps=1e-12), Normalized()], ids=["vector", "no-vector"])
 @pytest.mark.parametrize("name", ["sphere", "lines"])
 def test_coefficients_for_gradients_that_are_nearly_radial(name, rule, device, small, registered):
@@ -224,8 +232,8 @@ def test_coefficients_for_gradients_that_are_nearly_radial(name, rule, device, s
     for x, g, *_ in points.arrays:
         g.copy_(x + 1e-6 * g / g.norm(dim=1, keepdim=True))
     ends = trained(points, rule, torch.float32, True, steps=1, lr=0.3, transport="project")
-    for i in range(len(OWN)):
-        assert ((ends[f"points {i}"].double().norm(dim=1) - 1).abs() < 2e-6).all(), OWN[i]
+    for i, shape in enumerate(OWN):
+        check_tangent(ends[f"points {i}"], ends.get(f"momentum_buffer {i}"), shape)
 
 
 @pytest.mark.parametrize("name", ["psi", "lines"])
@@ -347,8 +355,8 @@ def test_gradients_that_are_nearly_radial(name, device, small):
         v.zero_()
         square.zero_()
     points.step(Adam(), OPTIONS | {"motion": "retract", "transport": "project", "eps": 1e-12})
-    for x, *_ in points.arrays:
-        assert ((x.double().norm(dim=1) - 1).abs() < 2e-6).all()
+    for x, _, v, *_ in points.arrays:
+        check_tangent(x, v, x.shape)
 
 
 def test_arrays_that_start_anywhere(device, small):
