@@ -59,7 +59,7 @@ def mnist(folder: Path) -> Split:
     folder = raw if raw.is_dir() else folder
     parts = []
     for images, labels, count in _MNIST.values():
-        x, y = _read_idx(folder / images, 3), _read_idx(folder / labels, 1)
+        x, y = read_idx(folder / images, 3), read_idx(folder / labels, 1)
         if x.shape != (count, 28, 28) or y.shape != (count,):
             raise RetractError(
                 f"{folder / images} holds {x.shape} and its labels {y.shape}, not {count} images of 28 × 28; fetch both again"
@@ -84,7 +84,8 @@ def whole(path: Path, most: int, what: str) -> bytes:
     raise RetractError(f"{path} has {size:,} bytes, more than a file {what} can have ({most:,}); fetch it again")
 
 
-def _read_idx(path: Path, ndim: int) -> np.ndarray:
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """The bytes of a gzipped idx file of MNIST, an array of `ndim` dimensions. Raises `RetractError` naming what is wrong."""
     if not path.is_file():
         raise RetractError(f"no file {path}: --data-dir is the folder with the four idx .gz files of MNIST")
     packed = whole(path, _MOST, "of MNIST")

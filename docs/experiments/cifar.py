@@ -13,9 +13,10 @@ from retract.psi.data import Split
 from torch import Tensor
 
 from .cifar_files import cifar10, cifar100
-from .methods import METHODS, build, label
+from .methods import METHODS, label
 from .resnet import cifar_resnet
-from .training import Epoch, Record, Trainer, drops, finished
+from .study import Settings, trainer
+from .training import Epoch, Record, Trainer, finished
 
 __all__ = ["Config", "Images", "best", "load", "prepare", "sweep", "train"]
 
@@ -30,29 +31,16 @@ _DROPS = (0.3, 0.6, 0.8)
 Report = Callable[["Config", int, Epoch], None]
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
     """What a run depends on."""
 
     dataset: str = "cifar10"
     depth: int = 20
-    method: str = "psi-sgdm"
-    lr: float = 0.1
-    weight_decay: float = 0.0
-    """Of all parameters, or, where the method has a manifold, of the others only."""
-    orthogonality: float = 0.0
-    """α of SGDG and Adam-G."""
-    epochs: int = 200
-    batch: int = 128
-    seed: int = 0
-    """Of initialization, order, crops and flips."""
     images: int = 0
     """Of the training set, the first in a fixed random order; 0 takes all."""
     held_out: bool = False
     """Score on 5,000 training images that are left out of training, not on the test set."""
-    bf16: bool = False
-    channels_last: bool = False
-    compile: bool = False
 
     @property
     def name(self) -> str:
@@ -139,13 +127,8 @@ def prepare(config: Config, images: Images) -> Trainer:
     device = images.device
     torch.manual_seed(config.seed)
     model = cifar_resnet(config.depth, 10 if config.dataset == "cifar10" else 100).to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     example, _ = next(images.train(torch.Generator().manual_seed(0)))
-    optimizer = build(model, example[:8], config.method, config.lr, config.weight_decay, config.orthogonality)
-    schedule = drops(optimizer, config.epochs, _DROPS)
-    generator = torch.Generator().manual_seed(config.seed)
-    return Trainer(model, optimizer, schedule, generator, images.train, images.test, config.bf16, config.compile)
+    return trainer(model, example[:8], config, _DROPS, images.train, images.test)
 
 
 def train(config: Config, split: Split, device: torch.device, out: Path, report: Report) -> Record:

@@ -36,7 +36,7 @@ class _Layout(NamedTuple):
     classes: int
 
 
-_CIFAR10 = _Layout(
+CIFAR10 = _Layout(
     "CIFAR-10",
     "cifar-10-batches-py",
     "cifar-10-python.tar.gz",
@@ -46,7 +46,7 @@ _CIFAR10 = _Layout(
     "labels",
     10,
 )
-_CIFAR100 = _Layout(
+CIFAR100 = _Layout(
     "CIFAR-100",
     "cifar-100-python",
     "cifar-100-python.tar.gz",
@@ -67,13 +67,13 @@ def cifar10(folder: Path) -> Split:
     Raises `RetractError` naming the file that is missing, too large, cut off or not what its name says, or that asks for
     anything but arrays of bytes; nothing of it is executed.
     """
-    return _read(folder, _CIFAR10)
+    return _read(folder, CIFAR10)
 
 
 def cifar100(folder: Path) -> Split:
     """CIFAR-100 with its 100 fine labels, from ``train`` and ``test``, in `folder` or in ``folder/cifar-100-python``; as
     `cifar10` otherwise."""
-    return _read(folder, _CIFAR100)
+    return _read(folder, CIFAR100)
 
 
 def _read(folder: Path, layout: _Layout) -> Split:
@@ -81,12 +81,12 @@ def _read(folder: Path, layout: _Layout) -> Split:
     folder = own if own.is_dir() else folder
     parts: list[Tensor] = []
     for files, count in zip((layout.train, layout.test), layout.images, strict=True):
-        images, labels = zip(*(_batch(folder / file, count, layout) for file in files), strict=True)
+        images, labels = zip(*(read_batch(folder / file, count, layout) for file in files), strict=True)
         parts += [torch.from_numpy(np.concatenate(images)), torch.tensor(np.concatenate(labels))]
     return Split(*parts)
 
 
-def _batch(path: Path, count: int, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
+def read_batch(path: Path, count: int, layout: _Layout) -> tuple[np.ndarray, np.ndarray]:
     """Images, (count, 3, 32, 32), and labels, (count,), of one file."""
     if not path.is_file():
         raise RetractError(

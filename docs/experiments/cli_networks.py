@@ -115,12 +115,12 @@ def cifar(
 
             for one in method:
                 base = tables_1_and_2.Config(
-                    dataset.value,
-                    depth,
-                    one.value,
-                    METHODS[one.value].lr if lr is None else lr,
-                    weight_decay,
-                    orthogonality,
+                    dataset=dataset.value,
+                    depth=depth,
+                    method=one.value,
+                    lr=METHODS[one.value].lr if lr is None else lr,
+                    weight_decay=weight_decay,
+                    orthogonality=orthogonality,
                     batch=batch,
                     bf16=bf16,
                     channels_last=channels_last,
@@ -133,13 +133,13 @@ def cifar(
                     bar.update(task, total=total)
                     for trial_run in trials:
                         settle(trial_run)
-                    show([_sweep_table(one.value, trials)], console, None)
+                    show([sweep_table(one.value, trials)], console, None)
                     base = replace(base, lr=tables_1_and_2.best(trials))
                 for seed in range(seeds):
                     config = replace(base, epochs=epochs, images=images, seed=seed)
                     records.append(tables_1_and_2.train(config, split, place, out, report))
                     settle(records[-1])
-        show([_table(results.rows(records, held_out=False))], console, None)
+        show([accuracy_table(results.rows(records, held_out=False))], console, None)
         training_curves([record for record in records if record.settings["seed"] == 0], picture)
         console.print(f"Curves: {picture}", soft_wrap=True)
 
@@ -168,8 +168,9 @@ def imagenet(
     console = Console()
     with readable(f"Interrupted. Finished epochs are in {out}; the same command goes on from there."):
         config = torchvision_runs.Config(
-            arch.value, method.value, METHODS[method.value].lr if lr is None else lr, weight_decay, orthogonality, epochs, batch, seed,
-            bf16=bf16, channels_last=channels_last, compile=compile_model,
+            arch=arch.value, method=method.value, lr=METHODS[method.value].lr if lr is None else lr, weight_decay=weight_decay,
+            orthogonality=orthogonality, epochs=epochs, batch=batch, seed=seed, bf16=bf16, channels_last=channels_last,
+            compile=compile_model,
         )  # fmt: skip
         if smoke:
             config, workers = replace(config, epochs=1, batch=8, size=32), 0
@@ -254,7 +255,7 @@ def table(
         check_files(plot, markdown)
         records = results.collect(folder)
         runs, trials = (results.rows(records, held_out) for held_out in (False, True))
-        show([_table(lines) for lines in (runs, trials) if lines], console, markdown)
+        show([accuracy_table(lines) for lines in (runs, trials) if lines], console, markdown)
         if runs:
             accuracies(runs, plot)
             console.print(f"Picture: {plot}", soft_wrap=True)
@@ -267,7 +268,8 @@ def _told(epoch: Epoch) -> str:
     )
 
 
-def _sweep_table(method: str, records: list[Record]) -> Table:
+def sweep_table(method: str, records: list[Record]) -> Table:
+    """The rates of a sweep, the best one marked."""
     title = f"{METHODS[method].title}: chosen by accuracy on held-out training images"
     result = new_table(title, None, ["lr", "accuracy", "training loss"], [])
     for record in records:
@@ -276,7 +278,8 @@ def _sweep_table(method: str, records: list[Record]) -> Table:
     return result
 
 
-def _table(lines: list[results.Row]) -> Table:
+def accuracy_table(lines: list[results.Row]) -> Table:
+    """Table 1 or 2: a row for each network and method."""
     of = "5,000 held-out training images" if lines[0].settings["held_out"] else "the test set"
     result = new_table(
         f"Accuracy in % on {of}, after the last epoch",

@@ -100,7 +100,7 @@ def new_table(title: str, caption: str | None, left: Sequence[str], right: Seque
 def show(tables: Sequence[Table], console: Console, markdown: Path | None) -> None:
     """Print `tables`, and write them to `markdown` if that is given."""
     for table in tables:
-        console.print(table if _fits(table, console) else _upright(table))
+        console.print(table if fits(table, console) else _upright(table))
     if markdown is not None:
         text = io.StringIO()
         plain = Console(file=text, width=10_000)
@@ -114,7 +114,7 @@ def show(tables: Sequence[Table], console: Console, markdown: Path | None) -> No
         console.print(f"Markdown: {markdown}", soft_wrap=True)
 
 
-def _fits(table: Table, console: Console) -> bool:
+def fits(table: Table, console: Console) -> bool:
     """Whether rich cuts no cell off, which it marks by an ellipsis."""
     with console.capture() as captured:
         console.print(table)

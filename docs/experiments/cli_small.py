@@ -44,7 +44,7 @@ def toy(
                 for criterion, key in figure4.CRITERIA.items():
                     best[criterion].append(min(runs, key=key))
                 bar.advance(task)
-        show([_toy_table(criterion, runs) for criterion, runs in best.items()], console, markdown)
+        show([toy_table(criterion, runs) for criterion, runs in best.items()], console, markdown)
         console.print(
             f"PSI's curves from the three starts differ by at most {figure4.spread(best['‖∇_V‖']):.1g}, relatively."
         )
@@ -53,7 +53,8 @@ def toy(
         write_json({criterion: [vars(run) for run in runs] for criterion, runs in best.items()}, json_file, console)
 
 
-def _toy_table(criterion: str, runs: list[figure4.Run]) -> Table:
+def toy_table(criterion: str, runs: list[figure4.Run]) -> Table:
+    """What is left of gradients and loss, a row for each start and method."""
     title, caption = f"After the last step, at the rates chosen by {criterion}", "W₂: how its rows start"
     right = ["lr", "lr_g", "‖∇_V‖", "‖∇_W‖", "‖∇_g‖", "loss"]
     table = new_table(title, caption, ["W₂", "method"], right)

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from retract.errors import RetractError
 from torch import Tensor
 
-from .methods import build, label
-from .training import Record, Trainer, drops
+from .methods import label
+from .study import Settings, trainer
+from .training import Record
 
 __all__ = ["Config", "join_torchrun", "train"]
 
@@ -25,25 +26,15 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's channels, as everybody normalizes."""
 
 
-@dataclass(frozen=True)
-class Config:
+@dataclass(frozen=True, kw_only=True)
+class Config(Settings):
     """What a run depends on."""
 
     arch: str = "resnet18"
     """A ResNet of `torchvision.models`: resnet18, resnet34, resnet50."""
-    method: str = "psi-sgdm"
-    lr: float = 0.1
-    weight_decay: float = 0.0
-    orthogonality: float = 0.0
     epochs: int = 100
-    batch: int = 128
-    """Over all processes."""
-    seed: int = 0
     size: int = 224
     """Height and width that the network sees; evaluation cuts it from the middle of images 8 / 7 as large."""
-    bf16: bool = False
-    channels_last: bool = False
-    compile: bool = False
 
     @property
     def name(self) -> str:
@@ -70,14 +61,9 @@ def train(
     loaders = _Loaders(vision, config, folder, device, workers, world)
     torch.manual_seed(config.seed)
     model = getattr(vision.models, config.arch)(num_classes=loaders.classes).to(device)
-    if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)
     example = torch.randn(4, 3, config.size, config.size, device=device)
-    optimizer = build(model, example, config.method, config.lr, config.weight_decay, config.orthogonality)
-    schedule = drops(optimizer, config.epochs, _DROPS)
-    generator = torch.Generator().manual_seed(config.seed)
-    trainer = Trainer(model, optimizer, schedule, generator, loaders.train, loaders.test, config.bf16, config.compile)
-    return trainer.run(out / config.name, {**asdict(config), "processes": world, "workers": workers}, report)
+    run = trainer(model, example, config, _DROPS, loaders.train, loaders.test)
+    return run.run(out / config.name, {**asdict(config), "processes": world, "workers": workers}, report)
 
 
 class _Loaders:

@@ -261,7 +261,7 @@ def _covered(path: _Replicas, follow: Callable[[Blocks], tuple[_Outcome, Tensor]
 
 def _descend(path: _Replicas, blocks: Blocks, config: Config) -> tuple[Descent, Tensor]:
     smoothness = blocks.smoothness
-    optimizer = _optimizer(path, 1.0 / smoothness)
+    optimizer = psi_gd(path, 1.0 / smoothness)
     losses, squares, promised, visited = [path.losses()], [], [], [path.where()]
     for step in range(1, config.steps + 1):
         gradients = path.gradients()[:, 0]
@@ -281,7 +281,7 @@ def _descend(path: _Replicas, blocks: Blocks, config: Config) -> tuple[Descent, 
 def _wander(path: _Replicas, blocks: Blocks, config: Config, steps: int) -> tuple[ExpectedDescent, Tensor]:
     smoothness = blocks.smoothness
     rates = 1.0 / (smoothness * steps**0.5)
-    optimizer = _optimizer(path, rates)
+    optimizer = psi_gd(path, rates)
     draws = torch.randint(
         config.batches, (steps, config.seeds), generator=torch.Generator().manual_seed(config.seed + 1)
     )
@@ -312,7 +312,7 @@ def _wander(path: _Replicas, blocks: Blocks, config: Config, steps: int) -> tupl
     return outcome, torch.cat(visited)
 
 
-def _optimizer(path: _Replicas, rates: Tensor) -> torch.optim.Optimizer:
+def psi_gd(path: _Replicas, rates: Tensor) -> torch.optim.Optimizer:
     """PSI-SGD with a rate for each row and one for g."""
     *of_rows, of_g = rates.tolist()
     groups: list[dict[str, object]] = [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .pickles import shown
 
-__all__ = ["Epoch", "Record", "Trainer", "drops", "finished"]
+__all__ = ["Batches", "Epoch", "Record", "Trainer", "drops", "finished"]
 
 _MOST = 2**24
 """Bytes of a run.json; an epoch takes about 150."""
@@ -151,7 +151,7 @@ class Trainer:
         if self.compile:
             forward = torch.compile(forward)  # type: ignore[assignment]
         while not record.finished:
-            record.epochs.append(self._epoch(forward))
+            record.epochs.append(self.epoch(forward))
             self.schedule.step()
             if first:
                 epochs = [asdict(epoch) for epoch in record.epochs]
@@ -218,7 +218,8 @@ class Trainer:
         self.optimizer.step()
         return loss.detach()
 
-    def _epoch(self, forward: Callable[[Tensor], Tensor]) -> Epoch:
+    def epoch(self, forward: Callable[[Tensor], Tensor]) -> Epoch:
+        """Train on the batches of one epoch, and evaluate."""
         lr = self.optimizer.param_groups[0]["lr"]
         start = time.perf_counter()
         self.model.train()

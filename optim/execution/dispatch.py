@@ -39,15 +39,16 @@ from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
 from .rows import Fused, Lists
 
-__all__ = ["Group", "Path", "Paths", "check_path", "paths"]
+__all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "paths"]
 
 TINY = 2**14
 """Elements up to which torch's foreach beats its fused path on a CPU: 6 µs a tensor against 12 at 64 elements, level
 at 2^15, 650 against 1,100 at 2^20."""
-_BACKENDS = {
-    "cpu": ("numba", "numba_rows", (torch.float32, torch.float64)),
-    "cuda": ("triton", "triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
+BACKENDS = {
+    "cpu": ("numba", "..kernels.numba_rows", (torch.float32, torch.float64)),
+    "cuda": ("triton", "..kernels.triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
+"""Row kernels, by type of device: the package that they need, their module, a `launch.Kernel`, and the dtypes that they take."""
 _DECISIVE = read_by("plan")
 
 
@@ -57,7 +58,7 @@ def _kernel(package: str, module: str) -> Kernel | str:
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed; install it with {install('fused')}"
     try:
-        return cast(Kernel, importlib.import_module(f"..kernels.{module}", __package__))
+        return cast(Kernel, importlib.import_module(module, __package__))
     except ImportError as error:
         return f"{package} cannot be used ({error}); mend that, or reinstall it with {install('fused')}"
 
@@ -75,9 +76,9 @@ def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rul
         return (
             f"there is no row kernel for {manifold!r}, only for PSI, Sphere, Grassmann(1) and classes with a row_kernel"
         )
-    if device.type not in _BACKENDS:
+    if device.type not in BACKENDS:
         return f"there are no row kernels for {device.type}"
-    package, module, dtypes = _BACKENDS[device.type]
+    package, module, dtypes = BACKENDS[device.type]
     if dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         return f"row kernels on {device.type} take {names}, not {str(dtype).removeprefix('torch.')}"

@@ -1,5 +1,7 @@
-"""The example manifold of docs/extend.md: every law holds for it, under any module name, and every optimizer takes it up."""
+"""The example manifold of docs/extend.md, one file: every law holds for it, under any module name, and every optimizer takes it up."""
 
+import importlib
+import pickle
 import re
 from pathlib import Path
 
@@ -12,11 +14,14 @@ from torch import nn
 PAGE = Path(__file__).parents[2] / "docs" / "extend.md"
 
 
+BLOCK = re.search(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)[1]
+"""The whole file."""
+
+
 def contributed(module):
-    """The manifold in the page's first code block, defined in a namespace that says to be `module`, which need not exist."""
-    block, *_ = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    """The manifold, defined in a namespace that says to be `module`, which need not exist."""
     namespace = {"__name__": module}
-    exec(compile(block, str(PAGE), "exec"), namespace)
+    exec(compile(BLOCK, str(PAGE), "exec"), namespace)
     return namespace["PositiveOrthant"]()
 
 
@@ -33,6 +38,33 @@ def test_law(law, dtype, seed, device):
 def test_laws_under_any_module_name(module, device):
     """Of a library, of a file of it, of a script, and of a module that has other contents."""
     testing.check_manifold(contributed(module), (4,), dtypes=[torch.float64], device=device)
+
+
+def test_one_file_is_all(tmp_path, monkeypatch):
+    """Nothing is registered, and nothing else is imported: the file, a declaration, and a network trains on the manifold, goes
+    through a checkpoint and is read again by its name."""
+    (tmp_path / "orthant.py").write_text(BLOCK)
+    monkeypatch.syspath_prepend(tmp_path)
+    manifold = importlib.import_module("orthant").PositiveOrthant()
+    testing.check_manifold(manifold, (4,))
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 1)).double()
+    nn.init.uniform_(model[0].weight, 0.5, 1.5)
+    declare(model, "0.weight", manifold)
+    model = pickle.loads(pickle.dumps(model))
+    x = torch.rand(32, 4, dtype=torch.float64)
+    y = x.sum(1, keepdim=True).log()
+    optimizer, losses = RiemannianAdam(param_groups(model), lr=0.03), []
+    for step in range(80):
+        if step == 40:
+            state, optimizer = optimizer.state_dict(), RiemannianAdam(param_groups(model))
+            optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        manifold.check_point(model[0].weight.detach())
+    assert losses[-1] < 0.1 * losses[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=lambda dtype: str(dtype)[6:])

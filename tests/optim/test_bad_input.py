@@ -1,5 +1,8 @@
 """Wrong options and parameters: a clear error at construction, and nothing changed."""
 
+import gc
+import weakref
+
 import geoopt
 import pytest
 import torch
@@ -97,10 +100,14 @@ def test_parameters_given_twice():
 
 def test_a_refused_group_leaves_the_optimizer_as_it_was():
     optimizer = RiemannianSGD([parameter()], lr=0.1)
+    refused = parameter()
+    kept = weakref.ref(refused)
     with pytest.raises(GeometryError, match="does not divide"):
-        optimizer.add_param_group({"params": [parameter()], "manifold": PSI(), "rows": Rows(blocks=3)})
+        optimizer.add_param_group({"params": [refused], "manifold": PSI(), "rows": Rows(blocks=3)})
     assert len(optimizer.param_groups) == 1
-    assert len(optimizer._table) == 1
+    del refused
+    gc.collect()
+    assert kept() is None, "the optimizer still knows the parameter of the group"
 
 
 def test_empty_wrong_and_complex_parameters():

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from paths import forget_plans
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel, numerics
 from retract.optim import PSISGD, AdamG, RiemannianAdam, RiemannianSGD, clip_riemannian_norm_
 from retract.optim.execution import dispatch as execute
@@ -67,7 +68,7 @@ def test_a_buffer_that_comes_while_momentum_is_off(path):
             if t == 2:
                 optimizer.state[w]["momentum_buffer"] = torch.ones_like(w)
                 if forget:
-                    optimizer._groups.clear()
+                    forget_plans(optimizer)
             w.grad = torch.randn_like(w)
             optimizer.step()
         ends.append(optimizer.state[w]["momentum_buffer"])

@@ -1,7 +1,5 @@
 """What surrounds the row kernels: threads, forks, caches, missing packages, memory."""
 
-import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import torch
 from retract.errors import OptionError
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD, kernels
-from retract.optim.execution import dispatch as execute
+from retract.optim.execution.dispatch import BACKENDS, kernel_for
 from retract.optim.rules import Momentum
 from torch import nn
 
@@ -170,38 +168,20 @@ def test_a_folder_for_the_cache_that_is_full(tmp_path, monkeypatch):
     assert one_step(fused=True) == 12.0
 
 
-def test_without_numba(monkeypatch):
+@pytest.mark.parametrize(
+    ("package", "module", "reason"),
+    [
+        ("not_there", "..kernels.numba_rows", "not_there is not installed; install it with"),
+        ("numba", "not_there", "numba cannot be used .No module named 'not_there'.; mend that, or reinstall it with"),
+    ],
+)
+def test_without_the_package(package, module, reason, monkeypatch):
     """The default goes on; asking for it names the extra."""
-    find, load = importlib.util.find_spec, importlib.import_module
-
-    def missing(name, *rest):
-        return None if name == "numba" else find(name, *rest)
-
-    def broken(name, *rest):
-        if name == "..kernels.numba_rows":
-            raise ImportError("no LLVM")
-        return load(name, *rest)
-
-    expected = one_step(foreach=False)
-    for attribute, replacement, reason in (
-        (
-            "util.find_spec",
-            missing,
-            "numba is not installed; install it with pip install '..fused.' in a checkout of retract",
-        ),
-        (
-            "import_module",
-            broken,
-            "numba cannot be used .no LLVM.; mend that, or reinstall it with pip install '..fused.' in a checkout of retract",
-        ),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"importlib.{attribute}", replacement)
-            execute._kernel.cache_clear()
-            assert one_step() == pytest.approx(expected)
-            with pytest.raises(OptionError, match=f"fused=True on w: {reason}. Or leave fused at None"):
-                one_step(fused=True)
-    execute._kernel.cache_clear()
+    monkeypatch.setitem(BACKENDS, "cpu", (package, module, BACKENDS["cpu"][2]))
+    assert one_step() == pytest.approx(one_step(foreach=False))
+    remedy = "pip install '..fused.' in a checkout of retract. Or leave fused at None"
+    with pytest.raises(OptionError, match=f"fused=True on w: {reason} {remedy}"):
+        one_step(fused=True)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +249,7 @@ def test_rows_that_are_empty_and_tensors_without_any():
 
 
 def test_the_default_is_the_fastest_path_there_is():
-    """By manifold, dtype and size, as execute says."""
+    """By manifold, dtype and size, as `kernel_for` says."""
 
     def path(shape, manifold=None, dtype=torch.float32, **options):
         w = nn.Parameter(torch.nn.functional.normalize(torch.randn(shape), dim=1).to(dtype))
@@ -286,9 +266,7 @@ def test_the_default_is_the_fastest_path_there_is():
     assert path((4, 6)) == "torch foreach"
     assert path((4, 6), momentum=0.9, momentum_form="velocity") == "reference"
     assert path((4, 6), Sphere(), capturable=True) == "reference"
-    assert execute.kernel_for(Stiefel(), torch.float32, torch.device("cpu"), Momentum()).startswith(
-        "there is no row kernel"
-    )
+    assert kernel_for(Stiefel(), torch.float32, torch.device("cpu"), Momentum()).startswith("there is no row kernel")
 
 
 @pytest.mark.parametrize("rows", [Rows(), Rows(blocks=1)], ids=repr)

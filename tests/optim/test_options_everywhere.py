@@ -66,10 +66,9 @@ def options_for(kind, change):
     return options
 
 
-def by_hand(optimizer, x, grads):
+def by_hand(optimizer, manifold, x, grads):
     """Points and state after steps of `update` alone, with options that have no meaning in flat space set aside."""
     group, rule = optimizer.param_groups[0], optimizer.rule
-    manifold = next(iter(optimizer._table.values())).manifold
     options = {**group, **(FLAT if isinstance(manifold, Euclidean) else {})}
     x, vector, numbers = x.clone(), torch.zeros_like(x), {}
     for name in rule.scalars:
@@ -97,7 +96,7 @@ def test_every_option(make, kind):
                 continue
             w = nn.Parameter(start.clone())
             optimizer = MAKES[make]([{"params": [w], "manifold": manifold}], **options, **path)
-            exact = by_hand(optimizer, start, grads)
+            exact = by_hand(optimizer, manifold, start, grads)
             for grad in grads:
                 w.grad = grad.clone()
                 optimizer.step()

@@ -1,77 +1,22 @@
 """Rules of a user's own: every path calls them or refuses them, whatever they keep."""
 
 import inspect
-from dataclasses import dataclass
 
 import pytest
 import torch
+from own_rules import RULES, Averaged, RMSprop, Signed, Switched, optimizer_of
+from paths import PATHS
 from retract.errors import OptionError
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
-from retract.optim import Coefficients, RiemannianAdam, RiemannianOptimizer, RiemannianSGD, Rule
+from retract.optim import RiemannianAdam, RiemannianSGD
 from retract.optim.options import COMMON, OPTIONS
-from retract.optim.rules import Momentum
 from torch import nn
 
 MANIFOLDS = [Euclidean(0), PSI(), Sphere(), Stiefel()]
 
 
-@dataclass(frozen=True)
-class Signed(Momentum):
-    """Momentum the other way."""
-
-    def __call__(self, *arguments):
-        keep, take, along, ahead = super().__call__(*arguments)
-        return Coefficients(keep, take, -along, -ahead)
-
-
 class Uphill(RiemannianSGD):
     rule = Signed()
-
-
-@dataclass(frozen=True)
-class Normalized(Rule):
-    """A step of length lr / (1 + number of steps): no vector, two numbers."""
-
-    scalars = ("length", "count")
-
-    def __call__(self, length, memory, options):
-        memory.scalars["length"].copy_(length)
-        memory.scalars["count"].add_(1.0)
-        return Coefficients(ahead=-options["lr"] / (length * (1.0 + memory.scalars["count"])))
-
-
-@dataclass(frozen=True)
-class Averaged(Rule):
-    """The mean of two averages of the gradients: two vectors."""
-
-    vectors = ("fast", "slow")
-    reads_lengths = False
-
-    def __call__(self, length, memory, options):
-        half = -0.5 * options["lr"]
-        return Coefficients({"fast": 0.5, "slow": 0.9}, {"fast": 0.5, "slow": 0.1}, {"fast": half, "slow": half})
-
-
-@dataclass(frozen=True)
-class RMSprop(Rule):
-    """As in docs/extend.md: a vector, and a number that every coefficient depends on."""
-
-    vectors = ("momentum_buffer",)
-    scalars = ("square_avg",)
-
-    def __call__(self, length, memory, options):
-        square = memory.scalars["square_avg"].mul_(0.9).add_(length.square(), alpha=0.1)
-        return Coefficients(keep=0.5, take=1.0 / (square.sqrt() + 1e-3), along=-options["lr"])
-
-
-RULES = [Normalized(), Averaged(), RMSprop(), Signed()]
-
-
-def optimizer_of(its):
-    class Own(RiemannianOptimizer):
-        rule = its
-
-    return Own
 
 
 def on(manifold, device):
@@ -169,24 +114,6 @@ def test_row_kernels_move_one_vector(device):
         optimizer_of(Averaged())([{"params": [on(PSI(), device)], "manifold": PSI(), "fused": True}], {"lr": 0.1})
 
 
-@dataclass(frozen=True)
-class Switched(Rule):
-    """Momentum under an option of its own, which no path knows by name."""
-
-    vectors = ("memory",)
-    reads_lengths = False
-
-    def needs(self, options):
-        return self.vectors if options["share"] else ()
-
-    def __call__(self, length, memory, options):
-        return (
-            Coefficients(keep=options["share"], take=1.0, along=-options["lr"])
-            if options["share"]
-            else Coefficients(ahead=-options["lr"])
-        )
-
-
 @pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1)], ids=repr)
 def test_options_of_their_own_may_change_between_steps(manifold, device):
     ends = []
@@ -199,3 +126,19 @@ def test_options_of_their_own_may_change_between_steps(manifold, device):
             optimizer.step()
         ends.append(torch.stack([w.detach(), optimizer.state[w]["memory"]]))
     assert all(torch.allclose(ends[0], other, atol=1e-12, rtol=1e-12) for other in ends[1:])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("manifold", [Sphere(), Grassmann(1)], ids=repr)
+def test_what_a_projection_leaves_of_a_radial_gradient_is_tangent(manifold, path, device):
+    """It is rounding, which a rule that divides by lengths brings to the length of a step."""
+    w = nn.Parameter(manifold.random_point(6, 40, device=device))
+    rule = RMSprop(eps=1e-12)
+    options = {"lr": 0.3, "transport": "project"}
+    optimizer = optimizer_of(rule)([{"params": [w], "manifold": manifold, **PATHS[path]}], options)
+    w.grad = w.detach() + 1e-6 * nn.functional.normalize(torch.randn_like(w), dim=1)
+    optimizer.step()
+    x, v = w.detach().double(), optimizer.state[w]["momentum_buffer"].double()
+    assert ((x.norm(dim=1) - 1).abs() < 1e-6).all()
+    assert ((x * v).sum(1).abs() < 2e-6 * v.norm(dim=1)).all()
+    assert (v.norm(dim=1) > 0.1).all()

@@ -52,20 +52,31 @@ def start(shape, device):
 SHAPES = [(4, 9), (6, 16), (5, 2, 3, 3)]
 
 
+def steps(optimizer, f, w):
+    """Steps of `optimizer` on f(w), with the rates of the authors' schedule, each of which is yielded after its step."""
+    group = optimizer.param_groups[0]
+    for eta in rates(group["lr"]):
+        group["lr"] = eta
+        optimizer.zero_grad()
+        f(w).backward()
+        optimizer.step()
+        yield eta
+
+
+def gradient(f, shape, y):
+    """The clipped Riemannian gradient at `y`, the rows of a `shape` in a matrix."""
+    point = y.clone().requires_grad_()
+    return clipped_gradient(y, *torch.autograd.grad(f(point.view(shape)), point))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sgdg(shape, device):
     f, w = problem(shape, device), start(shape, device)
     y, m = w.detach().flatten(1).clone(), torch.zeros(shape, dtype=w.dtype, device=device).flatten(1)
-    optimizer = SGDG([{"params": [w], "manifold": Grassmann(1)}])
+    optimizer = SGDG([{"params": [w], "manifold": Grassmann(1)}], lr=0.2)
     clipped = 0
-    for eta in rates(0.2):
-        optimizer.param_groups[0]["lr"] = eta
-        optimizer.zero_grad()
-        f(w).backward()
-        optimizer.step()
-        point = y.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(f(point.view(shape)), point)
-        h = clipped_gradient(y, grad)
+    for eta in steps(optimizer, f, w):
+        h = gradient(f, shape, y)
         clipped += int((h.norm(dim=1) > NU * (1 - 1e-9)).sum())
         y, m = (torch.stack(a) for a in zip(*map(rotate, y, 0.9 * m - eta * h), strict=True))
     assert 0 < clipped < STEPS * shape[0], "the problem should clip some rows and not all"
@@ -78,15 +89,9 @@ def test_adamg(shape, device):
     f, w = problem(shape, device), start(shape, device)
     y, m = w.detach().flatten(1).clone(), torch.zeros(shape, dtype=w.dtype, device=device).flatten(1)
     v = torch.zeros(shape[0], dtype=w.dtype, device=device)
-    optimizer = AdamG([{"params": [w], "manifold": Grassmann(1)}])
-    for t, eta in enumerate(rates(0.05), start=1):
-        optimizer.param_groups[0]["lr"] = eta
-        optimizer.zero_grad()
-        f(w).backward()
-        optimizer.step()
-        point = y.clone().requires_grad_()
-        (grad,) = torch.autograd.grad(f(point.view(shape)), point)
-        h = clipped_gradient(y, grad)
+    optimizer = AdamG([{"params": [w], "manifold": Grassmann(1)}], lr=0.05)
+    for t, eta in enumerate(steps(optimizer, f, w), start=1):
+        h = gradient(f, shape, y)
         m, v = 0.9 * m + 0.1 * h, 0.99 * v + 0.01 * h.square().sum(1)
         size = eta * (1 - 0.99**t) ** 0.5 / (1 - 0.9**t)
         step = -size * m / (v + 1e-8).sqrt().unsqueeze(1)

@@ -4,18 +4,23 @@ Tiles and pieces are made small, so that short arrays already take every way thr
 """
 
 import numpy as np
+import paths
 import pytest
 import torch
+from own_rules import Normalized, RMSprop, optimizer_of
 from retract.manifolds import PSI, Grassmann, Sphere
+from retract.optim.execution.dispatch import BACKENDS
 from retract.optim.kernels import triton_rows
 from retract.optim.kernels.launch import update_of
 from retract.optim.memory import Memory
 from retract.optim.rules import Adam, Momentum
 from retract.optim.update import update
+from torch import nn
 
 SMALL = {"STRIPS": 8, "LANES": 8, "PIECE": 128}
 # Several rows to a tile, tile by tile, and in pieces; each once at multiples of 16 bytes and once not.
 SHAPES = [(3, 24), (3, 21), (9, 3), (1, 72), (1, 61), (1, 136), (1, 131)]
+OWN = [(3, 24), (3, 21), (2, 72), (2, 61), (2, 136), (2, 131)]
 OPTIONS = {
     "lr": 0.3,
     "momentum": 0.9,
@@ -51,6 +56,12 @@ STEP = 3.0
 def quiet():
     with np.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """These kernels for optimizers on a CPU too."""
+    monkeypatch.setitem(BACKENDS, "cpu", ("triton", "..kernels.triton_rows", (torch.float32, torch.float64)))
 
 
 @pytest.fixture
@@ -177,6 +188,52 @@ def test_every_choice_with_every_rule(choice, device, small):
     for turn in range(place, place + 3 * len(RULES)):
         take(choice, turn, torch.float64, device)
         take(choice, turn, OTHERS[turn % 3], device)
+
+
+def trained(points, rule, dtype, fused, steps=2, **options):
+    """Points and state after steps of an optimizer with a rule of a user's own, in `dtype`."""
+    params = [nn.Parameter(x.to(dtype, copy=True)) for x, *_ in points.arrays]
+    optimizer = optimizer_of(rule)([{"params": params, "manifold": points.manifold, "fused": fused}], options)
+    for _ in range(steps):
+        for p, (_, g, *_) in zip(params, points.arrays, strict=True):
+            p.grad = g.to(dtype, copy=True)
+        optimizer.step()
+    assert {its.path for its in optimizer.paths()} == {"fused" if fused else "reference"}
+    state = {f"{name} {i}": a for i, p in enumerate(params) for name, a in optimizer.state[p].items()}
+    return {f"points {i}": p.detach() for i, p in enumerate(params)} | state
+
+
+@pytest.mark.parametrize("rule", [RMSprop(), Normalized()], ids=["vector", "no-vector"])
+@pytest.mark.parametrize("choice", CHOICES[1::5], ids="-".join)
+def test_every_point_has_coefficients_of_its_own(choice, rule, device, small, registered):
+    """Two rows of each of the three kinds at least."""
+    name, motion, transport = choice
+    points = Points(MANIFOLDS[name], torch.float64, device, OWN)
+    options = {"lr": 0.1, "motion": motion, "transport": transport, "max_point_norm": 0.8}
+    exact = trained(points, rule, torch.float64, fused=False, **options)
+    for dtype in (torch.float64, torch.float32):
+        ours = trained(points, rule, dtype, fused=True, **options)
+        paths.agree(ours, exact, max(n for _, n in OWN), dtype)
+
+
+def check_tangent(x, v, shape):
+    """Rows of norm 1, and vectors at them that have no part along them."""
+    x = x.double()
+    assert ((x.norm(dim=1) - 1).abs() < 2e-6).all(), shape
+    if v is not None:
+        assert ((x * v).sum(1).abs() < 2e-6 * v.double().norm(dim=1)).all(), shape
+
+
+@pytest.mark.parametrize("rule", [RMSprop(eps=1e-12), Normalized()], ids=["vector", "no-vector"])
+@pytest.mark.parametrize("name", ["sphere", "lines"])
+def test_coefficients_for_gradients_that_are_nearly_radial(name, rule, device, small, registered):
+    """As below, where Adam takes them."""
+    points = Points(MANIFOLDS[name], torch.float32, device, OWN)
+    for x, g, *_ in points.arrays:
+        g.copy_(x + 1e-6 * g / g.norm(dim=1, keepdim=True))
+    ends = trained(points, rule, torch.float32, True, steps=1, lr=0.3, transport="project")
+    for i, shape in enumerate(OWN):
+        check_tangent(ends[f"points {i}"], ends.get(f"momentum_buffer {i}"), shape)
 
 
 @pytest.mark.parametrize("name", ["psi", "lines"])
@@ -307,8 +364,8 @@ def test_gradients_that_are_nearly_radial(name, device, small):
         v.zero_()
         square.zero_()
     points.step(Adam(), OPTIONS | {"motion": "retract", "transport": "project", "eps": 1e-12})
-    for x, *_ in points.arrays:
-        assert ((x.double().norm(dim=1) - 1).abs() < 2e-6).all()
+    for x, _, v, *_ in points.arrays:
+        check_tangent(x, v, x.shape)
 
 
 def test_arrays_that_start_anywhere(device, small):

@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    for name in ("_CIFAR10", "_CIFAR100"):
+    for name in ("CIFAR10", "CIFAR100"):
         monkeypatch.setattr(cifar_files, name, getattr(cifar_files, name)._replace(images=COUNTS))
     monkeypatch.setattr(cifar, "_HELD_OUT", 200)
 
@@ -76,7 +76,7 @@ sys.path.append({docs!r})
 import torch
 torch.set_num_threads(1)
 from experiments import cifar, cifar_files
-cifar_files._CIFAR10 = cifar_files._CIFAR10._replace(images=({train}, {test}))
+cifar_files.CIFAR10 = cifar_files.CIFAR10._replace(images=({train}, {test}))
 split = cifar.load("cifar10", Path(sys.argv[1]))
 config = cifar.Config(method=sys.argv[3], images=192, epochs=3, batch=64, weight_decay=1e-3, channels_last=True)
 def tell(config, number, epoch):
@@ -269,7 +269,7 @@ def test_bad_input(folder, tmp_path, arguments, message):
 
 def test_interrupted(folder, tmp_path, monkeypatch):
     """Ctrl-C in the second epoch says where the first is, and the same command goes on from there."""
-    epoch = training.Trainer._epoch
+    epoch = training.Trainer.epoch
 
     def interrupt(self, forward):
         if self.schedule.last_epoch == 1:
@@ -278,7 +278,7 @@ def test_interrupted(folder, tmp_path, monkeypatch):
 
     arguments = ["cifar", "--data-dir", folder, *SMALL, "--images", "128", "--out", tmp_path]
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_epoch", interrupt)
+        patch.setattr(training.Trainer, "epoch", interrupt)
         text = run(*arguments, code=130)
     assert "Interrupted. Finished epochs are in" in text
     assert "the same command goes on from there" in text
@@ -300,7 +300,7 @@ def test_killed_between_checkpoint_and_record(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training.Record, "write", broken)
         assert isinstance(CliRunner().invoke(app, list(map(str, arguments))).exception, OSError)
-    monkeypatch.setattr(training.Trainer, "_epoch", None)
+    monkeypatch.setattr(training.Trainer, "epoch", None)
     run(*arguments)
     (record,) = records(tmp_path).values()
     assert len(record["epochs"]) == 2

@@ -16,7 +16,7 @@ COUNTS = (6, 4)
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    for name in ("_CIFAR10", "_CIFAR100"):
+    for name in ("CIFAR10", "CIFAR100"):
         monkeypatch.setattr(cifar, name, getattr(cifar, name)._replace(images=COUNTS))
 
 

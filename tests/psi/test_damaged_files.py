@@ -21,7 +21,7 @@ from retract.errors import RetractError
 from retract.psi import data
 
 COUNT = 6
-LAYOUT = cifar_files._CIFAR10._replace(train=["batch"], test=["batch"], images=(COUNT, COUNT))
+LAYOUT = cifar_files.CIFAR10._replace(train=["batch"], test=["batch"], images=(COUNT, COUNT))
 
 
 class LateError(BaseException):
@@ -87,8 +87,8 @@ def valid(tmp_path_factory):
     run.run(path.parent / "run", {"epochs": 2}, lambda *_: None)
     checkpoint.save({**run.state(), **record(settings={"epochs": 3})}, path)
     return {
-        "idx": ("labels", lambda p: data._read_idx(p, 1), [idx(np.arange(200, dtype=np.uint8))]),
-        "pickle": ("batch", lambda p: cifar_files._batch(p, COUNT, LAYOUT), [images(n) for n in range(6)]),
+        "idx": ("labels", lambda p: data.read_idx(p, 1), [idx(np.arange(200, dtype=np.uint8))]),
+        "pickle": ("batch", lambda p: cifar_files.read_batch(p, COUNT, LAYOUT), [images(n) for n in range(6)]),
         "run": ("run.json", training.Record.read, [json.dumps(record()).encode()]),
         "checkpoint": ("checkpoint.pt", resume, [path.read_bytes()]),
     }
@@ -176,7 +176,7 @@ def test_pickles_made_to_do_harm(content, message, tmp_path):
     tracemalloc.start()
     try:
         with seconds(5), pytest.raises(RetractError, match=message) as caught:
-            cifar_files._batch(path, COUNT, LAYOUT)
+            cifar_files.read_batch(path, COUNT, LAYOUT)
         assert tracemalloc.get_traced_memory()[1] < 10e6
     finally:
         tracemalloc.stop()
@@ -192,7 +192,7 @@ def test_arrays_that_are_none(tmp_path):
         array += b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R\x89U\x03abctb"
         path.write_bytes(b"\x80\x02}U\x04data" + array + b"sU\x06labels]K\x01as.")
         with seconds(5), pytest.raises(RetractError, match="holds an array that is none|holds images of shape"):
-            cifar_files._batch(path, COUNT, LAYOUT)
+            cifar_files.read_batch(path, COUNT, LAYOUT)
 
 
 MNIST = {
@@ -217,7 +217,7 @@ MNIST = {
 def test_damaged_idx_files(change, message, tmp_path):
     (tmp_path / "labels").write_bytes(change(idx(np.arange(200, dtype=np.uint8))))
     with seconds(5), pytest.raises(RetractError, match=f"labels {message}"):
-        data._read_idx(tmp_path / "labels", 1)
+        data.read_idx(tmp_path / "labels", 1)
 
 
 def test_huge_files_are_not_read(tmp_path):
@@ -226,7 +226,7 @@ def test_huge_files_are_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**40)
     with seconds(5), pytest.raises(RetractError, match="1,099,511,627,776 bytes, more than a file of MNIST"):
-        data._read_idx(path, 1)
+        data.read_idx(path, 1)
     with seconds(5), pytest.raises(RetractError, match="more than a file named run.json can have"):
         training.Record.read(path)
 

@@ -174,30 +174,28 @@ def test_a_bias_belongs_to_the_points_of_one_weight():
         assert report["0.down"].reason == "scales only with bias, which belongs to the points of 0.up"
 
 
-def test_never_more_than_40_passes():
-    """Gains in front of ReLU6 pass for invariant until a value reaches 6."""
+def found_in(depth):
+    """The report on a network with so many ReLU6, after at most 40 passes."""
     torch.manual_seed(0)
     layers, calls = [], []
-    for _ in range(12):
+    for _ in range(depth):
         layers += [nn.Conv1d(12, 12, 3, padding=1, bias=False), nn.BatchNorm1d(12), nn.ReLU6()]
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 9, 2))
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     report = psi.find(model, torch.randn(6, 12, 9))
     assert len(calls) <= 40
+    return report
+
+
+def test_never_more_than_40_passes():
+    """Gains in front of ReLU6 pass for invariant until a value reaches 6."""
+    report = found_in(12)
     assert [f.granularity for f in report if len(f.shape) == 3] == ["row"] * 12, f"\n{report}"
 
 
 def test_a_deep_search_ends_with_its_passes():
     """Without the limit this network takes about a hundred; what is left open is not declared, at no coarser cut either."""
-    torch.manual_seed(0)
-    layers, calls = [], []
-    for _ in range(30):
-        layers += [nn.Conv1d(12, 12, 3, padding=1, bias=False), nn.BatchNorm1d(12), nn.ReLU6()]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 9, 2))
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
-    report = psi.find(model, torch.randn(6, 12, 9))
-    assert len(calls) <= 40
-    for finding in report:
+    for finding in found_in(30):
         if len(finding.shape) == 3:
             assert finding.granularity == "row" or finding.reason.startswith("cannot tell within"), finding
 

@@ -33,7 +33,7 @@ def flipped(group, optimizer):
 
 def wrong(monkeypatch, factor):
     """What moves the rows in the experiment: PSI-SGD with gradients that `factor` has spoilt."""
-    make = rates._optimizer
+    make = rates.psi_gd
 
     def spoilt(path, learning_rates):
         optimizer = make(path, learning_rates)
@@ -46,7 +46,7 @@ def wrong(monkeypatch, factor):
         optimizer.register_step_pre_hook(spoil)
         return optimizer
 
-    monkeypatch.setattr(rates, "_optimizer", spoilt)
+    monkeypatch.setattr(rates, "psi_gd", spoilt)
 
 
 def test_both_hold():

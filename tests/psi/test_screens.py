@@ -20,7 +20,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 EPOCH = Epoch(1e-3, 1.2345e-5, 100.0, 1.2345e-5, 3600.0)
-LONG = {**vars(cifar.Config("cifar100", 56, "sgdg", 0.00316, 5e-4, 0.1)), "images": 45_000, "batch": 1024, "bf16": True}
+RATES = {"lr": 0.00316, "weight_decay": 5e-4, "orthogonality": 0.1}
+LONG = vars(cifar.Config(dataset="cifar100", depth=56, method="sgdg", images=45_000, batch=1024, bf16=True, **RATES))
 
 
 def widest():
@@ -29,9 +30,9 @@ def widest():
     trials = [Record({**LONG, "lr": lr}, [EPOCH]) for lr in (0.00316, 0.1)]
     settings = {key: value for key, value in LONG.items() if key != "seed"}
     return {
-        "toy": cli_small._toy_table("‖∇_V‖", runs),
-        "sweep": cli_networks._sweep_table("sgdg", trials),
-        "table": cli_networks._table([Row(settings, (98.76, 98.54), (1.2345e-5, 1.2e-5), 2)]),
+        "toy": cli_small.toy_table("‖∇_V‖", runs),
+        "sweep": cli_networks.sweep_table("sgdg", trials),
+        "table": cli_networks.accuracy_table([Row(settings, (98.76, 98.54), (1.2345e-5, 1.2e-5), 2)]),
     }
 
 
@@ -51,7 +52,7 @@ def test_no_cell_is_cut_off(name, width):
 
 def test_the_table_of_figure_4_is_a_table_at_80_columns():
     """Not the list that narrower screens get."""
-    assert cli_shared._fits(widest()["toy"], Console(file=io.StringIO(), width=80))
+    assert cli_shared.fits(widest()["toy"], Console(file=io.StringIO(), width=80))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import math
 import random
 
 import torch
+from paths import forget_plans
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel
 from retract.manifolds.parameters.rows import gather, scatter_
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
@@ -100,7 +101,7 @@ class Run:
             given.append(p.grad)
         versions = [(p, p._version) for params in self.params for p in params if p.grad is not None]
         if self.name == "update":
-            self.optimizer._groups.clear()  # and with them all plans
+            forget_plans(self.optimizer)
         self.optimizer.step()
         for grad, (values, _) in zip(given, grads, strict=True):
             assert grad is None or torch.equal(grad, values), f"{self.name}: a gradient was written to"

@@ -41,7 +41,7 @@ MUTANTS = [
     Mutant(
         "numbers of a table are cut off on a narrow screen",
         "docs/experiments/cli_shared.py",
-        "table if _fits(table, console) else _upright(table)",
+        "table if fits(table, console) else _upright(table)",
         "table",
         "tests/psi/test_screens.py::test_no_cell_is_cut_off[toy-60]",
     ),
