@@ -33,7 +33,7 @@ from ..kernels.launch import Kernel
 from ..options import Options, read_by
 from ..rules import Adam, Rule
 from .euclidean import Torch, torch_has
-from .operands import Seat, seat
+from .operands import Operand, operand
 from .plan import Plan
 from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
@@ -103,15 +103,15 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         )
 
 
-def choose(seat: Seat, rule: Rule, options: Options) -> tuple[str, str]:
+def choose(each: Operand, rule: Rule, options: Options) -> tuple[str, str]:
     """The path of one point set, and why it takes that one."""
-    manifold, part = seat.points.manifold, seat.points.parts[0]
+    manifold, part = each.points.manifold, each.points.parts[0]
     foreach, fused = options["foreach"], options["fused"]
     automatic = foreach is None and fused is None
     for name in ("capturable", "differentiable"):
         if options[name]:
             return "reference", f"{name}=True"
-    if part.is_meta or not all(p.numel() for p in seat.points.parts):
+    if part.is_meta or not all(p.numel() for p in each.points.parts):
         return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
@@ -120,7 +120,7 @@ def choose(seat: Seat, rule: Rule, options: Options) -> tuple[str, str]:
         whole = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
         if not torch_has(manifold, rule, options):
             return "reference", f"torch.optim has no such rule for {manifold!r}"
-        if not seat.contiguous or not whole:
+        if not each.contiguous or not whole:
             return "reference", "it is copied to contiguous rows" if whole else f"{part.dtype} is computed in float32"
         if automatic:
             fused = part.device.type == "cpu" and part.numel() > TINY
@@ -137,17 +137,17 @@ def choose(seat: Seat, rule: Rule, options: Options) -> tuple[str, str]:
     return "reference", "foreach=False"
 
 
-def _plan(path: str, seats: Sequence[Seat], state: State, rule: Rule, options: Options) -> Plan:
-    part = seats[0].points.parts[0]
+def _plan(path: str, operands: Sequence[Operand], state: State, rule: Rule) -> Plan:
+    part = operands[0].points.parts[0]
     if path.startswith("torch"):
-        return Torch(seats, state, rule, foreach=path == "torch foreach", fused=path == "torch fused")
+        return Torch(operands, state, rule, foreach=path == "torch foreach", fused=path == "torch fused")
     if path == "fused":
-        kernel = kernel_for(seats[0].points.manifold, part.dtype, part.device, rule)
+        kernel = kernel_for(operands[0].points.manifold, part.dtype, part.device, rule)
         assert not isinstance(kernel, str)
-        return Fused(seats, state, rule, kernel)
+        return Fused(operands, state, rule, kernel)
     if path == "foreach":
-        return Lists(seats, state, rule)
-    return Reference(seats, state, rule, copied=options["capturable"] or options["differentiable"])
+        return Lists(operands, state, rule)
+    return Reference(operands, state, rule)
 
 
 class Path(NamedTuple):
@@ -182,7 +182,7 @@ def paths(
             path, reason = "sharded", "each process steps what it has of it"
         else:
             grads = points.gradients() or [part.detach() for part in points.parts]
-            path, reason = choose(seat(points, grads, state, rule, options), rule, options)
+            path, reason = choose(operand(points, grads, state, rule, options), rule, options)
         found.append(Path(points.name, repr(points.manifold), path, reason))
     return found
 
@@ -220,7 +220,7 @@ class Group:
                 return work  # type: ignore[return-value]
         self._params, self._settings = [], settings
         self._plans, self._idle = [], []
-        kinds: dict[tuple[Any, ...], list[Seat]] = {}
+        kinds: dict[tuple[Any, ...], list[Operand]] = {}
         for points in point_sets(params, table):
             grads = points.gradients()
             if not grads:
@@ -228,11 +228,11 @@ class Group:
                 continue
             check_path(points, rule, options)
             check_state(points, state, rule)
-            its = seat(points, grads, state, rule, options)
+            its = operand(points, grads, state, rule, options)
             path, _ = choose(its, rule, options)
             part = points.parts[0]
             kinds.setdefault((path, points.manifold, part.dtype, part.device, its.kept), []).append(its)
-        self._plans = [_plan(key[0], its, state, rule, options) for key, its in kinds.items()]
+        self._plans = [_plan(key[0], its, state, rule) for key, its in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work
         self._params = list(params)

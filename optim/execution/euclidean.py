@@ -13,8 +13,8 @@ from torch.optim.sgd import sgd
 from ...manifolds import Euclidean, Manifold
 from ..options import Options
 from ..rules import Adam, Momentum, Rule
-from .operands import New, Reading, Seat, raise_versions
-from .plan import Plan
+from .operands import Arrays, Operand
+from .plan import ArrayPlan
 from .points import State, count_steps
 
 __all__ = ["Torch", "torch_has"]
@@ -31,33 +31,32 @@ def torch_has(manifold: Manifold, rule: Rule, options: Options) -> bool:
     )
 
 
-class Torch(Plan):
-    """Euclidean points that lie, of one dtype and device, on torch's *foreach*, *fused* or plain path."""
+class Torch(ArrayPlan):
+    """Euclidean points that are contiguous, of one dtype and device, on torch's *foreach*, *fused* or plain path."""
 
     half = True
 
-    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule, *, foreach: bool, fused: bool) -> None:
-        super().__init__(seats, state, rule)
+    def __init__(self, operands: Sequence[Operand], state: State, rule: Rule, *, foreach: bool, fused: bool) -> None:
+        super().__init__(operands, state, rule)
         self._paths: dict[str, Any] = {"foreach": foreach, "fused": fused}
+        self.silent = fused  # torch's own kernels do not raise versions
 
-    def step(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
-        assert self.matrices is not None
+    def run(self, arrays: Arrays, holders: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
         common: dict[str, Any] = {name: options[name] for name in ("weight_decay", "maximize")}
         common["lr"] = float(options["lr"])
-        (self._adam if isinstance(self.rule, Adam) else self._sgd)(found.grads, new, options, common)
-        if self._paths["fused"]:  # torch's own kernels do not
-            raise_versions(self.matrices.written)
+        if isinstance(self.rule, Adam):
+            self._adam(arrays, options, common)
+        else:
+            self._sgd(arrays, fresh, options, common)
 
-    def _adam(self, grads: list[Tensor], new: Any, options: Options, common: dict[str, Any]) -> None:
-        its = self.matrices
-        assert its is not None
-        steps = count_steps([self.state[p] for p in its.params], by=0)  # torch counts
+    def _adam(self, arrays: Arrays, options: Options, common: dict[str, Any]) -> None:
+        steps = count_steps([self.state[p] for p in arrays.params], by=0)  # torch counts
         beta1, beta2 = options["betas"]
         adam(
-            its.params,
-            grads,
-            its.vectors["exp_avg"],
-            its.scalars["exp_avg_sq"],
+            arrays.params,
+            arrays.grads,
+            arrays.vectors["exp_avg"],
+            arrays.scalars["exp_avg_sq"],
             [],
             steps,
             amsgrad=False,
@@ -68,31 +67,24 @@ class Torch(Plan):
             **common,
         )
 
-    def _sgd(self, grads: list[Tensor], new: Sequence[New] | None, options: Options, common: dict[str, Any]) -> None:
-        its = self.matrices
-        assert its is not None
-        moving = options["momentum"] != 0
-        vectors: list[Tensor | None] = [*its.vectors["momentum_buffer"]] if moving else [None] * len(grads)
+    def _sgd(self, arrays: Arrays, fresh: Sequence[bool] | None, options: Options, common: dict[str, Any]) -> None:
+        params, grads, moving = arrays.params, arrays.grads, options["momentum"] != 0
+        vectors: list[Any] = arrays.vectors["momentum_buffer"] if moving else [None] * len(grads)
         if self._paths["foreach"] and options["nesterov"]:
             grads = [grad.clone() for grad in grads]  # torch writes to what it is given
-        for batch, members in self.batches(its.params, new):
-            mine, theirs, moved = its.params, grads, vectors
+        for (new, _), members in self.batches(params, fresh):
+            mine, theirs, moved = params, grads, vectors
             if len(members) < len(grads):
-                mine, theirs = [mine[i] for i in members], [theirs[i] for i in members]
-                moved = [moved[i] for i in members]
+                mine, theirs, moved = ([its[i] for i in members] for its in (params, grads, vectors))
             numbers: dict[str, Any] = {
                 "momentum": options["momentum"],
                 # A fresh buffer is 0 here, and the first gradient enters it undamped.
-                "dampening": 0.0 if batch.new.vectors else options["dampening"],
+                "dampening": 0.0 if new else options["dampening"],
                 "nesterov": options["nesterov"],
                 **common,
             }
             if self._paths["fused"]:
                 # Without torch's grouping by device and dtype, which a plan has behind it.
-                torch._fused_sgd_(mine, theirs, moved if moving else [], is_first_step=False, **numbers)  # type: ignore[arg-type]
+                torch._fused_sgd_(mine, theirs, moved if moving else [], is_first_step=False, **numbers)
             else:
                 sgd(mine, theirs, moved, **self._paths, **numbers)
-
-    def step_copies(self, seats: Sequence[Seat], options: Options) -> None:
-        """None: only contiguous parameters are planned here."""
-        assert not seats

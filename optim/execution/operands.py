@@ -1,40 +1,35 @@
 """What a step works on: parameters, gradients and state, as matrices of points.
 
-A `Seat` is one point set in a step. `Matrices` are point sets that are stored as contiguous matrices; what costs time per
+An `Operand` is one point set in a step. `Arrays` are point sets that are stored as contiguous matrices; what costs time per
 parameter and step is to make sure that nothing but addresses has changed since the last one, and it happens here, once for
-all paths. `Copies` are the arrays of a point set that has to be copied together, and back.
+all paths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ...manifolds import ScalingQuotient
+from ...manifolds import Rows, ScalingQuotient
 from ...manifolds.parameters.rows import Layout, gather, scatter_
+from ..kernels.lists import Stack
 from ..options import Options
 from ..rules import Rule
 from .points import PointSet, State, new_number
 
-__all__ = ["Copies", "Matrices", "New", "Reading", "Seat", "raise_versions", "real", "seat"]
+__all__ = ["Arrays", "Operand", "operand", "raise_versions", "real"]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
 
 
-class New(NamedTuple):
-    """What of the state of a point set is new in this step."""
-
-    vectors: bool = False
-    radius: bool = False
-
-
-class Seat(NamedTuple):
+class Operand(NamedTuple):
     """One point set in a step, with its state; what is new there enters the optimizer's state with the step."""
 
     points: PointSet
@@ -44,7 +39,10 @@ class Seat(NamedTuple):
     """By name, one per part."""
     scalars: Mapping[str, Tensor]
     """By name, the held norm among them."""
-    new: New
+    fresh: bool
+    """Whether vectors that the rule needs are new."""
+    unheld: bool
+    """Whether a norm is to be held, and is not there yet."""
 
     @property
     def kept(self) -> tuple[str, ...]:
@@ -58,10 +56,6 @@ class Seat(NamedTuple):
                 state[part].setdefault(name, vector)
         for name, number in self.scalars.items():
             state[self.points.parts[0]].setdefault(name, number)
-
-    def written(self) -> Iterable[Tensor]:
-        """What a step writes to: parameters, vectors and numbers."""
-        return chain(self.points.parts, *self.vectors.values(), self.scalars.values())
 
     @property
     def contiguous(self) -> bool:
@@ -77,14 +71,34 @@ class Seat(NamedTuple):
             number.is_contiguous() and number.dtype == precision for number in self.scalars.values()
         )
 
+    def copied(self) -> Operand:
+        """The same, of vectors, as contiguous matrices in float32 or better: (points, n), and (points, 1) for numbers."""
+        x = gather(self.points.parts, self.layouts).contiguous()
+        grad = gather(self.grads, self.layouts).to(x.dtype).contiguous()
+        vectors = {name: [gather(parts, self.layouts).contiguous()] for name, parts in self.vectors.items()}
+        scalars = {
+            name: self.layouts[0].split_scalars(number).to(x.dtype).contiguous()
+            for name, number in self.scalars.items()
+        }
+        points = PointSet(self.points.name, (x,), self.points.manifold, Rows())
+        return self._replace(points=points, grads=[grad], layouts=points.layouts(), vectors=vectors, scalars=scalars)
+
+    def write_back(self, copy: Operand) -> None:
+        """Bring what a step has changed in a `copied` one home."""
+        scatter_(copy.points.parts[0], self.points.parts, self.layouts)
+        for name, (vector,) in copy.vectors.items():
+            scatter_(vector, self.vectors[name], self.layouts)
+        for name, number in copy.scalars.items():
+            self.layouts[0].split_scalars(self.scalars[name]).copy_(number)
+
 
 def real(dtype: torch.dtype) -> torch.dtype:
     """In which the geometry of a parameter of `dtype` is computed, and its numbers per point are kept."""
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def seat(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> Seat:
-    """The seat of `points` in a step with `options`; reads `state` only."""
+def operand(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> Operand:
+    """`points` in a step with `options`; reads `state` only."""
     layouts, first = points.layouts(), points.parts[0]
     own: Sequence[Mapping[str, Any]] = [state.get(part, {}) for part in points.parts]
     needed, there = rule.needs(options), [name for name in rule.vectors if all(name in its for its in own)]
@@ -101,8 +115,8 @@ def seat(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, op
         name: own[0][name] if name in own[0] else new_number(name, rule, layouts[0], first)
         for name in (*rule.scalars, *(["radius"] if held else []))
     }
-    new = New(any(name not in there for name in needed), held and "radius" not in own[0])
-    return Seat(points, grads, layouts, vectors, scalars, new)
+    fresh = any(name not in there for name in needed)
+    return Operand(points, grads, layouts, vectors, scalars, fresh, held and "radius" not in own[0])
 
 
 def raise_versions(written: Iterable[Tensor]) -> None:
@@ -110,89 +124,79 @@ def raise_versions(written: Iterable[Tensor]) -> None:
     torch.autograd.graph.increment_version(written)
 
 
-class Matrices:
-    """The parameters of `seats`, all contiguous, of one dtype on one device, with the same state `kept`."""
+class Arrays:
+    """The parameters, gradients and state of `operands`, all contiguous, of one dtype on one device, with the same state."""
 
-    def __init__(self, seats: Sequence[Seat], rule: Rule) -> None:
-        if len({seat.kept for seat in seats}) > 1:
+    def __init__(self, operands: Sequence[Operand], rule: Rule) -> None:
+        if len({each.kept for each in operands}) > 1:
             raise ValueError("some point sets have state that others do not have; plan them apart")
-        self.params = [seat.points.parts[0] for seat in seats]
-        self.layouts = [seat.layouts[0] for seat in seats]
-        self.vectors = {name: [seat.vectors[name][0] for seat in seats] for name in seats[0].vectors}
-        self.scalars = {name: [seat.scalars[name] for seat in seats] for name in seats[0].scalars}
-        self.state = [
-            (name, tensors, list(map(_address, tensors))) for name, tensors in (self.vectors | self.scalars).items()
-        ]
-        """Name, arrays and their addresses, which stay."""
+        self.params = [each.points.parts[0] for each in operands]
+        self.grads: list[Any] = [each.grads[0] for each in operands]
+        self.layouts = [each.layouts[0] for each in operands]
+        self.vectors = {name: [each.vectors[name][0] for each in operands] for name in operands[0].vectors}
+        self.scalars = {name: [each.scalars[name] for each in operands] for name in operands[0].scalars}
+        self.addresses = {name: _addresses(tensors) for name, tensors in (self.vectors | self.scalars).items()}
+        """Of the state, which stays where it is."""
+        self.places, self.sources = _addresses(self.params), _addresses(self.grads)
+        """Addresses of parameters and gradients."""
         self.written = [*self.params, *chain(*self.vectors.values(), *self.scalars.values())]
         self._absent = [name for name in rule.vectors if name not in self.vectors]
         self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._sizes, self._strides = list(map(_size, self.params)), list(map(_stride, self.params))
         self._plain = all(map(_contiguous, self.params))
-        self._places: list[int] = []
+        self._stack: Stack | None = None
 
-    def read(self, own: Sequence[Mapping[str, Any]]) -> Reading | None:
-        """Where parameters and gradients are now; None if anything else about them or their state, `own`, has changed.
+    def read(self, own: Sequence[Mapping[str, Any]]) -> bool:
+        """Take over where parameters and gradients are now; False if anything else about them or their state, `own`, has changed.
 
         This is what a small tensor costs: a dozen calls each, all through `map`.
         """
-        params = self.params
-        grads: list[Any] = list(map(_grad, params))
+        params, grads = self.params, list(map(_grad, self.params))
         try:
-            places, sources = list(map(_address, params)), list(map(_address, grads))
-        except (TypeError, RuntimeError):  # no gradient, or a sparse one
-            return None
+            places, self.sources = _addresses(params), _addresses(grads)
+            state = [(list(map(itemgetter(name), own)), tensors) for name, tensors in self._state()]
+        except (TypeError, RuntimeError, KeyError):  # no gradient, or a sparse one; state that is gone
+            return False
         if list(map(_size, params)) != self._sizes or list(map(_stride, params)) != self._strides:
-            return None
+            return False
         if not all(map(is_, map(_dtype, grads), repeat(self._dtype))) or list(map(_size, grads)) != self._sizes:
-            return None
+            return False
         if not all(map(_contiguous, grads)) if self._plain else not all(map(_same_order, params, grads)):
-            return None
+            return False
         if self._device >= 0 and any(grad.get_device() != self._device for grad in grads):
-            return None
-        if places != self._places:
+            return False
+        if not np.array_equal(places, self.places):
             # The same memory is the same dtype on the same device.
             if any(p.dtype != self._dtype or p.get_device() != self._device for p in params):
-                return None
-            self._places = places
-        for name, tensors, stay in self.state:
-            if not all(map(is_, [its.get(name) for its in own], tensors)) or list(map(_address, tensors)) != stay:
-                return None
-        if any(name in its for name in self._absent for its in own):
-            return None
-        return Reading(places, sources, grads)
+                return False
+            self.places, self._stack = places, None
+        for (found, tensors), stay in zip(state, self.addresses.values(), strict=True):
+            if not all(map(is_, found, tensors)) or not np.array_equal(_addresses(tensors), stay):
+                return False
+        self.grads = grads
+        return not any(name in its for name in self._absent for its in own)
+
+    def stack(self) -> Stack:
+        """All as matrices, which are views, made again when parameters have moved in memory."""
+        grads = [layout.lying(grad) for layout, grad in zip(self.layouts, self.grads, strict=True)]
+        if self._stack is None:
+            vectors = {name: self._split(tensors) for name, tensors in self.vectors.items()}
+            scalars = {
+                name: [layout.split_scalars(a) for layout, a in zip(self.layouts, numbers, strict=True)]
+                for name, numbers in self.scalars.items()
+            }
+            self._stack = Stack(self._split(self.params), grads, vectors, scalars)
+        return self._stack._replace(g=grads)
+
+    def _split(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        return [layout.split(tensor) for layout, tensor in zip(self.layouts, tensors, strict=True)]
+
+    def _state(self) -> Iterable[tuple[str, list[Tensor]]]:
+        return chain(self.vectors.items(), self.scalars.items())
 
 
-class Reading(NamedTuple):
-    """Addresses of parameters and gradients, and the gradients."""
-
-    params: list[int]
-    sources: list[int]
-    grads: list[Tensor]
-
-
-class Copies:
-    """The arrays of a seat as contiguous matrices, copies where they are not: (points, n), and (points, 1) per point."""
-
-    def __init__(self, seat: Seat) -> None:
-        self._seat = seat
-        points, layouts = seat.points, seat.layouts
-        self.x = gather(points.parts, layouts).contiguous()
-        self.grad = gather(seat.grads, layouts).to(self.x.dtype).contiguous()
-        self.vectors = {name: gather(vectors, layouts).contiguous() for name, vectors in seat.vectors.items()}
-        self.scalars = {
-            name: layouts[0].split_scalars(number).to(self.x.dtype).contiguous()
-            for name, number in seat.scalars.items()
-        }
-
-    def write_back(self) -> None:
-        """To where the seat has them."""
-        parts, layouts = self._seat.points.parts, self._seat.layouts
-        scatter_(self.x, parts, layouts)
-        for name, vector in self.vectors.items():
-            scatter_(vector, self._seat.vectors[name], layouts)
-        for name, number in self.scalars.items():
-            layouts[0].split_scalars(self._seat.scalars[name]).copy_(number)
+def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:
+    return np.fromiter(map(_address, tensors), np.int64, len(tensors))
 
 
 def _same_order(p: Tensor, other: Tensor) -> bool:

@@ -1,83 +1,34 @@
-"""`Plan`: points that run together step after step, with everything worked out that stays the same."""
+"""`Plan`: points that run together step after step. `ArrayPlan`: with everything worked out that stays the same."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from operator import is_
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from ..options import Options
 from ..rules import Rule
-from .operands import Copies, Matrices, New, Reading, Seat, real, seat
-from .points import State, check_state, count_steps
+from .operands import Arrays, Operand, operand, raise_versions, real
+from .points import PointSet, State, check_state, count_steps
 
-__all__ = ["Batch", "Plan", "Stacks"]
-
-
-class Batch(NamedTuple):
-    """What the update of several point sets has in common, beside the options."""
-
-    new: New
-    step: float | None
-    """Number of this step, from 1; None for rules that do not count."""
-
-
-class Stacks(NamedTuple):
-    """The arrays of some points, one entry per parameter: (points, n) and, by name, (points, n) and (points, 1)."""
-
-    x: list[Tensor]
-    vectors: dict[str, list[Tensor]]
-    scalars: dict[str, list[Tensor]]
-
-    @classmethod
-    def of_copies(cls, copies: Sequence[Copies]) -> Stacks:
-        """Those of copied seats."""
-        return cls(
-            [each.x for each in copies],
-            {name: [each.vectors[name] for each in copies] for name in copies[0].vectors},
-            {name: [each.scalars[name] for each in copies] for name in copies[0].scalars},
-        )
-
-    def of(self, members: Sequence[int]) -> Stacks:
-        """Those at the indices `members`."""
-        if len(members) == len(self.x):
-            return self
-        vectors, scalars = (
-            {name: [tensors[i] for i in members] for name, tensors in each.items()} for each in self[1:]
-        )
-        return Stacks([self.x[i] for i in members], vectors, scalars)
+__all__ = ["ArrayPlan", "Plan"]
 
 
 class Plan(ABC):
-    """Points of one manifold, dtype and device, all with the same state `Seat.kept`, and how they run: those that are stored as
-    contiguous matrices, and those that must be copied."""
+    """Points of one manifold, dtype and device, all with the same state `Operand.kept`, which are looked at at every step."""
 
-    half = False
-    """Whether matrices of half precision can be worked on as they are; otherwise they are copied to float32, and back."""
-
-    def __init__(self, seats: Sequence[Seat], state: State, rule: Rule) -> None:
+    def __init__(self, operands: Sequence[Operand], state: State, rule: Rule) -> None:
         self.state, self.rule = state, rule
-        self.points = [seat.points for seat in seats]
-        self.manifold = seats[0].points.manifold
-        in_place = [seat for seat in seats if self.in_place(seat)]
-        self.matrices = Matrices(in_place, rule) if in_place else None
+        self.points = [each.points for each in operands]
+        self.manifold, self.kept = self.points[0].manifold, operands[0].kept
         self.pending = False
         """Whether a first step was prepared and has not run."""
-        self.kept = seats[0].kept
-        self._copied = [seat.points for seat in seats if not self.in_place(seat)]
-        self._new: Sequence[Seat] = seats
-        self._own: Sequence[dict[str, Any]] = ()
-        self._steps: Sequence[Tensor] = ()
-        self._places: list[int] = []
-        self._stacks = Stacks([], {}, {})
-
-    def in_place(self, seat: Seat) -> bool:
-        """Whether this path can work on the arrays of `seat` where they are."""
-        return seat.contiguous and (self.half or real(seat.points.parts[0].dtype) == seat.points.parts[0].dtype)
+        self._new: Sequence[Operand] = operands
 
     def prepare(self, options: Options) -> Callable[[], None] | None:
         """This step, checked and ready to run; None if the plan no longer fits, and everything has to be looked at
@@ -88,82 +39,119 @@ class Plan(ABC):
         if self._new:
             self.pending = True
             return partial(self._first, options)
-        seats = []
-        for points in self._copied:
-            grads = points.gradients()
+        return self._again(options)
+
+    def look(self, points: Sequence[PointSet], options: Options) -> list[Operand] | None:
+        """`points` in this step; None if they have other state than before, or no gradient."""
+        operands = []
+        for each in points:
+            grads = each.gradients()
             if not grads:
                 return None
-            check_state(points, self.state, self.rule)
-            seats.append(seat(points, grads, self.state, self.rule, options))
-            if seats[-1].kept != self.kept:
+            check_state(each, self.state, self.rule)
+            operands.append(operand(each, grads, self.state, self.rule, options))
+            if operands[-1].kept != self.kept:
                 return None
-        if self.matrices is None:
-            return partial(self._step_copies, seats, options)
-        if not all(map(is_, [its.get("step") for its in self._own] if self._steps else (), self._steps)):
-            return None
-        found = self.matrices.read(self._own)
-        return None if found is None else partial(self._again, found, seats, options)
+        return operands
 
     def _first(self, options: Options) -> None:
         """The first step, which makes the state."""
-        seats, self._new, self.pending = self._new, (), False
-        in_place, copied = [s for s in seats if self.in_place(s)], [s for s in seats if not self.in_place(s)]
-        if self.matrices is not None:
-            for each in in_place:
-                each.enter(self.state)
-            self._own = [self.state[p] for p in self.matrices.params]
-            self._steps = count_steps(self._own, by=0) if self.rule.counts_steps else ()
-            found = self.matrices.read(self._own)
-            assert found is not None
-            self.step(found, [each.new for each in in_place], options)
-        if copied:
-            self._step_copies(copied, options)
+        operands, self._new, self.pending = self._new, (), False
+        self._begin(operands, options)
 
-    def _again(self, found: Reading, seats: list[Seat], options: Options) -> None:
-        self.step(found, None, options)
-        if seats:
-            self._step_copies(seats, options)
-
-    def _step_copies(self, seats: Sequence[Seat], options: Options) -> None:
-        for each in seats:
+    def _begin(self, operands: Sequence[Operand], options: Options) -> None:
+        for each in operands:
             each.enter(self.state)
-        self.step_copies(seats, options)
+        self.step(operands, options)
 
-    def batches(self, params: Sequence[Tensor], new: Sequence[New] | None) -> Sequence[tuple[Batch, Sequence[int]]]:
-        """Which of `params` have their `Batch` in common, as indices; counts the step."""
+    def _again(self, options: Options) -> Callable[[], None] | None:
+        """As `prepare`, after the first step."""
+        operands = self.look(self.points, options)
+        return None if operands is None else partial(self._begin, operands, options)
+
+    @abstractmethod
+    def step(self, operands: Sequence[Operand], options: Options) -> None:
+        """Move `operands`, whose state is there."""
+
+
+class ArrayPlan(Plan):
+    """A plan of which those points that are stored as contiguous matrices are kept as `Arrays`; the others are copied at every
+    step, and back."""
+
+    half = False
+    """Whether matrices of half precision can be worked on as they are; otherwise they are copied to float32, and back."""
+    silent = False
+    """Whether autograd does not see what is written."""
+
+    def __init__(self, operands: Sequence[Operand], state: State, rule: Rule) -> None:
+        super().__init__(operands, state, rule)
+        in_place = [each for each in operands if self.in_place(each)]
+        self.arrays = Arrays(in_place, rule) if in_place else None
+        self._copied = [each.points for each in operands if not self.in_place(each)]
+        self._own: Sequence[dict[str, Any]] = ()
+        self._steps: Sequence[Tensor] = ()
+
+    def in_place(self, each: Operand) -> bool:
+        """Whether this path can work on the arrays of `each` where they are."""
+        dtype = each.points.parts[0].dtype
+        return each.contiguous and (self.half or real(dtype) == dtype)
+
+    def _begin(self, operands: Sequence[Operand], options: Options) -> None:
+        for each in operands:
+            each.enter(self.state)
+        copied = [each for each in operands if not self.in_place(each)]
+        fresh = [each.fresh for each in operands if self.in_place(each)]
+        if self.arrays is not None:
+            self._own = [self.state[p] for p in self.arrays.params]
+            self._steps = count_steps(self._own, by=0) if self.rule.counts_steps else ()
+        self._move(fresh, copied, options)
+
+    def _again(self, options: Options) -> Callable[[], None] | None:
+        copied = self.look(self._copied, options)
+        if copied is None:
+            return None
+        if self.arrays is not None:
+            if not all(map(is_, [its.get("step") for its in self._own] if self._steps else (), self._steps)):
+                return None
+            if not self.arrays.read(self._own):
+                return None
+        return partial(self._move, None, copied, options)
+
+    def _move(self, fresh: Sequence[bool] | None, copied: Sequence[Operand], options: Options) -> None:
+        if self.arrays is not None:
+            self.run(self.arrays, self.arrays.params, fresh, options)
+            if self.silent:
+                raise_versions(self.arrays.written)
+        if copied:
+            for each in copied:
+                each.enter(self.state)
+            self.step(copied, options)
+
+    def step(self, operands: Sequence[Operand], options: Options) -> None:
+        copies = [each.copied() for each in operands]
+        holders = [each.points.parts[0] for each in operands]
+        self.run(Arrays(copies, self.rule), holders, [each.fresh for each in operands], options)
+        for each, copy in zip(operands, copies, strict=True):
+            each.write_back(copy)
+            if self.silent:  # a copy that was none
+                raise_versions([*each.points.parts, *chain(*each.vectors.values()), *each.scalars.values()])
+
+    def batches(
+        self, holders: Sequence[Tensor], fresh: Sequence[bool] | None
+    ) -> Sequence[tuple[tuple[bool, float | None], Sequence[int]]]:
+        """Which points have in common whether their vectors are fresh, and the number of this step, from 1; None for a rule that
+        does not count. As indices of `holders`, whose state has the number. Counts the step."""
         steps: Sequence[float | None] = ()
         if self.rule.counts_steps:
-            steps = [step.item() for step in count_steps([self.state[p] for p in params])]
-        if new is None and len(set(steps)) <= 1:
-            return [(Batch(New(), steps[0] if steps else None), range(len(params)))]
-        common: dict[Batch, list[int]] = {}
-        for index, key in enumerate(zip(new or [New()] * len(params), steps or [None] * len(params), strict=True)):
-            common.setdefault(Batch(*key), []).append(index)
+            steps = [step.item() for step in count_steps([self.state[p] for p in holders])]
+        if not any(fresh or ()) and len(set(steps)) <= 1:
+            return [((False, steps[0] if steps else None), range(len(holders)))]
+        common: dict[tuple[bool, float | None], list[int]] = {}
+        pairs = zip(fresh or [False] * len(holders), steps or [None] * len(holders), strict=True)
+        for index, key in enumerate(pairs):
+            common.setdefault(key, []).append(index)
         return list(common.items())
 
-    def stacks(self, found: Reading) -> Stacks:
-        """The arrays of `matrices`: views, made again when parameters have moved in memory."""
-        its = self.matrices
-        assert its is not None
-        if found.params != self._places:
-            self._places = found.params
-            self._stacks = Stacks(
-                [layout.split(p) for layout, p in zip(its.layouts, its.params, strict=True)],
-                {
-                    name: [layout.split(v) for layout, v in zip(its.layouts, vectors, strict=True)]
-                    for name, vectors in its.vectors.items()
-                },
-                {
-                    name: [layout.split_scalars(a) for layout, a in zip(its.layouts, numbers, strict=True)]
-                    for name, numbers in its.scalars.items()
-                },
-            )
-        return self._stacks
-
     @abstractmethod
-    def step(self, found: Reading, new: Sequence[New] | None, options: Options) -> None:
-        """Move `matrices`; `new` is None where nothing is."""
-
-    @abstractmethod
-    def step_copies(self, seats: Sequence[Seat], options: Options) -> None:
-        """Move the others, whose state is there."""
+    def run(self, arrays: Arrays, holders: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
+        """Move `arrays`, whose state belongs to the parameters `holders`; `fresh`, one each, is None where no vectors are."""

@@ -128,21 +128,16 @@ class Kernel(Protocol):
         """One step of every row of `table`, in place; returns when it is done, or queued on the current stream."""
 
 
-def table_of(
-    x: Sequence[int],
-    gradients: Sequence[int],
-    state: Mapping[str, Sequence[int]],
-    sizes: Sequence[Sequence[int]],
-    rule: Rule,
-) -> np.ndarray:
-    """The table of points at the addresses `x`, with `gradients`, `state` by name, and points and coordinates in `sizes`."""
+def table_of(sizes: Sequence[Sequence[int]], addresses: Mapping[str, np.ndarray], rule: Rule) -> np.ndarray:
+    """The table of matrices with points and coordinates in `sizes` and state at `addresses`, by name; without the addresses of
+    points and gradients, which change from step to step."""
     table = np.zeros((len(sizes), COORDINATES + 1), dtype=np.int64)
-    table[:, X], table[:, GRADIENT], table[:, POINTS:] = x, gradients, sizes
+    table[:, POINTS:] = sizes
     columns = {"radius": RADIUS, **dict.fromkeys(rule.vectors[:1], VECTOR)}
     if type(rule) is Adam:
         columns |= dict.fromkeys(rule.scalars, SQUARE)
-    for name in columns.keys() & state.keys():
-        table[:, columns[name]] = state[name]
+    for name in columns.keys() & addresses.keys():
+        table[:, columns[name]] = addresses[name]
     return table
 
 

@@ -6,8 +6,8 @@ combinations are formed in place. Numbers per point are float64.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,31 +19,63 @@ from ..rules import Coefficients, Rule
 from . import algebra
 from .launch import Choices, Update
 
-__all__ = ["given", "step"]
+__all__ = ["Stack", "given", "step"]
 
 
-class Arrays(Protocol):
-    """Points and their state, one entry per matrix."""
+class Stack(NamedTuple):
+    """Points with gradients and state, one entry per matrix."""
 
-    @property
-    def x(self) -> list[Tensor]:
-        """Points, (points, n), of one dtype, float32 or float64."""
+    x: list[Tensor]
+    """Points, (points, n), of one dtype, float32 or float64."""
+    g: list[Tensor]
+    """As the points."""
+    vectors: dict[str, list[Tensor]]
+    """By name, as the points."""
+    scalars: dict[str, list[Tensor]]
+    """By name, (points, 1)."""
 
-    @property
-    def vectors(self) -> dict[str, list[Tensor]]:
-        """By name, as the points."""
+    def map(self, function: Callable[[list[Tensor]], list[Tensor]]) -> Stack:
+        """With `function` applied to every list."""
+        vectors, scalars = ({name: function(arrays) for name, arrays in its.items()} for its in self[2:])
+        return Stack(function(self.x), function(self.g), vectors, scalars)
 
-    @property
-    def scalars(self) -> dict[str, list[Tensor]]:
-        """By name, (points, 1)."""
+    def of(self, members: Sequence[int]) -> Stack:
+        """The matrices at the indices `members`."""
+        return self if len(members) == len(self.x) else self.map(lambda arrays: [arrays[i] for i in members])
+
+    def pieces(self, size: int) -> Iterator[Stack]:
+        """In runs of at most `size` elements, or of one row; a large matrix is cut between rows."""
+        sizes = [g.numel() for g in self.g]
+        if sum(sizes) <= size:
+            yield self
+            return
+        if max(sizes) > size:
+            rows = [max(1, size // g.shape[1]) for g in self.g]
+            cut = self.map(
+                lambda arrays: [piece for a, count in zip(arrays, rows, strict=True) for piece in a.split(count)]
+            )
+            yield from cut._runs(size)
+        else:
+            yield from self._runs(size)
+
+    def _runs(self, size: int) -> Iterator[Stack]:
+        run: list[int] = []
+        filled = 0
+        for i, g in enumerate(self.g):
+            if run and filled + g.numel() > size:
+                yield self.of(run)
+                run, filled = [], 0
+            run.append(i)
+            filled += g.numel()
+        yield self.of(run)
 
 
-def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Memory, options: Options) -> None:
-    """One step of `arrays` with the gradients `g`, in place but for `g`.
+def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Options) -> None:
+    """One step of `stack`, in place but for its gradients.
 
     The `rule` is asked for its coefficients, with `memory` and `options`, where `update` does not have them.
     """
-    (C, N), x, vectors, scalars = update, arrays.x, arrays.vectors, arrays.scalars
+    (C, N), (x, g, vectors, scalars) = update, stack
     info, points = torch.finfo(x[0].dtype), [part.shape[0] for part in x]
     tiny, rounding = info.tiny**0.5, info.eps
 
@@ -69,7 +101,7 @@ def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Me
         store("exp_avg_sq", second)
         coefficients = coefficients._replace(along=along)
     elif C.given:
-        coefficients = _ask(rule, length.unsqueeze(1), arrays, memory, options)
+        coefficients = _ask(rule, length.unsqueeze(1), stack, memory, options)
     steps = []  # u = Σ c w
     for name, v in vectors.items():
         keep, take, along = map(_flat, coefficients.of(name))
@@ -115,12 +147,12 @@ def step(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Me
         store("radius", torch.where(held < 0, radius, held))
 
 
-def given(arrays: Arrays, g: list[Tensor], update: Update, rule: Rule, memory: Memory, options: Options) -> Tensor:
+def given(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Options) -> Tensor:
     """The coefficients that `rule` gives each point, for a kernel: (points of all, 4), float64. Keeps the rule's numbers."""
-    (C, N), x = update, arrays.x
+    (C, N), (x, g, *_) = update, stack
     xx, r, g = _measured(x, g, C)
     length = algebra.clipped(_squares(g) if C.measures else xx, r, N.limit, C)[1]
-    coefficients = _ask(rule, length.unsqueeze(1), arrays, memory, options)
+    coefficients = _ask(rule, length.unsqueeze(1), stack, memory, options)
     numbers = (*coefficients.of(rule.vectors[0] if rule.vectors else ""), coefficients.ahead)
     return torch.stack([_flat(number) + torch.zeros_like(r) for number in numbers], dim=1)
 
@@ -136,9 +168,9 @@ def _measured(x: list[Tensor], g: list[Tensor], C: Choices) -> tuple[Tensor, Ten
     return xx, r, g
 
 
-def _ask(rule: Rule, length: Tensor, arrays: Arrays, memory: Memory, options: Options) -> Coefficients:
+def _ask(rule: Rule, length: Tensor, stack: Stack, memory: Memory, options: Options) -> Coefficients:
     """What `rule` answers; its numbers per point, (points of all, 1), float64, go back to where they are kept."""
-    scalars = {name: arrays.scalars[name] for name in rule.scalars}
+    scalars = {name: stack.scalars[name] for name in rule.scalars}
     memory.scalars = {name: torch.cat(numbers).double() for name, numbers in scalars.items()}
     coefficients = rule(length, memory, {**options, "lr": float(options["lr"])})
     for name, numbers in scalars.items():
