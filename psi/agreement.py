@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from torch import distributed
 
 from ..errors import RetractError
-from .report import Report
+
+if TYPE_CHECKING:
+    from .report import Report
 
 __all__ = ["agreed", "on_all_ranks"]
 

@@ -138,7 +138,7 @@ class Probe:
             else:
                 self._settled = True
                 return result
-        hint = "; arguments that are not psi.find's or psi.declare's own go to the model"
+        hint = "; a tuple or a list is spread over the model's inputs, and goes in as one of them by args=(input,)"
         raise ProbeError(
             f"the model failed in {_name(number)}: {type(failure).__name__}: {failure}"
             f"{hint if isinstance(failure, TypeError) else ''}"

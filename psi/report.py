@@ -7,8 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
+import torch
+from torch import nn
+
 from ..errors import MissingExtraError, install
 from ..manifolds import PSI, Manifold, Rows
+from .found import declare_found
 
 __all__ = ["Finding", "Report"]
 
@@ -54,7 +58,7 @@ class Report(Sequence[Finding]):
         manifold: Manifold = PSI(),
         notes: Sequence[str] = (),
     ) -> None:
-        self._findings = tuple(findings)
+        self._findings = self._measured = tuple(findings)
         self.notes = tuple(notes)
         """What a reader of the verdicts must know: outputs that were not looked at, state that could not be copied."""
         self.declared = tuple(declared)
@@ -75,6 +79,37 @@ class Report(Sequence[Finding]):
     def invariant(self) -> list[Finding]:
         """The findings other than ``"none"``."""
         return [finding for finding in self if finding.granularity != "none"]
+
+    @torch.no_grad()
+    def declare(self, model: nn.Module, *, manifold: Manifold = PSI(), representative: str = "keep") -> Report:
+        """Declare the weights that were found in `model` on `manifold`, and put them there.
+
+        Parameters of one axis stay as they are. Such are the gains of norms, which a ReLU and the next norm make
+        scale-invariant with their biases, as a whole: Yi (2022) trains them by plain SGD, and at the rate of the weights they
+        do harm (docs/invariance.md). The report has them, and `retract.declare` takes them.
+
+        A bias that scales along with several weights, each on its own (the factors of a low-rank layer), belongs to the first
+        of them, or to what `retract.declare` was called for. The others are not declared, and the report says so.
+
+        Called again, it declares what this report found: what an earlier call declared and this report does not have is
+        undeclared. Declarations by `retract.declare` stay, unless the same parameter was found.
+
+        With a process group initialized this is a collective call, as `find` is, and all processes declare the same or none.
+
+        Args:
+            model: that was measured, or another with the same parameters, such as a copy or the original of one.
+            manifold: of vectors: `PSI`, ``Grassmann(1)`` or `Sphere`.
+            representative: as in `retract.declare`.
+
+        Returns a report that says what was declared; this one stays as it is.
+
+        Raises as `retract.declare` does, and `OptionError` for a manifold of matrices, `DeclarationError` for a model with
+        other parameters, `RetractError` where processes differ. Then nothing has been declared.
+        """
+        findings, declared = declare_found(model, self._measured, manifold, representative)
+        report = Report(findings, declared, manifold, self.notes)
+        report._measured = self._measured
+        return report
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, by parameter name; `rows` as its repr."""

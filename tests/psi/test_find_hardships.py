@@ -150,8 +150,8 @@ def test_outputs_of_every_kind_must_not_change():
 
 def test_inputs_that_must_not_be_perturbed():
     mask = nn.Transformer.generate_square_subsequent_mask(5)
-    psi.find(nn.TransformerEncoderLayer(8, 2, 16), torch.randn(5, 3, 8), src_mask=mask)
-    psi.find(nn.EmbeddingBag(7, 4), torch.randint(7, (6,)), torch.tensor([0, 2, 4]))
+    psi.find(nn.TransformerEncoderLayer(8, 2, 16), torch.randn(5, 3, 8), {"src_mask": mask})
+    psi.find(nn.EmbeddingBag(7, 4), (torch.randint(7, (6,)), torch.tensor([0, 2, 4])))
 
     class Packed(nn.Module):
         def __init__(self):
@@ -162,7 +162,7 @@ def test_inputs_that_must_not_be_perturbed():
             packed = nn.utils.rnn.pack_padded_sequence(self.norm(self.first(x)), lengths, batch_first=True)
             return nn.functional.binary_cross_entropy(packed.data.sigmoid().mean(), target)
 
-    report = psi.find(Packed(), torch.randn(3, 5, 4), torch.tensor([5, 3, 2]), torch.tensor(0.3))
+    report = psi.find(Packed(), (torch.randn(3, 5, 4), torch.tensor([5, 3, 2]), torch.tensor(0.3)))
     assert report[0].granularity == "tensor"
 
 

@@ -111,7 +111,7 @@ def test_inputs_in_objects(kind):
     assert probe.precision == DOUBLE
     assert graph.x is x
     assert torch.equal(x, given)
-    assert psi.find(model, graph, more={"again": (graph,)})[0].granularity == "tensor"
+    assert psi.find(model, (graph,), {"more": {"again": (graph,)}})[0].granularity == "tensor"
 
 
 class Fourier(nn.Module):
