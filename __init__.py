@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from . import errors, manifolds, optim, psi
+from .manifolds import ProjectiveSpace
 from .manifolds.parameters.declare import declare, declared, project_, undeclare
 from .optim.groups import param_groups
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ProjectiveSpace",
     "__version__",
     "declare",
     "declared",

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError, install
-from ...manifolds import PSI, Euclidean, Manifold, Sphere
-from ...manifolds.grassmann import Lines
+from ...manifolds import PSI, Euclidean, Manifold, ProjectiveSpace, Sphere
 from ...manifolds.parameters.shards import is_sharded
 from ..kernels.launch import Kernel
 from ..options import Options
@@ -49,7 +48,7 @@ _BACKENDS = {
     "cpu": ("numba", "numba_rows", (torch.float32, torch.float64)),
     "cuda": ("triton", "triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
-_SPHERICAL = (PSI, Sphere, Lines)
+_SPHERICAL = (PSI, ProjectiveSpace, Sphere)
 
 
 @cache

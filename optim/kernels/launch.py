@@ -35,8 +35,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from ...manifolds import PSI, Manifold
-from ...manifolds.grassmann import Lines
+from ...manifolds import PSI, Manifold, ProjectiveSpace
 from ..memory import Memory
 from ..options import Options
 from ..radius import band
@@ -172,7 +171,7 @@ def update_of(manifold: Manifold, rule: Rule, options: Options, memory: Memory, 
     given = not adam and not is_constant(rule)
     choices = Choices(
         unit=unit,
-        lines=type(manifold) is Lines,
+        lines=type(manifold) is ProjectiveSpace,
         exp=exp,
         adam=adam,
         inside=options.get("eps_form") == "inside",

@@ -178,7 +178,7 @@ def test_the_report_says_what_was_declared():
     assert "Declared" not in str(psi.find(net, x))
     report = psi.declare(net, x, manifold=Grassmann(1))
     assert report.declared == ("0.weight", "0.bias", "3.weight")
-    assert str(report).endswith("Declared on Grassmann(1): 3 of 10 tensors, 104 of 162 parameters, 64.2 %.")
+    assert str(report).endswith("Declared on ProjectiveSpace(): 3 of 10 tensors, 104 of 162 parameters, 64.2 %.")
     with pytest.raises(OptionError, match=r"Stiefel\(\) is no manifold of vectors"):
         psi.declare(net, x, manifold=Stiefel())
 
