@@ -26,7 +26,7 @@ class Observation:
     step: int
     """From 1."""
     group: str
-    """Manifold, and how parameters are cut into points where that is not by axis 0."""
+    """Manifold, and how parameters are cut into points where that is not by dim 0."""
     points: int
     """How many there are."""
     norm_min: float

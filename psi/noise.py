@@ -69,7 +69,7 @@ def _rms(t: Tensor) -> float:
 
 
 def _row_norms(t: Tensor) -> Tensor:
-    """Norm of each row along axis 0, (rows, 1…)."""
+    """Norm of each row along dim 0, (rows, 1…)."""
     if t.ndim < 2:
         return t.abs().double()
     return torch.linalg.vector_norm(t, dim=tuple(range(1, t.ndim)), keepdim=True, dtype=torch.float64)

@@ -178,7 +178,5 @@ class Report(Sequence[Finding]):
 
 def _cut(rows: Rows) -> str:
     if rows.blocks is not None:
-        return f"blocks={rows.blocks}"
-    if rows.axis == 0:
-        return "axis 0"
-    return f"axis {rows.axis}" + (f", groups={rows.groups}" if rows.groups > 1 else "")
+        return "whole" if rows.blocks == 1 else f"blocks={rows.blocks}"
+    return f"dim {rows.dim}" + (f", groups={rows.groups}" if rows.groups > 1 else "")

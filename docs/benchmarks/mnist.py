@@ -75,7 +75,7 @@ def gains(seed, on_psi, data):
     model = network(seed)
     psi.declare(model, data.train_x[:128])
     if on_psi:
-        declare(model, "1.weight", PSI(), Rows(blocks=1), joined=("bias",))
+        declare(model, "1.weight", PSI(), Rows.whole(), joined=("bias",))
     *_, last = epochs(model, PSISGD(param_groups(model), lr=0.1, momentum=0.9), data, 4)
     return last
 

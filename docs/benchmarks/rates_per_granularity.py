@@ -23,7 +23,7 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 REST = {RiemannianAdam: 1e-3, AdamG: 1e-3, RiemannianSGD: 0.1, PSISGD: 0.1, SGDG: 0.1}
 """Rates of the parameters that are not declared."""
 BOTH, SQUARE = ("0.weight", "3.weight"), ("3.weight",)
-GRANULARITIES = {"rows": Rows(), "4 blocks": Rows(blocks=4), "whole tensor": Rows(blocks=1)}
+GRANULARITIES = {"rows": Rows(), "4 blocks": Rows(blocks=4), "whole tensor": Rows.whole()}
 CASES = [
     *((make, PSI(), cut, BOTH) for make in (RiemannianAdam, PSISGD) for cut in GRANULARITIES),
     *((make, Sphere(), cut, BOTH) for make in (RiemannianAdam, RiemannianSGD) for cut in ("rows", "whole tensor")),

@@ -214,7 +214,9 @@ def check_types(name: str, manifold: object, rows: object) -> None:
         remedy = "wrap it in retract.manifolds.from_geoopt(…)" if theirs else "pass an instance such as Sphere()"
         raise DeclarationError(f"{name}: {manifold!r} is not a Manifold; {remedy}")
     if not isinstance(rows, Rows):
-        raise DeclarationError(f"{name}: rows={rows!r} is not a Rows; write Rows(axis=…) or Rows(blocks=…)")
+        raise DeclarationError(
+            f"{name}: rows={rows!r} is not a Rows; write Rows(dim=…), Rows(blocks=…) or Rows.whole()"
+        )
 
 
 def walk(model: nn.Module) -> Iterator[Declared]:
@@ -332,7 +334,7 @@ def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Ro
         raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
     for part in parts:
         # The entries of a bias are output channels, wherever its weight has them.
-        its = Rows() if part.ndim == 1 and rows.axis == 1 else rows
+        its = Rows() if part.ndim == 1 and rows.dim == 1 else rows
         error = its.error(part.shape, Euclidean(1))
         if error:
             raise GeometryError(f"{name}, a part of shape {tuple(part.shape)}: {error}")

@@ -26,9 +26,9 @@ LAYOUTS = {
     "rows": ([CONV], Rows(), torch.contiguous_format),
     "channels_last": ([CONV], Rows(), torch.channels_last),
     "blocks": ([CONV], Rows(blocks=2), torch.contiguous_format),
-    "whole": ([CONV], Rows(blocks=1), torch.channels_last),
-    "transposed": ([CONV], Rows(axis=1), torch.contiguous_format),
-    "groups": ([CONV], Rows(axis=1, groups=3), torch.contiguous_format),
+    "whole": ([CONV], Rows.whole(), torch.channels_last),
+    "transposed": ([CONV], Rows(dim=1), torch.contiguous_format),
+    "groups": ([CONV], Rows(dim=1, groups=3), torch.contiguous_format),
     "joint": ([CONV, (6,)], Rows(), torch.contiguous_format),
     "long": ([LONG], Rows(), torch.contiguous_format),
 }
@@ -283,7 +283,7 @@ def test_a_first_step_that_another_group_prevents(path, device):
     for attempts in (1, 2):
         torch.manual_seed(0)
         groups = []
-        for rows in (Rows(), Rows(axis=1), Rows()):
+        for rows in (Rows(), Rows(dim=1), Rows()):
             groups.append({"params": [nn.Parameter(torch.randn(4, 6, device=device))], "manifold": PSI(), "rows": rows})
         params = [group["params"][0] for group in groups]
         optimizer = RiemannianSGD(groups, lr=0.1, momentum=0.9, **path)

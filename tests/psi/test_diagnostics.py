@@ -107,7 +107,7 @@ def test_every_manifold_joint_points_and_frozen_ones():
             "frozen": nn.Linear(4, 5, bias=False),
         }
     ).double()
-    declare(net, "rows.weight", PSI(), Rows(blocks=1), joined=("bias",))
+    declare(net, "rows.weight", PSI(), Rows.whole(), joined=("bias",))
     declare(net, "ball.weight", Sphere())
     declare(net, "frame.weight", Stiefel())
     declare(net, "plane.weight", Grassmann(2))
@@ -119,7 +119,7 @@ def test_every_manifold_joint_points_and_frozen_ones():
         p.grad = None if name == "frozen.weight" else torch.randn_like(p)
     optimizer.step()
     seen = {o.group: o for o in monitor.observations}
-    assert list(seen) == ["PSI() Rows(axis=0, blocks=1, groups=1)", "Sphere()", "Stiefel()", "Grassmann(2)"]
+    assert list(seen) == ["PSI() Rows(dim=0, blocks=1, groups=1)", "Sphere()", "Stiefel()", "Grassmann(2)"]
     assert [o.points for o in seen.values()] == [1, 5, 1, 1]
     assert [math.isnan(o.leak) for o in seen.values()] == [False, True, True, True]
     moved = (net["frame"].weight - before["frame"].weight).norm().item()

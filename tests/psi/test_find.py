@@ -147,7 +147,7 @@ def test_report_prints_converts_and_plots(tmp_path):
     report = psi.find(model, inputs)
     text = str(report).splitlines()
     assert text[0].split()[:3] == ["parameter", "shape", "invariant"]
-    starts = {line.index("axis 0") for line in text if "axis 0" in line}
+    starts = {line.index("dim 0") for line in text if "dim 0" in line}
     assert len(starts) == 1, "columns are aligned"
     assert text[-1] == "7 of 14 tensors are scale-invariant: 1,198 of 2,526 parameters, 47.4 %."
     values = report.to_dict()
@@ -245,7 +245,7 @@ def test_theorem_1_with_joint_points_blocks_and_tensors(transport, device):
     assert {n: (d.rows, d.joined) for n, d in declared(model).items()} == {
         "rows.weight": (Rows(), ("bias",)),
         "blocks.weight": (Rows(blocks=3), ("bias",)),
-        "whole.weight": (Rows(blocks=1), ("bias",)),
+        "whole.weight": (Rows.whole(), ("bias",)),
     }
     curves = []
     for scaled in (False, True):

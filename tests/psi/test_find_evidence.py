@@ -100,7 +100,7 @@ def test_branches_behind_tiny_gains_of_any_shape():
             model = nn.Sequential(Branch(scale, shape), nn.Linear(8, 4))
             nn.init.normal_(model[0].key.bias)
             found = verdict(model, torch.randn(32, 8), "0.key.weight")
-            assert found == ("tensor", Rows(blocks=1), ("bias",)), (scale, shape)
+            assert found == ("tensor", Rows.whole(), ("bias",)), (scale, shape)
 
 
 class WinnerTakesAll(nn.Module):
@@ -136,15 +136,15 @@ class Stacked(nn.Module):
 def cuts_of_all_kinds():
     image, signal = torch.randn(6, 1, 6, 6), torch.randn(6, 8, 9)
     weight_norm = nn.utils.parametrizations.weight_norm
-    yield "experts", Stacked("eoi,bi->beo", (3, 5, 4)), torch.randn(16, 4), "weight", Rows(axis=(0, 1))
-    yield "experts, transposed", Stacked("eio,bi->beo", (3, 4, 5)), torch.randn(16, 4), "weight", Rows(axis=(0, 2))
+    yield "experts", Stacked("eoi,bi->beo", (3, 5, 4)), torch.randn(16, 4), "weight", Rows(dim=(0, 1))
+    yield "experts, transposed", Stacked("eio,bi->beo", (3, 4, 5)), torch.randn(16, 4), "weight", Rows(dim=(0, 2))
     yield "gray", nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8)), image, "0.weight", Rows(blocks=4)
     depthwise = nn.Conv1d(8, 8, 3, groups=8, bias=False)
     yield "depthwise", nn.Sequential(depthwise, nn.GroupNorm(2, 8)), signal, "0.weight", Rows(blocks=2)
     transposed = nn.ConvTranspose1d(8, 16, 3, groups=8, bias=False)
-    yield "one channel", nn.Sequential(transposed, nn.BatchNorm1d(16)), signal, "0.weight", Rows(axis=1, groups=8)
+    yield "one channel", nn.Sequential(transposed, nn.BatchNorm1d(16)), signal, "0.weight", Rows(dim=1, groups=8)
     net = nn.Sequential(weight_norm(nn.Conv1d(8, 8, 5), dim=2), nn.GELU())
-    yield "positions", net, signal, "0.parametrizations.weight.original1", Rows(axis=2)
+    yield "positions", net, signal, "0.parametrizations.weight.original1", Rows(dim=2)
 
 
 @pytest.mark.parametrize("case", range(6))

@@ -47,7 +47,7 @@ MANIFOLDS = [
     Stiefel(),
     from_geoopt(geoopt.PoincareBall()),
 ]
-ROWS = [Rows(), Rows(axis=1), Rows(blocks=1), Rows(blocks=2), Rows(axis=(0, 1)), Rows(axis=1, groups=2), Rows(axis=())]
+ROWS = [Rows(), Rows(dim=1), Rows.whole(), Rows(blocks=2), Rows(dim=(0, 1)), Rows(dim=1, groups=2), Rows(dim=())]
 OPTIMIZERS = [RiemannianSGD, RiemannianAdam, PSISGD, SGDG, AdamG]
 PATH = [
     *PATHS.values(),

@@ -48,9 +48,9 @@ MUTANTS = [
     Mutant(
         "numbers per point of axes out of order",
         "manifolds/parameters/rows.py",
-        "return tuple(sorted(_tuple(self.axis)))",
-        "return _tuple(self.axis)",
-        "tests/manifolds/test_rows_of_matrices.py::test_vectors_enumerated_by_any_axes[(1, 0)-Sphere()]",
+        "return tuple(sorted(_tuple(self.dim)))",
+        "return _tuple(self.dim)",
+        "tests/manifolds/test_rows_of_matrices.py::test_vectors_enumerated_by_any_dims[(1, 0)-Sphere()]",
     ),
     Mutant(
         "second derivative of a retraction at u = 0",

@@ -171,4 +171,11 @@ MUTANTS = [
         "fused",
         "tests/optim/test_edges.py::test_flat_parameters_in_half_precision_move[0.9-torch.float16-fused]",
     ),
+    Mutant(
+        "rows of former state_dicts are not translated",
+        "optim/checkpoints.py",
+        '    for key in ("manifold", "rows"):\n',
+        '    for key in ("manifold",):\n',
+        "tests/optim/test_checkpoints.py::test_a_state_dict_with_former_words[rows-Rows(axis=0, blocks=None, groups=1)]",
+    ),
 ]
