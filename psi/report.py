@@ -29,10 +29,10 @@ class Finding:
     """How the parameter is cut into such points."""
     joined: tuple[str, ...]
     """Names of parameters of the same module that scale along."""
-    radial: float
+    radial_ratio: float
     """Largest |⟨w, g⟩| / (‖w‖ ‖g‖) over the points, next to the weights and with every eps set aside; Euler's
     identity says 0. For ``"none"``, that of the whole tensor."""
-    leak: float
+    eps_leak: float
     """What the eps of norms leaves of the invariance at the model's own weights: the change of an output when a point is doubled,
     divided by its change when the point makes a random move of the same length. The largest over the points one at a time
     and over all of them at once; at most 0.01, or there is no finding. NaN for ``"none"``."""
@@ -128,8 +128,8 @@ class Report(Sequence[Finding]):
                     f.granularity if found else "–",
                     _cut(f.rows) if found else "",
                     ", ".join(f.joined),
-                    f"{f.radial:.0e}",
-                    "" if math.isnan(f.leak) else f"{f.leak:.0e}",
+                    f"{f.radial_ratio:.0e}",
+                    "" if math.isnan(f.eps_leak) else f"{f.eps_leak:.0e}",
                     f.reason,
                 )
             )
@@ -165,7 +165,9 @@ class Report(Sequence[Finding]):
         colors = {"row": "#2171b5", "block": "#6baed6", "tensor": "#9ecae1", "none": "#d94801"}
         floor = 1e-18
         ax.barh(
-            [f.name for f in self], [max(f.radial, floor) for f in self], color=[colors[f.granularity] for f in self]
+            [f.name for f in self],
+            [max(f.radial_ratio, floor) for f in self],
+            color=[colors[f.granularity] for f in self],
         )
         ax.set_xscale("log")
         ax.set_xlim(floor, 2)

@@ -31,8 +31,8 @@ def test_labels(network, repeat, device):
     for f in report:
         assert f.reason
         if f.granularity != "none":
-            assert f.radial < 1e-7
-            assert f.leak < 0.01
+            assert f.radial_ratio < 1e-7
+            assert f.eps_leak < 0.01
 
 
 @pytest.mark.parametrize("network", [resnet20, fused_in_proj, vgg], ids=lambda f: f.__name__)

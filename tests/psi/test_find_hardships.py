@@ -217,8 +217,8 @@ def test_norms_that_cast_and_eps_written_by_hand(kind):
     model = nn.Sequential(nn.Linear(8, 6), LanguageNorm(kind), nn.Linear(6, 2))
     finding = psi.find(model, torch.randn(16, 8))[0]
     assert (finding.granularity, finding.joined) == ("tensor", ("bias",))
-    assert finding.radial < 1e-12
-    assert 1e-7 < finding.leak < 1e-2
+    assert finding.radial_ratio < 1e-12
+    assert 1e-7 < finding.eps_leak < 1e-2
 
 
 def test_leaks_that_hide_an_invariance():
@@ -234,8 +234,8 @@ def test_leaks_that_hide_an_invariance():
         assert not report.invariant
         model[1].eps = 1e-30
         # A row at 1e-4 is rounded to 3e-8 of the bias that is added to it, in float32: to 3e-4 of itself.
-        assert psi.find(model, torch.randn(64, 8))[0].leak < 1e-3
-        assert psi.find(model.double(), torch.randn(64, 8).double())[0].leak < 1e-8
+        assert psi.find(model, torch.randn(64, 8))[0].eps_leak < 1e-3
+        assert psi.find(model.double(), torch.randn(64, 8).double())[0].eps_leak < 1e-8
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "compile", "autocast"])
