@@ -173,7 +173,7 @@ def _obstacle(model: nn.Module, cut: Cut, leak: Leak) -> str | None:
         leaking = (
             f"{leak.leaking} of {cut.count} {cut.granularity}s leak" if leak.leaking else "all points together leak"
         )
-        return f"a norm's eps hides it: {leaking}, up to {leak.worst:.0e}"
+        return f"the eps of a normalization layer hides it: {leaking}, up to {leak.worst:.0e}"
     parts = [model.get_parameter(part) for part in cut.parts]
     frozen = [part for part, p in zip(cut.parts, parts, strict=True) if not p.requires_grad]
     if 0 < len(frozen) < len(parts):

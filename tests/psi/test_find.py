@@ -83,9 +83,9 @@ def test_reasons():
         model, inputs, _ = network()
         return {f.name: f.reason for f in psi.find(model, inputs)}
 
-    assert reasons(conv_silu_bn)["0.weight"] == "SiLU between weight and norm"
+    assert reasons(conv_silu_bn)["0.weight"] == "SiLU between weight and normalization layer"
     assert reasons(resnet20)["3.bn2.weight"] == "feeds a residual sum"
-    assert reasons(resnet20)["14.weight"] == "no norm behind it"
+    assert reasons(resnet20)["14.weight"] == "not followed by a normalization layer"
     assert reasons(vgg)["0.bias"] == "gradient is zero: cannot tell; more samples or other inputs may"
     assert reasons(conv_relu_bn)["0.bias"] == "belongs to the points of 0.weight"
     assert reasons(tied)["encoder.weight"] == "shared with decoder.weight"

@@ -49,7 +49,7 @@ def test_the_leak_is_that_of_the_weights_as_they_are(std):
                 assert measured <= 0.01, f"{std}\n{report}"
             else:
                 assert measured > 0.005, f"{std}\n{report}"
-                assert finding.reason.startswith("a norm's eps hides it: ")
+                assert finding.reason.startswith("the eps of a normalization layer hides it: ")
 
 
 @pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(20), lambda: nn.RMSNorm(20, eps=1e-5)])
@@ -59,7 +59,7 @@ def test_a_leak_of_a_single_point_is_no_matter_of_luck(norm):
         model = nn.Sequential(nn.Linear(8, 20, bias=False), norm())
         with torch.no_grad():
             model[0].weight.mul_(1e-3)
-        assert psi.find(model, torch.randn(64, 8))[0].reason.startswith("a norm's eps hides it: ")
+        assert psi.find(model, torch.randn(64, 8))[0].reason.startswith("the eps of a normalization layer hides it: ")
 
 
 def test_without_a_gradient_nothing_is_told():
@@ -212,7 +212,7 @@ def test_a_point_that_is_doubled_speaks_for_itself():
         model[1].weight.copy_(torch.tensor([1e-3, 1.0]))
     finding = psi.find(model, torch.randn(64, 3))[0]
     assert finding.granularity == "none"
-    assert "a norm's eps hides it" in finding.reason
+    assert "the eps of a normalization layer hides it" in finding.reason
 
 
 def test_a_small_number_over_a_smaller_one_is_no_leak():
@@ -238,5 +238,5 @@ def test_reasons_do_not_depend_on_how_a_norm_is_written(norm):
     report = psi.find(Residual(norm), torch.randn(16, 8))
     reasons = {f.name: f.reason for f in report}
     assert reasons["first.weight"] == "feeds a residual sum"
-    assert reasons["inner.weight"] == "SiLU between weight and norm"
-    assert reasons["norm.weight"] == "no norm behind it"
+    assert reasons["inner.weight"] == "SiLU between weight and normalization layer"
+    assert reasons["norm.weight"] == "not followed by a normalization layer"

@@ -230,7 +230,7 @@ def test_leaks_that_hide_an_invariance():
             model[0].weight[rows] *= 1e-4
         report = psi.find(model, torch.randn(64, 8))
         assert report[0].granularity == "none"
-        assert report[0].reason.startswith(f"a norm's eps hides it: {words}, up to ")
+        assert report[0].reason.startswith(f"the eps of a normalization layer hides it: {words}, up to ")
         assert not report.invariant
         model[1].eps = 1e-30
         # A row at 1e-4 is rounded to 3e-8 of the bias that is added to it, in float32: to 3e-4 of itself.
