@@ -130,11 +130,11 @@ class Euler:
 
 def _sums(w: Tensor, g: Tensor, axes: int) -> Iterator[Tensor]:
     """Σ w g, Σ (w g)², Σ w², Σ g² over all but the first `axes`, (4, points) in pieces that need little memory."""
-    each = w.numel() // max(1, w.shape[0]) if w.ndim else 0
+    width = w.numel() // max(1, w.shape[0]) if w.ndim else 0
     if w.numel() > CHUNK:
-        step = max(1, CHUNK // each)
-        parts = zip(w.split(step), g.split(step), strict=True) if each <= CHUNK else zip(w, g, strict=True)
-        inner = axes if each <= CHUNK else max(0, axes - 1)
+        step = max(1, CHUNK // width)
+        parts = zip(w.split(step), g.split(step), strict=True) if width <= CHUNK else zip(w, g, strict=True)
+        inner = axes if width <= CHUNK else max(0, axes - 1)
         pieces = (piece for s, t in parts for piece in _sums(s, t, inner))
         if axes:
             yield from pieces

@@ -67,10 +67,10 @@ class Lenient(TorchFunctionMode):
             return None
         # What is written to keeps its type.
         written = name.startswith(("__set", "__i")) or (name.endswith("_") and not name.endswith("__"))
-        own = _real(args[0].dtype) if written else max((_real(t.dtype) for t in floats), key=lambda d: d.itemsize)
-        if own not in _COMPLEX:
+        native = _real(args[0].dtype) if written else max((_real(t.dtype) for t in floats), key=lambda d: d.itemsize)
+        if native not in _COMPLEX:
             return None
-        for dtype in (own, *(() if written else self._others)):
+        for dtype in (native, *(() if written else self._others)):
             if all(t.dtype == widened(t.dtype, dtype) for t in floats):
                 continue
             cast = _cast(dtype)
@@ -79,9 +79,9 @@ class Lenient(TorchFunctionMode):
                 result = func(*args[:written], *rest, **named)
             except RuntimeError:
                 continue
-            if dtype != own:
+            if dtype != native:
                 self.used[name] = dtype
-            return (tree_map_only(Tensor, _cast(own), result),)
+            return (tree_map_only(Tensor, _cast(native), result),)
         return None
 
 

@@ -95,8 +95,8 @@ def _refuse_another(model: nn.Module, report: Sequence[Finding]) -> None:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     for f in report:
         if shapes.get(f.name) != f.shape:
-            here = f"here it has shape {shapes[f.name]}" if f.name in shapes else "this one has no such parameter"
+            actual = f"here it has shape {shapes[f.name]}" if f.name in shapes else "this one has no such parameter"
             raise DeclarationError(
-                f"the report is of another model: it found {f.name} of shape {f.shape}, and {here}. Measure this model, "
+                f"the report is of another model: it found {f.name} of shape {f.shape}, and {actual}. Measure this model, "
                 "with psi.find"
             )

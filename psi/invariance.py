@@ -98,8 +98,8 @@ def find(
         if sound == 2:
             break
     rescaling = Rescaling(probe, bases, tolerances.outputs, PASSES - FOR_LEAKS)
-    for gains in (False, True):
-        while taken := [cut for cut in search.taken() if gains == (probe.weights[cut.name].ndim < 2)]:
+    for vectors in (False, True):
+        while taken := [cut for cut in search.taken() if vectors == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
     del bases, rescaling
     return report(probe, search, reasons, leaks(probe, list(search.proven.values()), tolerances, PASSES))

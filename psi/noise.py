@@ -12,7 +12,7 @@ __all__ = ["disturb", "vary"]
 # Invariance holds for all weights or for none, so it is measured next to the weights rather than at them: a bias, a
 # residual branch or a gain that is zero at initialization would hide what it does.
 WEIGHT_NOISE = 0.1
-SMALL_GAIN = 0.05
+SMALL_WEIGHT = 0.05
 """Root mean square below which a gain counts as one that starts near zero, such as LayerScale."""
 INPUT_NOISE = 0.1
 
@@ -29,15 +29,15 @@ def disturb(w: Tensor, beside: Iterable[Tensor], generator: torch.Generator) -> 
 
 
 def _size(w: Tensor, beside: list[Tensor]) -> Tensor | float:
-    own = _rms(w)
+    size = _rms(w)
     if w.numel() > max(w.shape, default=1):
         rows = WEIGHT_NOISE * _row_norms(w) / w[0].numel() ** 0.5
-        return torch.where(rows > 0, rows, WEIGHT_NOISE * own or 1.0)
+        return torch.where(rows > 0, rows, WEIGHT_NOISE * size or 1.0)
     if beside and w.ndim == 1:
-        sizes = [size if size.shape == w.shape else size.square().mean().sqrt() for size in beside]
+        sizes = [other if other.shape == w.shape else other.square().mean().sqrt() for other in beside]
         largest = torch.stack(torch.broadcast_tensors(*sizes)).amax(0)
-        return torch.where(largest > 0, largest.clamp(min=WEIGHT_NOISE * own), own or 1.0)
-    return WEIGHT_NOISE * own if own > SMALL_GAIN else 1.0
+        return torch.where(largest > 0, largest.clamp(min=WEIGHT_NOISE * size), size or 1.0)
+    return WEIGHT_NOISE * size if size > SMALL_WEIGHT else 1.0
 
 
 def vary(t: Tensor, number: int, generator: torch.Generator) -> Tensor:

@@ -105,7 +105,7 @@ def _place_loaded(
         layouts = [rows.layout(value, manifold.event_ndim) for value in values]
         points = gather(values, layouts)
         placed = place(prefix + entry.name, points, manifold)
-        moved, size = (numerics.norm(each, manifold.event_ndim) for each in (placed - points, points))
+        moved, size = (numerics.norm(a, manifold.event_ndim) for a in (placed - points, points))
         if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # rounded as it was stored, and to stay so
             continue
         refuse_stale(prefix + entry.name, points, placed, state_dict.items(), _LOAD_FIRST)

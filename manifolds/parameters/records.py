@@ -97,10 +97,10 @@ class _Declarations(dict[str, Declaration]):
 
 
 def _copied(
-    owner: nn.Module, declarations: dict[str, Declaration], parts: list[tuple[str, Declaration, list[nn.Parameter]]]
+    owner: nn.Module, declarations: dict[str, Declaration], declared: list[tuple[str, Declaration, list[nn.Parameter]]]
 ) -> _Declarations:
-    for leaf, declaration, its in parts:
-        for part in its:
+    for leaf, declaration, parts in declared:
+        for part in parts:
             mark(part, leaf, declaration.geometry)
     return _Declarations(owner, declarations)
 

@@ -6,8 +6,8 @@ MUTANTS = [
     Mutant(
         "a deepcopy loses its marks",
         "manifolds/parameters/records.py",
-        "    for leaf, declaration, its in parts:\n",
-        "    for leaf, declaration, its in parts[:0]:\n",
+        "    for leaf, declaration, parts in declared:\n",
+        "    for leaf, declaration, parts in declared[:0]:\n",
         "tests/manifolds/test_marks.py::test_bare_parameters_are_refused[deepcopy]",
     ),
     Mutant(

@@ -181,14 +181,14 @@ MUTANTS = [
     Mutant(
         "operations without float64 are not run in float32",
         "psi/exact.py",
-        "for dtype in (own, *(() if written else self._others)):",
-        "for dtype in (own,):",
+        "for dtype in (native, *(() if written else self._others)):",
+        "for dtype in (native,):",
         "tests/psi/test_probe_dtypes.py::test_operations_without_float64",
     ),
     Mutant(
         "constants in float32 are not widened beside float64",
         "psi/exact.py",
-        "for dtype in (own, *(() if written else self._others)):",
+        "for dtype in (native, *(() if written else self._others)):",
         "for dtype in (() if written else self._others):",
         "tests/psi/test_probe_dtypes.py::test_tensors_in_single_precision_that_are_neither_parameters_nor_buffers[array]",
     ),
