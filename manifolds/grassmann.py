@@ -31,8 +31,8 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
 
     The metric is that of the ambient space on horizontal lifts. Injectivity radius π/2.
 
-    ``Grassmann(1)`` returns ``ProjectiveSpace()``, the same geometry for k = 1 with lines as unit vectors, (*batch, n), in
-    place of n × 1 matrices: the G(1, n) of SGDG (Cho & Lee 2017).
+    ``Grassmann(1)`` returns ``ProjectiveSpace()``, the same geometry for k = 1 with lines as unit vectors, (*batch, n),
+    in place of n × 1 matrices: the G(1, n) of SGDG (Cho & Lee 2017).
 
     >>> from retract.manifolds import Grassmann
     >>> Grassmann(3), Grassmann(1)

@@ -20,9 +20,9 @@ __all__ = ["ProjectiveSpace"]
 class ProjectiveSpace(QuotientManifold, UnitVectors):
     """Lines through the origin of R^n as unit vectors modulo sign, (*batch, n): x and −x are the same line.
 
-    This is the Grassmann manifold of 1-dimensional subspaces, the G(1, n) of SGDG and Adam-G (Cho & Lee 2017), with vectors
-    in place of n × 1 matrices; ``Grassmann(1)`` returns it. Metric, gradient, retraction and geodesics are those of the unit
-    sphere. Injectivity radius π/2.
+    This is the Grassmann manifold of 1-dimensional subspaces, the G(1, n) of SGDG and Adam-G (Cho & Lee 2017), with
+    vectors in place of n × 1 matrices; ``Grassmann(1)`` returns it. Metric, gradient, retraction and geodesics are
+    those of the unit sphere. Injectivity radius π/2.
 
     >>> import torch
     >>> from retract.manifolds import ProjectiveSpace

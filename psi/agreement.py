@@ -1,4 +1,4 @@
-"""Agreement of processes: what each of them measures has to come out alike, or their replicas drift apart."""
+"""Agreement of processes: all of them have to find the same, or their replicas drift apart."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Cut:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parameters whose rows lie in its points."""
+        """Names of the parameters whose rows are parts of its points."""
         return (self.name, *(sibling(self.name, part) for part in self.joined))
 
 
@@ -47,7 +47,8 @@ def cuts(model: nn.Module, name: str, measured: Container[str]) -> list[Cut]:
     p = owner.get_parameter(leaf)
     if p.ndim == 0 or p.numel() == 0:
         return []
-    # What may scale along: vectors beside a matrix, matrices beside a stack of them, the shift beside a gain.
+    # What may scale along: vectors beside a matrix, matrices beside a stack of them, the bias of a normalization layer
+    # beside its weight.
     partners = {
         key: q
         for key, q in owner._parameters.items()

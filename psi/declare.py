@@ -26,12 +26,13 @@ def declare(
 ) -> Report:
     """`find` what is scale-invariant in `model`, declare its weights on `manifold`, and put them there.
 
-    This is ``find(model, args, kwargs, probes=probes).declare(model, manifold=manifold, representative=representative)``:
-    `args`, `kwargs` and `probes` are explained at `find`, what is declared and the other options at `Report.declare`.
+    This is ``find(model, args, kwargs, probes=probes).declare(model, manifold=manifold,
+    representative=representative)``: `args`, `kwargs` and `probes` are explained at `find`, what is declared and the
+    other options at `Report.declare`.
 
     With a process group initialized this is a collective call, and all processes declare the same or none.
 
-    Returns the report, which prints as a table and says what was declared. Raises as both do; then nothing has been declared.
-    """
+    Returns the report, which prints as a table and says what was declared. Raises as both do; then nothing has been
+    declared."""
     refuse_matrices(manifold)
     return find(model, args, kwargs, probes=probes).declare(model, manifold=manifold, representative=representative)

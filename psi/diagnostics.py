@@ -1,4 +1,4 @@
-"""What to look at while a network trains: how far points turn in a step, and what their norms do meanwhile."""
+"""Diagnostics of a training run: angular updates, norms and gradients of declared points."""
 
 from __future__ import annotations
 
@@ -175,8 +175,9 @@ class Monitor:
             writer.writerows(self.to_dict())
 
     def plot(self) -> Any:
-        """A matplotlib figure: norms, angular updates, gradients and leaks of each group over the steps, one above the other, with a cross on
-        the norms where points were renormalized. Raises `MissingExtraError` without matplotlib."""
+        """A matplotlib figure: norms, angular updates, gradients and leaks of each group over the steps, one above the
+        other, with a cross on the norms where points were renormalized. Raises `MissingExtraError` without
+        matplotlib."""
         try:
             from matplotlib import pyplot as plt
         except ModuleNotFoundError as error:

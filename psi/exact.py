@@ -1,4 +1,4 @@
-"""A model's arithmetic in one wide floating-point type, whatever it asks for; and operations that do not know the type."""
+"""Running a model's arithmetic in one wide floating-point type, with a fallback for others."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ class Lenient(TorchFunctionMode):
 
 
 class Exact(Lenient):
-    """While active, whatever asks for a floating-point type gets `wide` or its complex counterpart, so that a norm which casts
-    to float32 loses nothing; and with ``eps=False`` every eps is set aside.
+    """While active, whatever asks for a floating-point type gets `wide` or its complex counterpart, so that a
+    normalization layer which casts to float32 loses nothing; and with ``eps=False`` every eps is set aside.
 
     Args:
-        implicit: eps of norms that were given none.
+        implicit: eps of normalization functions that were given none.
     """
 
     def __init__(self, wide: torch.dtype, others: Iterable[torch.dtype], *, eps: bool, implicit: float) -> None:

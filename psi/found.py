@@ -1,4 +1,4 @@
-"""What a report found, on its way into the model's declarations."""
+"""Turning the findings of a report into declarations of the model."""
 
 from __future__ import annotations
 

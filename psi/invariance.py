@@ -1,7 +1,7 @@
 """`find`: which weights of a network are positively scale-invariant, measured.
 
 1. Euler's identity. If L(a w) = L(w) for all a > 0, then ⟨w, ∇L⟩ = 0 (Yi 2022, Lemma 1), and conversely on a ray. A backward
-   pass next to the weights, with the eps of every norm set aside, tells of every cut of every parameter which points satisfy it.
+   pass next to the weights, with every eps set aside, tells of every cut of every parameter which points satisfy it.
    An invariant point satisfies it wherever it is: so two more passes are made, with the rows of all that has satisfied it so far
    multiplied by random factors up to 128 either way.
 2. Of each parameter the finest cut is taken that no pass has refuted. A cut without a gradient is neither refuted nor
@@ -55,9 +55,9 @@ def find(
 
     Args:
         model: any module, in the mode in which it trains: frozen running statistics leave nothing invariant.
-        args: example inputs of its forward pass, a tuple as for `torch.export.export`; a single tensor stands for a tuple of
-            one. At least three samples where BatchNorm is, since two are normalised to ±1 whatever the weights are, and
-            nothing can be told.
+        args: example inputs of its forward pass, a tuple as for `torch.export.export`; a single tensor stands for a
+            tuple of one. At least three samples where BatchNorm is, since two are normalised to ±1 whatever the
+            weights are, and nothing can be told.
         kwargs: example inputs by name.
         probes: number of inputs: the given one and perturbed copies of it.
 
@@ -121,7 +121,7 @@ def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> t
 
 
 def _perturbed(probe: Probe, probes: int) -> list[list[Tensor]]:
-    """Outputs without eps for the inputs from 1 on. Where the model does not stand the perturbed ones (sorted lengths, targets
+    """Outputs without eps for the inputs from 1 on. Where the model refuses the perturbed ones (sorted lengths, targets
     in [0, 1]), the given ones serve again."""
     try:
         return [probe.run(number, eps=False) for number in range(1, probes)]

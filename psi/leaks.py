@@ -1,4 +1,4 @@
-"""What an eps leaves of an invariance, measured at the model's own weights, with its eps, in its own dtype.
+"""Measuring how much an eps breaks an invariance: at the model's own weights, with its eps, in its own dtype.
 
 The leak of a point is how much doubling it changes the outputs, relative to what a random move of the same length changes.
 Derivatives tell it for all points at once: with random functionals L of the outputs, √n |⟨w, ∇L⟩| / (‖w‖ ‖∇L‖) is that ratio for
@@ -112,7 +112,7 @@ class Leak:
 
 def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[str, Leak]:
     """The leak of every cut, by name, with at most `limit` passes of the probe. What does not show at the model's own weights
-    (a branch behind a gain of zero) is measured next to them."""
+    (a branch that is multiplied by a weight of zero) is measured next to them."""
     found: dict[str, Leak] = {}
     for noise in (False, True):
         rest = [cut for cut in cuts if cut.name not in found]
@@ -198,7 +198,8 @@ class _Doubling:
 
     def _measure(self, cut: Cut, point: int | None, ratio: Ratio) -> None:
         """Replace what derivatives have said by the change of an output by doubling over that by a random move of the same length (root
-        mean square of as many as it takes to decide), the largest of all outputs. Where rounding hides both, it stands."""
+        mean square of as many as it takes to decide), the largest of all outputs. It is kept where
+        rounding hides both."""
         doubled = self._changes(
             {part: self._weights[part] + self._only(cut, part, self._weights[part], point) for part in cut.parts}
         )

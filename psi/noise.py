@@ -1,4 +1,4 @@
-"""What a probe changes about a model's weights and inputs before it looks at them."""
+"""Perturbations of a model's weights and inputs for the passes of a probe."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 __all__ = ["disturb", "vary"]
 
 # Invariance holds for all weights or for none, so it is measured next to the weights rather than at them: a bias, a
-# residual branch or a gain that is zero at initialization would hide what it does.
+# residual branch or a weight of a normalization layer that is zero at initialization would hide what it does.
 WEIGHT_NOISE = 0.1
 SMALL_WEIGHT = 0.05
-"""Root mean square below which a gain counts as one that starts near zero, such as LayerScale."""
+"""Root mean square below which a weight of one axis counts as one that starts near zero, such as LayerScale."""
 INPUT_NOISE = 0.1
 
 
 def disturb(w: Tensor, beside: Iterable[Tensor], generator: torch.Generator) -> None:
     """Add a little noise to `w` in place; `beside` are the other weights of its module.
 
-    Its standard deviation is a tenth of a row's own size; but a bias or gain is made as large as what it is added to or multiplied
-    with, lest it be too small to show.
+    Its standard deviation is a tenth of a row's own size; but a vector, such as a bias, is made as large as what it is
+    added to or multiplied with, lest it be too small to show.
     """
     if w.is_complex():
         return disturb(torch.view_as_real(w), (), generator)

@@ -44,7 +44,8 @@ _NONLINEAR = {
 
 
 def explain(outputs: Iterable[Tensor], weights: dict[str, Tensor]) -> dict[str, str]:
-    """Per weight, the first thing on its way to the outputs that stops a factor from passing through to a normalization layer."""
+    """Per weight, the first thing on its way to the outputs that stops a factor from passing through to a normalization
+    layer."""
     consumers, leaves = _graph(outputs)
     return {name: _walk(leaves.get(id(w)), consumers) for name, w in weights.items()}
 

@@ -1,4 +1,4 @@
-"""`Finding` and `Report`: what was measured, as values, as a table, as a plot."""
+"""`Finding` and `Report`: the results of a measurement as values, as a table, as a plot, and as declarations."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class Finding:
     """Largest |⟨w, g⟩| / (‖w‖ ‖g‖) over the points, next to the weights and with every eps set aside; Euler's
     identity says 0. For ``"none"``, that of the whole tensor."""
     eps_leak: float
-    """What the eps of norms leaves of the invariance at the model's own weights: the change of an output when a point is doubled,
-    divided by its change when the point makes a random move of the same length. The largest over the points one at a time
-    and over all of them at once; at most 0.01, or there is no finding. NaN for ``"none"``."""
+    """What the eps of normalization layers leaves of the invariance at the model's own weights: the change of an output
+    when a point is doubled, divided by its change when the point makes a random move of the same length. The largest
+    over the points one at a time and over all of them at once; at most 0.01, or there is no finding. NaN for
+    ``"none"``."""
     reason: str
     """One phrase."""
     shape: tuple[int, ...]
@@ -84,17 +85,19 @@ class Report(Sequence[Finding]):
     def declare(self, model: nn.Module, *, manifold: Manifold = PSI(), representative: str = "keep") -> Report:
         """Declare the weights that were found in `model` on `manifold`, and put them there.
 
-        Parameters of one axis stay as they are. Such are the gains of norms, which a ReLU and the next norm make
-        scale-invariant with their biases, as a whole: Yi (2022) trains them by plain SGD, and at the rate of the weights they
-        do harm (docs/invariance.md). The report has them, and `retract.declare` takes them.
+        Parameters of one axis stay as they are. Such are the weights of normalization layers, which a ReLU and the next
+        normalization layer make scale-invariant with their biases, as a whole: Yi (2022) trains them by plain SGD, and
+        at the rate of the weights they do harm (docs/invariance.md). The report has them, and `retract.declare` takes
+        them.
 
-        A bias that scales along with several weights, each on its own (the factors of a low-rank layer), belongs to the first
-        of them, or to what `retract.declare` was called for. The others are not declared, and the report says so.
+        A bias that scales along with several weights, each on its own (the factors of a low-rank layer), belongs to the
+        first of them, or to what `retract.declare` was called for. The others are not declared, and the report says so.
 
         Called again, it declares what this report found: what an earlier call declared and this report does not have is
         undeclared. Declarations by `retract.declare` stay, unless the same parameter was found.
 
-        With a process group initialized this is a collective call, as `find` is, and all processes declare the same or none.
+        With a process group initialized this is a collective call, as `find` is, and all processes declare the same or
+        none.
 
         Args:
             model: that was measured, or another with the same parameters, such as a copy or the original of one.
@@ -103,8 +106,8 @@ class Report(Sequence[Finding]):
 
         Returns a report that says what was declared; this one stays as it is.
 
-        Raises as `retract.declare` does, and `OptionError` for a manifold of matrices, `DeclarationError` for a model with
-        other parameters, `RetractError` where processes differ. Then nothing has been declared.
+        Raises as `retract.declare` does, and `OptionError` for a manifold of matrices, `DeclarationError` for a model
+        with other parameters, `RetractError` where processes differ. Then nothing has been declared.
         """
         findings, declared = declare_found(model, self._measured, manifold, representative)
         report = Report(findings, declared, manifold, self.notes)

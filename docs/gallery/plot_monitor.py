@@ -122,8 +122,8 @@ for name, (angle, growth) in laws.items():
 
 
 # %%
-# The rate at which rows turn, tan(mean angular update) over the root mean square of the gradients, relative to the first step: on average
-# over the four epochs before the drop, and after it. The schedule says 1 and 0.1.
+# The rate at which rows turn, tan(mean angular update) over the root mean square of the gradients, relative to the
+# first step: on average over the four epochs before the drop, and after it. The schedule says 1 and 0.1.
 
 
 def rate(observations):

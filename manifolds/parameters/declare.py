@@ -1,6 +1,6 @@
 """Which parameter lives on which manifold: written on the module, as plain values.
 
-The declaration stands in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
+The declaration is kept in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
 nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2. What a
 tensor itself remembers (`records`) is used only to refuse what would train it in flat space.
 """

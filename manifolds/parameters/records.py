@@ -1,4 +1,4 @@
-"""What `declare` writes down: a declaration on the module that owns the parameter, and a mark on the tensor.
+"""Records of a declaration: a value on the module that owns the parameter, and a mark on the tensor.
 
 The declaration says where the parameter lives. The mark only serves to refuse: it is what an optimizer still sees of a
 declaration that was lost on the way to it.

@@ -37,9 +37,9 @@ class Rows:
     For manifolds of vectors the coordinates are flattened in memory order, which makes the result a view
     for channels_last weights too. For ``Euclidean(0)`` every entry is a point.
 
-    A manifold of matrices (n × p, of orthonormal columns) takes the last two dimensions as they are, and all in front of them
-    enumerate points; a `dim` that is named instead must leave two. `columns` names other dimensions for its p columns; all that
-    neither enumerates points nor columns is flattened into the n coordinates of a column:
+    A manifold of matrices (n × p, of orthonormal columns) takes the last two dimensions as they are, and all in front
+    of them enumerate points; a `dim` that is named instead must leave two. `columns` names other dimensions for its p
+    columns; all that neither enumerates points nor columns is flattened into the n coordinates of a column:
 
     ==============================  =====================================  ============================
     value                           points                                 on Stiefel
@@ -67,8 +67,8 @@ class Rows:
     groups: int = 1
     """Of a transposed convolution, which enumerate points together with dim 1; with ``dim=1`` only."""
     columns: int | tuple[int, ...] | None = None
-    """Of manifolds of matrices: the dimensions whose indices enumerate the columns of a matrix, in place of the last one. Of a
-    block, dim 0 is what lies in it."""
+    """Of manifolds of matrices: the dimensions whose indices enumerate the columns of a matrix, in place of the last
+    one. Of a block, dim 0 is the one within it."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "columns"):
@@ -158,8 +158,8 @@ class Layout(NamedTuple):
     blocks: int | None
     """Number of blocks that axis 0 is cut into first, if any."""
     order: tuple[int, ...] | None
-    """Axes of the points, then those of the coordinates, of vectors as they lie in memory, of matrices columns last; None: as
-    they stand."""
+    """Axes of the points, then those of the coordinates, of vectors in memory order, of matrices columns last; None:
+    unchanged."""
     arranged: tuple[int, ...]
     """Shape in that order."""
     axes: int
@@ -167,7 +167,7 @@ class Layout(NamedTuple):
     batch: tuple[int, ...]
     event: tuple[int, ...]
     scalar: tuple[int, ...]
-    """Shape of one number per point, with the parameter's number of dimensions and size 1 on the axes of the
+    """Shape of one scalar per point, with the parameter's number of dimensions and size 1 on the axes of the
     coordinates, so that it broadcasts against the parameter wherever an axis enumerates points."""
 
     @property
@@ -196,7 +196,7 @@ class Layout(NamedTuple):
         self.arrange(tensor).mul_(factors.to(tensor).view(shape))
 
     def split_scalars(self, tensor: Tensor) -> Tensor:
-        """One number per point, from `scalar` shape to (*batch, 1…), a view."""
+        """One scalar per point, from `scalar` shape to (*batch, 1…), a view."""
         return tensor.view(self.batch + (1,) * len(self.event))
 
 

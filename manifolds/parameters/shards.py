@@ -1,4 +1,4 @@
-"""Sharded parameters, DTensors: how one is dealt out among processes, and which of its points lie whole in one shard."""
+"""Sharded parameters, DTensors: how one is dealt out among processes, and which points are whole in one shard."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def test_what_is_wrong_names_what_would_do():
 @pytest.mark.parametrize("manifold", [PSI(), Sphere(), Euclidean(1)], ids=repr)
 @pytest.mark.parametrize("dim", [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), 2, (2, 1, 0)], ids=str)
 def test_vectors_enumerated_by_any_dims(dim, manifold):
-    """Against the same vectors as rows of a matrix; numbers per point lie next to their points."""
+    """Against the same vectors as rows of a matrix; scalars per point are next to their points."""
     torch.manual_seed(0)
     dims = (dim,) if isinstance(dim, int) else dim
     shape = (3, 4, 2, 5)

@@ -46,7 +46,7 @@ MUTANTS = [
         "tests/manifolds/test_rows_of_matrices.py::test_the_cut_and_back[filters of a convolution]",
     ),
     Mutant(
-        "numbers per point of axes out of order",
+        "scalars per point of dimensions out of order",
         "manifolds/parameters/rows.py",
         "return tuple(sorted(_tuple(self.dim)))",
         "return _tuple(self.dim)",
