@@ -43,7 +43,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 110
 add_module_names = False
-# Docstrings are written for people in front of an editor: a name stands between single backticks, as in Markdown.
+# Docstrings are written for people in front of an editor: a name is put between single backticks, as in Markdown.
 default_role = "py:obj"
 
 sphinx_gallery_conf = {

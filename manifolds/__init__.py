@@ -10,6 +10,7 @@ from .grassmann import Grassmann
 from .parameters.declare import declare, declared, project_, undeclare
 from .parameters.records import Declaration
 from .parameters.rows import Rows
+from .projective import ProjectiveSpace
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
 from .sphere import Sphere
@@ -26,6 +27,7 @@ __all__ = [
     "GeodesicManifold",
     "Grassmann",
     "Manifold",
+    "ProjectiveSpace",
     "QuotientManifold",
     "Rows",
     "ScalingQuotient",

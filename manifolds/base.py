@@ -1,4 +1,4 @@
-"""`Manifold`: the primitives a geometry must give, and what follows from them.
+"""`Manifold`: the primitives a geometry must give, and the methods that follow from them.
 
 Shapes are always ``(*batch, *event)``; `x` is a point, `u` and `v` are tangent vectors at `x`, `a` is any
 ambient array, `egrad` a Euclidean gradient. Scalars per point keep the event dimensions as size 1,
@@ -89,12 +89,12 @@ class Manifold(ABC):
 
     @abstractmethod
     def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """Tangent vector at ``retract(x, u)`` that stands for `v`, (*batch, *event). Law: linear in `v`, identity at
-        ``u = 0``."""
+        """Tangent vector at ``retract(x, u)`` that corresponds to `v`, (*batch, *event). Law: linear in `v`, identity
+        at ``u = 0``."""
 
     @abstractmethod
     def point_defect(self, x: Tensor) -> Tensor:
-        """How far `x` lies off the manifold, (*batch, 1…), ≥ 0 and 0 on it up to rounding."""
+        """How far `x` is off the manifold, (*batch, 1…), ≥ 0 and 0 on it up to rounding."""
 
     @abstractmethod
     def random_point(
@@ -139,7 +139,7 @@ class Manifold(ABC):
         return None
 
     def check_point(self, x: Tensor, name: str = "x", tolerance: float | None = None) -> None:
-        """Raise `GeometryError` if a row of `x` lies off the manifold by more than `tolerance`, by default
+        """Raise `GeometryError` if a row of `x` is off the manifold by more than `tolerance`, by default
         `numerics.tolerance` of its dtype.
 
         The message names the worst row, its defect and the tolerance.

@@ -71,7 +71,7 @@ def gradient_order(
 def retraction_order(manifold: Manifold, x: Tensor, *, generator: torch.Generator | None = None) -> float:
     """Order at which the retraction parts from the geodesic: 2 for a retraction, 3 for one of second order,
     1 for none. On a quotient the nearest representatives are compared. Without an exponential map the
-    straight line stands in, and 2 is the most there is."""
+    straight line is used, and 2 is the most there is."""
 
     def gap(u: Tensor, t: float) -> Tensor:
         y = manifold.retract(x, t * u)

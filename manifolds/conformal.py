@@ -1,4 +1,4 @@
-"""What is a theorem when the metric is a multiple of the dot product on an open set."""
+"""Conformal manifolds: methods that are theorems when the metric is a multiple of the dot product on an open set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ConformalManifold"]
 
 class ConformalManifold(Manifold):
     """Hypothesis: representatives fill an open subset of the ambient space, and at `x` the metric is the
-    dot product divided by one positive number per point, `conformal_factor(x)`.
+    dot product divided by one positive scalar per point, `conformal_factor(x)`.
 
     Then the Riemannian gradient is the factor times the Euclidean one, and addition is a retraction. An
     update of such a manifold is a linear combination of arrays at hand, which the optimizers use to work

@@ -1,4 +1,4 @@
-"""What is a theorem when the metric is the ambient dot product."""
+"""Embedded manifolds: methods that are theorems when the metric is the ambient dot product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows where geodesics are known in closed form."""
+"""Manifolds whose geodesics are known in closed form, and the methods that follow."""
 
 from __future__ import annotations
 

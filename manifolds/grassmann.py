@@ -15,12 +15,11 @@ from ..errors import GeometryError
 from . import numerics
 from .embedded import EmbeddedManifold
 from .geodesic import GeodesicManifold
+from .projective import ProjectiveSpace
 from .quotient import QuotientManifold
-from .sphere import Sphere
-from .spherical import UnitVectors
 from .stiefel import Stiefel
 
-__all__ = ["Grassmann", "Lines"]
+__all__ = ["Grassmann"]
 
 # Nodes and weights of Gauss's rule on [0, 1].
 _NODES, _WEIGHTS = ((0.5 * (a + b)).tolist() for a, b in zip(leggauss(13), (1.0, 0.0), strict=True))
@@ -28,11 +27,16 @@ _NODES, _WEIGHTS = ((0.5 * (a + b)).tolist() for a, b in zip(leggauss(13), (1.0,
 
 @dataclass(frozen=True, repr=False)
 class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
-    """k-dimensional subspaces of R^n, stored as orthonormal bases modulo rotation of the basis.
+    """k-dimensional subspaces of R^n, k > 1, stored as orthonormal bases modulo rotation of the basis, (*batch, n, k).
 
-    ``Grassmann(k)``, k > 1, holds n × k matrices, (*batch, n, k); ``Grassmann(1)`` holds lines as unit vectors,
-    (*batch, n), the G(1, n) of SGDG (Cho & Lee 2017), and is of the subclass `Lines`. The metric is that of the
-    ambient space on horizontal lifts. Injectivity radius π/2.
+    The metric is that of the ambient space on horizontal lifts. Injectivity radius π/2.
+
+    ``Grassmann(1)`` returns ``ProjectiveSpace()``, the same geometry for k = 1 with lines as unit vectors, (*batch, n),
+    in place of n × 1 matrices: the G(1, n) of SGDG (Cho & Lee 2017).
+
+    >>> from retract.manifolds import Grassmann
+    >>> Grassmann(3), Grassmann(1)
+    (Grassmann(3), ProjectiveSpace())
 
     Geodesics are functions of the k × k matrix uᵀu (`numerics.trigonometric`) rather than of the SVD of u:
     the same values, also differentiable where singular values coincide.
@@ -53,10 +57,10 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
     event_ndim = 2
     injectivity_radius = math.pi / 2
 
-    def __new__(cls, k: int = 1) -> Grassmann:
+    def __new__(cls, k: int = 1) -> Any:
         if not isinstance(k, int) or k < 1:
             raise GeometryError(f"Grassmann(k) needs the dimension of the subspaces as an integer k ≥ 1, not {k!r}")
-        return object.__new__(Lines if cls is Grassmann and k == 1 else cls)
+        return ProjectiveSpace() if k == 1 else object.__new__(cls)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Grassmann, (self.k,)
@@ -159,43 +163,3 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
         facing = y @ turn
         beside = numerics.symmetric(x.mT @ facing) + torch.eye(self.k, dtype=x.dtype, device=x.device)
         return (v - (x + facing) @ (torch.linalg.inv(beside) @ (facing.mT @ v))) @ turn.mT
-
-
-@dataclass(frozen=True, repr=False)
-class Lines(UnitVectors, Grassmann):
-    """``Grassmann(1)``: lines as unit vectors, (*batch, n); x and −x are the same line."""
-
-    event_ndim = 1
-    injectivity_radius = math.pi / 2
-    row_kernel = "lines"
-
-    def event_error(self, event: Sequence[int]) -> str | None:
-        """As for the unit sphere."""
-        return self.total_space.event_error(event)
-
-    @property
-    def total_space(self) -> Sphere:
-        """The unit sphere."""
-        return Sphere()
-
-    def act(self, g: Tensor, x: Tensor) -> Tensor:
-        """g x for signs `g`, (*batch, 1)."""
-        return x * g
-
-    def random_group_element(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Signs, (*batch, 1)."""
-        uniform = torch.rand(x.shape[:-1] + (1,), generator=generator, dtype=x.dtype, device=x.device)
-        return torch.where(uniform < 0.5, -1.0, 1.0).to(x.dtype)
-
-    def alignment(self, x: Tensor, y: Tensor) -> Tensor:
-        """The sign of ⟨x, y⟩, (*batch, 1)."""
-        return torch.where(numerics.dot(x, y, 1) < 0, -1.0, 1.0).to(y.dtype)
-
-    def align(self, x: Tensor, y: Tensor) -> Tensor:
-        """±y, whichever is nearer to `x`, (*batch, n)."""
-        return self.alignment(x, y) * y
-
-    def canonical(self, x: Tensor) -> Tensor:
-        """The representative whose coordinate of largest magnitude is positive, (*batch, n)."""
-        largest = x.gather(-1, x.abs().argmax(-1, keepdim=True))
-        return torch.where(largest < 0, -x, x)

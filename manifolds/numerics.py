@@ -54,7 +54,7 @@ def root_tiny(dtype: torch.dtype) -> float:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far a computed quantity of order one may lie from its law before a check speaks up.
+    """How far a computed quantity of order one may be from its law before a check fails.
 
     The square root of the machine epsilon: 1.5e-8 in float64, 3.5e-4 in float32. Rounding of a long row
     or of a thousand steps stays well below it, a wrong formula does not.
@@ -203,7 +203,7 @@ def circular(square: Tensor, *orders: int) -> tuple[Tensor, ...]:
     """cos θ, sin θ / θ and (1 − cos θ) / θ², the functions of the given `orders` 0, 1 and 2, of the squared angle θ².
 
     They are Stumpff's functions Σ (−θ²)ʲ/(2j + k)!, smooth in θ² also at 0, where θ = √θ² has no derivative. So the
-    series stands in below θ = 1 where derivatives are wanted: those of the closed forms divide by powers of θ. The
+    series is used below θ = 1 where derivatives are wanted: those of the closed forms divide by powers of θ. The
     closed forms neither cancel nor divide by 0: (1 − cos θ)/θ² is ½ (sin(θ/2)/(θ/2))².
     """
     if not derivatives_wanted():

@@ -41,7 +41,7 @@ class QuotientManifold(Manifold):
 
     @abstractmethod
     def align(self, x: Tensor, y: Tensor) -> Tensor:
-        """The representative of y's class that lies nearest to `x`'s, (*batch, *event)."""
+        """The representative of y's class that is nearest to `x`'s, (*batch, *event)."""
 
     @abstractmethod
     def canonical(self, x: Tensor) -> Tensor:

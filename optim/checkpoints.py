@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..errors import StateError
 from ..manifolds import Rows
 from .execution.points import number_dtype
-from .options import FOREIGN, FORMER, plain
+from .options import FOREIGN, FORMER, FORMER_WORDS, plain
 
 if TYPE_CHECKING:
     from .optimizer import RiemannianOptimizer
@@ -61,8 +62,7 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
     cannot be honoured.
     """
     merged = []
-    saved = [{FORMER.get(key, key): value for key, value in group.items()} for group in found["param_groups"]]
-    groups = _in_order(optimizer, saved)
+    groups = _in_order(optimizer, [*map(_renamed, found["param_groups"])])
     for group, its, settings in zip(optimizer.param_groups, groups, optimizer.settings(), strict=True):
         for key, default in _GEOMETRY:
             if its.get(key, default) != group[key]:
@@ -88,6 +88,16 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
     for key, p in _pairs(optimizer, merged):
         _check_shapes(optimizer, p, found["state"].get(key, {}))
     return {**found, "param_groups": merged}
+
+
+def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group in the words of this version."""
+    found = {FORMER.get(key, key): value for key, value in group.items()}
+    for key in ("manifold", "rows"):
+        for former, word in FORMER_WORDS.items():
+            if isinstance(found.get(key), str):
+                found[key] = re.sub(rf"\b{re.escape(former)}", word, found[key])
+    return found
 
 
 def restore(optimizer: RiemannianOptimizer, loaded: Mapping[str, Any]) -> None:

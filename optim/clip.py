@@ -47,7 +47,7 @@ def clip_riemannian_norm_(optimizer: RiemannianOptimizer, max_norm: float, error
             "wraps (with Accelerate optimizer.optimizer), or clip with torch.nn.utils.clip_grad_norm_"
         )
     lengths, grads = [], []
-    for points, its in optimizer.gradients():
+    for points, its in optimizer._gradients():
         layouts = points.layouts()
         x = gather(points.parts, layouts)
         gradient = points.manifold.riemannian_gradient(x, gather(its, layouts))

@@ -99,7 +99,7 @@ class RiemannianAdam(RiemannianOptimizer):
     """Adam on any manifold, with one second moment per point; on ``Euclidean(0)`` `torch.optim.Adam`.
 
     The second moment of a point is the squared length of its gradient, so that a step is about as long as `lr`, in the
-    metric of the manifold: on PSI, Sphere and Grassmann(1) the point turns by about `lr` radians, whatever the number of
+    metric of the manifold: on PSI, Sphere and ProjectiveSpace the point turns by about `lr` radians, whatever the number of
     its coordinates and the size of its gradient. A frame of p columns (Stiefel, Grassmann(p)) moves by `lr` as a whole, each
     column by about lr/√p.
 

@@ -93,7 +93,7 @@ def own_geometry(p: Tensor) -> tuple[Manifold, Rows]:
         return _FLAT
     manifold = from_geoopt(theirs)
     # geoopt takes the last dimensions as the point.
-    return manifold, Rows(axis=tuple(range(p.ndim - 1))) if manifold.event_ndim == 1 else Rows()
+    return manifold, Rows(dim=tuple(range(p.ndim - 1))) if manifold.event_ndim == 1 else Rows()
 
 
 class Settings:

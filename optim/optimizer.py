@@ -45,7 +45,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     rule: Rule
     """What a step is made of the gradient; the same for all groups."""
-    names_manifold = False
+    _names_manifold = False
     """Whether any group or parameter says where it lives, be it in flat space."""
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._names.update(zip(group["params"], names or group.get("param_names", ()), strict=False))
         self._marks.add(group["params"])
         curved = any(not isinstance(points.manifold, Euclidean) for points in table.values())
-        self.names_manifold = self.names_manifold or manifold is not None or curved
+        self._names_manifold = self._names_manifold or manifold is not None or curved
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
         """The learning rate of a group that does not say one and of an optimizer that was built without."""
@@ -200,7 +200,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             >>> group = {"params": [w], "names": ["w"], "manifold": retract.manifolds.Stiefel()}
             >>> retract.optim.RiemannianSGD([group], lr=0.1).paths()
             parameter  on         path       why
-            w          Stiefel()  reference  there is no row kernel for Stiefel(), only for PSI, Sphere, Grassmann(1) and classes with a row_kernel
+            w          Stiefel()  reference  there is no row kernel for Stiefel(), only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel
         """
         return Paths(
             path
@@ -253,7 +253,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             "Restore model and optimizer from the last checkpoint before the next step"
         )
 
-    def gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
+    def _gradients(self) -> Iterator[tuple[PointSet, list[Tensor]]]:
         """Every point set that has gradients, with those of its parts; raises as `step` does."""
         for group in self.param_groups:
             for points in point_sets(group["params"], self._table):
@@ -266,7 +266,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             "_table": self._table,
             "_names": self._names,
             "_marks": self._marks,
-            "names_manifold": self.names_manifold,
+            "_names_manifold": self._names_manifold,
         }
         return {**super().__getstate__(), **own, "_settings": [], "_groups": [], "_known": []}
 

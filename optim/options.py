@@ -19,6 +19,7 @@ __all__ = [
     "COMMON",
     "FOREIGN",
     "FORMER",
+    "FORMER_WORDS",
     "OPTIONS",
     "Option",
     "Options",
@@ -153,6 +154,8 @@ _ELSEWHERE = {
 
 FORMER = {"max_grad_norm": "max_point_norm"}
 """What options were called in state_dicts of earlier versions."""
+FORMER_WORDS = {"Grassmann(1)": "ProjectiveSpace()", "Rows(axis=": "Rows(dim="}
+"""What manifolds and rows were called there."""
 FOREIGN = ("amsgrad", "decoupled_weight_decay", "compile")
 """Options of torch.optim.Adam, and one of earlier versions, that have no counterpart here."""
 

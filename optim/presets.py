@@ -146,7 +146,7 @@ class AdamG(RiemannianAdam):
 
 
 def _need_manifold(optimizer: RiemannianOptimizer) -> None:
-    if not optimizer.names_manifold:
+    if not optimizer._names_manifold:
         raise OptionError(
             f"{type(optimizer).__name__} got no parameter on a manifold and would silently be its Euclidean namesake: "
             "declare weights with retract.declare and pass retract.param_groups(model), or name a manifold in a group. If "

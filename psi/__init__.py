@@ -1,4 +1,4 @@
-"""What knows about networks: finding scale invariance, and the PSI manifold in training."""
+"""Tools for networks: finding scale invariance, and the PSI manifold in training."""
 
 from ..manifolds import PSI
 from .declare import declare

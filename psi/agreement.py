@@ -1,15 +1,17 @@
-"""Agreement of processes: what each of them measures has to come out alike, or their replicas drift apart."""
+"""Agreement of processes: all of them have to find the same, or their replicas drift apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from torch import distributed
 
 from ..errors import RetractError
-from .report import Report
+
+if TYPE_CHECKING:
+    from .report import Report
 
 __all__ = ["agreed", "on_all_ranks"]
 
@@ -43,31 +45,31 @@ def agreed(what: str, work: Callable[[], T], verdicts: Callable[[T], Mapping[Any
     except Exception as error:
         _exchange(what, (f"{type(error).__name__}: {error}", {}))
         raise
-    everybody = _exchange(what, (None, verdicts(result)))
-    for rank, (failure, _) in enumerate(everybody):
+    gathered = _exchange(what, (None, verdicts(result)))
+    for rank, (failure, _) in enumerate(gathered):
         if failure is not None:
             raise RetractError(f"{what} failed on rank {rank}, and is given up on all: {failure}")
-    _compare(what, [its for _, its in everybody])
+    _compare(what, [found for _, found in gathered])
     return result
 
 
-def _exchange(what: str, mine: tuple[str | None, Mapping[Any, str]]) -> list[tuple[str | None, Mapping[Any, str]]]:
+def _exchange(what: str, result: tuple[str | None, Mapping[Any, str]]) -> list[tuple[str | None, Mapping[Any, str]]]:
     """What every process says, by rank."""
-    everybody: list[Any] = [None] * distributed.get_world_size()
+    gathered: list[Any] = [None] * distributed.get_world_size()
     try:
-        distributed.all_gather_object(everybody, mine)
+        distributed.all_gather_object(gathered, result)
     except RuntimeError as error:
         raise RetractError(
             f"{what} compares what all processes find, and the others did not come ({error}). Call it on every rank, or before "
             "init_process_group"
         ) from error
-    return everybody
+    return gathered
 
 
-def _compare(what: str, everybody: list[Mapping[Any, str]]) -> None:
+def _compare(what: str, gathered: list[Mapping[Any, str]]) -> None:
     differing = []
-    for key in dict.fromkeys(key for its in everybody for key in its):
-        said = {rank: its[key] for rank, its in enumerate(everybody) if key in its}
+    for key in dict.fromkeys(key for verdicts in gathered for key in verdicts):
+        said = {rank: verdicts[key] for rank, verdicts in enumerate(gathered) if key in verdicts}
         first = min(said)
         other = next((rank for rank in said if said[rank] != said[first]), None)
         if other is not None:

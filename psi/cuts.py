@@ -26,7 +26,7 @@ class Cut:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Names of the parameters whose rows lie in its points."""
+        """Names of the parameters whose rows are parts of its points."""
         return (self.name, *(sibling(self.name, part) for part in self.joined))
 
 
@@ -47,7 +47,8 @@ def cuts(model: nn.Module, name: str, measured: Container[str]) -> list[Cut]:
     p = owner.get_parameter(leaf)
     if p.ndim == 0 or p.numel() == 0:
         return []
-    # What may scale along: vectors beside a matrix, matrices beside a stack of them, the shift beside a gain.
+    # What may scale along: vectors beside a matrix, matrices beside a stack of them, the bias of a normalization layer
+    # beside its weight.
     partners = {
         key: q
         for key, q in owner._parameters.items()
@@ -70,27 +71,27 @@ def cuts(model: nn.Module, name: str, measured: Container[str]) -> list[Cut]:
 def _ways(p: Tensor, transposed: int) -> Iterator[tuple[str, Rows]]:
     """Granularities and cuts of `p` that differ from each other; `transposed` is the number of groups of a transposed
     convolution."""
-    wide = [axis for axis, size in enumerate(p.shape) if size > 1]
+    wide = [dim for dim, size in enumerate(p.shape) if size > 1]
     if p.shape[0] == 1 or wide == [0]:
         yield "row", Rows()
     channels = transposed > 1 and p.ndim > 1 and (p.shape[1] > 1 or p.shape[0] > transposed)
     if channels:
-        yield "row", Rows(axis=1, groups=transposed)
+        yield "row", Rows(dim=1, groups=transposed)
     for size in range(1, len(wide)):
-        for axes in combinations(wide, size):
-            if not (channels and transposed == p.shape[0] and axes == (0, 1)):
-                yield "row", Rows(axis=axes if size > 1 else axes[0])
+        for dims in combinations(wide, size):
+            if not (channels and transposed == p.shape[0] and dims == (0, 1)):
+                yield "row", Rows(dim=dims if size > 1 else dims[0])
     divisors = [g for g in range(p.shape[0] - 1, 1, -1) if p.shape[0] % g == 0]
     if wide[:2] == [0, 1]:
-        yield from (("row", Rows(axis=1, groups=g)) for g in divisors if g != transposed)
+        yield from (("row", Rows(dim=1, groups=g)) for g in divisors if g != transposed)
     yield from (("block", Rows(blocks=g)) for g in divisors if not (channels and p.shape[1] == 1 and g == transposed))
     if p.shape[0] > 1:
-        yield "tensor", Rows(blocks=1)
+        yield "tensor", Rows.whole()
 
 
 def _fits(rows: Rows, partner: Tensor, count: int) -> bool:
     """Whether `rows` cuts `partner` into as many points."""
     if rows.blocks is not None:
         return partner.shape[0] % rows.blocks == 0
-    vector = partner.ndim == 1 and rows.axis in (0, 1)
-    return (vector or max(rows.axes) < partner.ndim) and rows.layout(partner, 1).batch == (count,)
+    vector = partner.ndim == 1 and rows.dim in (0, 1)
+    return (vector or max(rows.dims) < partner.ndim) and rows.layout(partner, 1).batch == (count,)

@@ -1,4 +1,4 @@
-"""What to look at while a network trains: how far points turn in a step, and what their norms do meanwhile."""
+"""Diagnostics of a training run: angular updates, norms and gradients of declared points."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Observation:
     step: int
     """From 1."""
     group: str
-    """Manifold, and how parameters are cut into points where that is not by axis 0."""
+    """Manifold, and how parameters are cut into points where that is not by dim 0."""
     points: int
     """How many there are."""
     norm_min: float
@@ -35,10 +35,10 @@ class Observation:
     """Their median."""
     norm_max: float
     """The largest."""
-    turn_mean: float
+    angular_update_mean: float
     """How far the step moved a point, on average: the geodesic distance, in radians on spheres and PSI; ‖y − x‖ where there is
     none."""
-    turn_max: float
+    angular_update_max: float
     """The farthest."""
     gradient: float
     """Root mean square of the Riemannian gradients' norms at the points before the step: on PSI ‖w‖ ‖∇_w L‖, the gradient with
@@ -46,7 +46,7 @@ class Observation:
     leak: float
     """Largest |⟨w, ∇_w L⟩| / (‖w‖ ‖∇_w L‖) on scaling quotients, which is 0 except for what the eps of a
     normalization layer does; elsewhere NaN."""
-    brought_back: int
+    renormalized: int
     """Points whose norm has fallen by more than a factor of 16 since the observation before: renormalised, under ``radius="free"``."""
 
 
@@ -71,7 +71,7 @@ class _Group:
 
     def observe(self, step: int) -> Observation | None:
         """After a step; None if no point has a gradient."""
-        turns, gradients, leaks, norms = [], [], [], []
+        updates, gradients, leaks, norms = [], [], [], []
         ndim = self.manifold.event_ndim
         for x, (parts, layouts) in zip(self.before, self.members, strict=True):
             y = gather(parts, layouts)
@@ -80,30 +80,30 @@ class _Group:
                 continue
             egrad = gather([part.grad for part in parts], layouts).to(x.dtype)  # type: ignore[misc]
             if isinstance(self.manifold, GeodesicManifold):
-                turns.append(self.manifold.dist(x, y).flatten())
+                updates.append(self.manifold.dist(x, y).flatten())
             else:
-                turns.append(numerics.norm(y - x, ndim).flatten())
+                updates.append(numerics.norm(y - x, ndim).flatten())
             gradients.append(self.manifold.norm(x, self.manifold.riemannian_gradient(x, egrad)).flatten())
             if isinstance(self.manifold, ScalingQuotient):
                 size = numerics.norm(x, ndim) * numerics.norm(egrad, ndim)
                 leaks.append((numerics.dot(x, egrad, ndim).abs() / torch.where(size > 0, size, 1.0)).flatten())
         self.before = []
-        if not turns:
+        if not updates:
             return None
-        turn, gradient, norm = torch.cat(turns), torch.cat(gradients), torch.cat(norms)
+        update, gradient, norm = torch.cat(updates), torch.cat(gradients), torch.cat(norms)
         fallen = 0 if self.norms is None else int((norm * 16 < self.norms).sum())
         self.norms = norm
         numbers = {
             "norm_min": norm.min(),
             "norm_median": norm.median(),
             "norm_max": norm.max(),
-            "turn_mean": turn.mean(),
-            "turn_max": turn.max(),
+            "angular_update_mean": update.mean(),
+            "angular_update_max": update.max(),
             "gradient": gradient.square().mean().sqrt(),
             "leak": torch.cat(leaks).max() if leaks else norm.new_tensor(float("nan")),
         }
         read = dict(zip(numbers, torch.stack([*numbers.values()]).tolist(), strict=True))
-        return Observation(step=step, group=self.name, points=len(norm), brought_back=fallen, **read)
+        return Observation(step=step, group=self.name, points=len(norm), renormalized=fallen, **read)
 
 
 class Monitor:
@@ -175,8 +175,9 @@ class Monitor:
             writer.writerows(self.to_dict())
 
     def plot(self) -> Any:
-        """A matplotlib figure: norms, turns, gradients and leaks of each group over the steps, one above the other, with a cross on
-        the norms where points were brought back. Raises `MissingExtraError` without matplotlib."""
+        """A matplotlib figure: norms, angular updates, gradients and leaks of each group over the steps, one above the
+        other, with a cross on the norms where points were renormalized. Raises `MissingExtraError` without
+        matplotlib."""
         try:
             from matplotlib import pyplot as plt
         except ModuleNotFoundError as error:
@@ -184,7 +185,11 @@ class Monitor:
 
         panels: dict[str, Callable[[Observation], tuple[float, float, float]]] = {
             "norm: smallest, median, largest": lambda o: (o.norm_min, o.norm_median, o.norm_max),
-            "turn in a step (rad on spheres and PSI): mean, largest": lambda o: (o.turn_mean, o.turn_mean, o.turn_max),
+            "angular update (rad on spheres and PSI): mean, largest": lambda o: (
+                o.angular_update_mean,
+                o.angular_update_mean,
+                o.angular_update_max,
+            ),
             "gradient: root mean square": lambda o: (o.gradient,) * 3,
             "leak: largest": lambda o: (o.leak,) * 3,
         }
@@ -197,7 +202,7 @@ class Monitor:
                 (line,) = axis.plot(steps, middle, label=group.name)
                 axis.fill_between(steps, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
                 if axis is axes[0]:
-                    back = [o for o in seen if o.brought_back]
+                    back = [o for o in seen if o.renormalized]
                     axis.plot([o.step for o in back], [o.norm_median for o in back], "x", color=line.get_color())
             axis.set(title=title, yscale="log")
             axis.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""What is an eps in a call of torch, and the same call without it."""
+"""Recognizing an eps in a call of torch, and making the same call without it."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class Euler:
             if live.any():
                 alive, refuted = True, refuted or not bool(holds[live].all())
                 worst = max(worst, float((product.abs() / (w2 * g2).sqrt())[live].max()))
-            if refuted and cut.rows.axis != 0:
+            if refuted and cut.rows.dim != 0:
                 break  # one point that fails is enough
             if refuted and not evidence.held:
                 evidence.part = holds & (product.abs() <= self._tolerances.identity**2 * square.sqrt())
@@ -96,7 +96,7 @@ class Euler:
 
     def sums(self, cut: Cut) -> Iterator[Tensor]:
         """⟨w, g⟩, Σ (w g)², ‖w‖², ‖g‖² of the points of `cut`, (4, points) in pieces."""
-        if cut.rows.axis == 0 or cut.joined:
+        if cut.rows.dim == 0 or cut.joined:
             yield self.full(cut)
         else:
             yield from self._pieces(cut.name, cut.rows)
@@ -106,17 +106,17 @@ class Euler:
         return torch.stack([self._full(part, cut.rows, cut.count) for part in cut.parts]).sum(0)
 
     def _full(self, name: str, rows: Rows, count: int) -> Tensor:
-        """The sums of one parameter, (4, points). Those of axis 0, of which blocks are made, are kept."""
-        if name in self._rows and rows.axis == 0:
+        """The sums of one parameter, (4, points). Those of dim 0, of which blocks are made, are kept."""
+        if name in self._rows and rows.dim == 0:
             kept = self._rows[name]
         else:
             # Filled piece by piece: small results between large intermediate ones would scatter memory.
-            first = self.weights[name].shape[0] if rows.axis == 0 and self.weights[name].ndim else count
+            first = self.weights[name].shape[0] if rows.dim == 0 and self.weights[name].ndim else count
             kept, start = self.weights[name].new_empty(4, first), 0
-            for piece in self._pieces(name, Rows() if rows.axis == 0 else rows):
+            for piece in self._pieces(name, Rows() if rows.dim == 0 else rows):
                 kept[:, start : start + piece.shape[1]] = piece
                 start += piece.shape[1]
-            if rows.axis == 0:
+            if rows.dim == 0:
                 self._rows[name] = kept
         return kept if rows.blocks is None else kept.view(4, rows.blocks, -1).sum(-1)
 
@@ -130,11 +130,11 @@ class Euler:
 
 def _sums(w: Tensor, g: Tensor, axes: int) -> Iterator[Tensor]:
     """Σ w g, Σ (w g)², Σ w², Σ g² over all but the first `axes`, (4, points) in pieces that need little memory."""
-    each = w.numel() // max(1, w.shape[0]) if w.ndim else 0
+    width = w.numel() // max(1, w.shape[0]) if w.ndim else 0
     if w.numel() > CHUNK:
-        step = max(1, CHUNK // each)
-        parts = zip(w.split(step), g.split(step), strict=True) if each <= CHUNK else zip(w, g, strict=True)
-        inner = axes if each <= CHUNK else max(0, axes - 1)
+        step = max(1, CHUNK // width)
+        parts = zip(w.split(step), g.split(step), strict=True) if width <= CHUNK else zip(w, g, strict=True)
+        inner = axes if width <= CHUNK else max(0, axes - 1)
         pieces = (piece for s, t in parts for piece in _sums(s, t, inner))
         if axes:
             yield from pieces

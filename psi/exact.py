@@ -1,4 +1,4 @@
-"""A model's arithmetic in one wide floating-point type, whatever it asks for; and operations that do not know the type."""
+"""Running a model's arithmetic in one wide floating-point type, with a fallback for others."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Lenient(TorchFunctionMode):
             return None
         # What is written to keeps its type.
         written = name.startswith(("__set", "__i")) or (name.endswith("_") and not name.endswith("__"))
-        own = _real(args[0].dtype) if written else max((_real(t.dtype) for t in floats), key=lambda d: d.itemsize)
-        if own not in _COMPLEX:
+        native = _real(args[0].dtype) if written else max((_real(t.dtype) for t in floats), key=lambda d: d.itemsize)
+        if native not in _COMPLEX:
             return None
-        for dtype in (own, *(() if written else self._others)):
+        for dtype in (native, *(() if written else self._others)):
             if all(t.dtype == widened(t.dtype, dtype) for t in floats):
                 continue
             cast = _cast(dtype)
@@ -79,18 +79,18 @@ class Lenient(TorchFunctionMode):
                 result = func(*args[:written], *rest, **named)
             except RuntimeError:
                 continue
-            if dtype != own:
+            if dtype != native:
                 self.used[name] = dtype
-            return (tree_map_only(Tensor, _cast(own), result),)
+            return (tree_map_only(Tensor, _cast(native), result),)
         return None
 
 
 class Exact(Lenient):
-    """While active, whatever asks for a floating-point type gets `wide` or its complex counterpart, so that a norm which casts
-    to float32 loses nothing; and with ``eps=False`` every eps is set aside.
+    """While active, whatever asks for a floating-point type gets `wide` or its complex counterpart, so that a
+    normalization layer which casts to float32 loses nothing; and with ``eps=False`` every eps is set aside.
 
     Args:
-        implicit: eps of norms that were given none.
+        implicit: eps of normalization functions that were given none.
     """
 
     def __init__(self, wide: torch.dtype, others: Iterable[torch.dtype], *, eps: bool, implicit: float) -> None:

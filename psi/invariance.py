@@ -1,7 +1,7 @@
 """`find`: which weights of a network are positively scale-invariant, measured.
 
 1. Euler's identity. If L(a w) = L(w) for all a > 0, then ⟨w, ∇L⟩ = 0 (Yi 2022, Lemma 1), and conversely on a ray. A backward
-   pass next to the weights, with the eps of every norm set aside, tells of every cut of every parameter which points satisfy it.
+   pass next to the weights, with every eps set aside, tells of every cut of every parameter which points satisfy it.
    An invariant point satisfies it wherever it is: so two more passes are made, with the rows of all that has satisfied it so far
    multiplied by random factors up to 128 either way.
 2. Of each parameter the finest cut is taken that no pass has refuted. A cut without a gradient is neither refuted nor
@@ -15,7 +15,7 @@ Never more than `PASSES` forward passes: what is not decided within them is "can
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,13 +44,21 @@ FOR_LEAKS = 12
 
 @on_all_ranks
 @torch.no_grad()
-def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report:
+def find(
+    model: nn.Module,
+    args: Tensor | Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    probes: int = 2,
+) -> Report:
     """Measure which parameters of `model` are positively scale-invariant, at the finest granularity that holds.
 
     Args:
         model: any module, in the mode in which it trains: frozen running statistics leave nothing invariant.
-        args, kwargs: example inputs for its forward pass; at least three samples where BatchNorm is, since two are
-            normalised to ±1 whatever the weights are, and nothing can be told.
+        args: example inputs of its forward pass, a tuple as for `torch.export.export`; a single tensor stands for a
+            tuple of one. At least three samples where BatchNorm is, since two are normalised to ±1 whatever the
+            weights are, and nothing can be told.
+        kwargs: example inputs by name.
         probes: number of inputs: the given one and perturbed copies of it.
 
     The model comes out exactly as it went in: it runs in float64 on copies of its parameters and buffers.
@@ -60,14 +68,16 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
     that differ raise on all. To look at a model on one rank only, call it before ``init_process_group``.
 
     Raises:
+        TypeError: `args` is neither a tensor nor a tuple or list, or `kwargs` no mapping.
         RetractError: ranks come to different verdicts, one of them failed, or did not come.
         ProbeError: the model failed, returned something not finite or nothing differentiable; a scripted module,
             a lazy or a meta parameter; running statistics all frozen.
     """
     if not isinstance(probes, int) or probes < 1:
         raise ProbeError(f"probes={probes!r}: an integer, and at least 1 for the given inputs")
+    given = _inputs(args, kwargs)
     _refuse_frozen(model)
-    probe = Probe(model, args, kwargs)
+    probe = Probe(model, *given)
     search = Search({name: cuts(model, name, probe.weights) for name in probe.weights})
     outputs, gradients = probe.differentiate(0, eps=False)
     tolerances = Tolerances(probe.precision)
@@ -88,15 +98,30 @@ def find(model: nn.Module, *args: Any, probes: int = 2, **kwargs: Any) -> Report
         if sound == 2:
             break
     rescaling = Rescaling(probe, bases, tolerances.outputs, PASSES - FOR_LEAKS)
-    for gains in (False, True):
-        while taken := [cut for cut in search.taken() if gains == (probe.weights[cut.name].ndim < 2)]:
+    for vectors in (False, True):
+        while taken := [cut for cut in search.taken() if vectors == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
     del bases, rescaling
     return report(probe, search, reasons, leaks(probe, list(search.proven.values()), tolerances, PASSES))
 
 
+def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional inputs and those by name. Subclasses of tuple, such as `PackedSequence`, are inputs themselves."""
+    if not isinstance(args, Tensor) and type(args) not in (tuple, list):
+        raise TypeError(
+            f"args is of type {type(args).__name__}: give a tensor, or a tuple of what the model takes. What is a single input "
+            "goes into a tuple, args=(input,), and inputs by name into kwargs={'name': input}"
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(
+            f"kwargs is of type {type(kwargs).__name__}: give a mapping of inputs by name. Several inputs without names go "
+            "into a tuple, args=(first, second)"
+        )
+    return (args,) if isinstance(args, Tensor) else tuple(args), dict(kwargs or {})
+
+
 def _perturbed(probe: Probe, probes: int) -> list[list[Tensor]]:
-    """Outputs without eps for the inputs from 1 on. Where the model does not stand the perturbed ones (sorted lengths, targets
+    """Outputs without eps for the inputs from 1 on. Where the model refuses the perturbed ones (sorted lengths, targets
     in [0, 1]), the given ones serve again."""
     try:
         return [probe.run(number, eps=False) for number in range(1, probes)]

@@ -1,4 +1,4 @@
-"""What an eps leaves of an invariance, measured at the model's own weights, with its eps, in its own dtype.
+"""Measuring how much an eps breaks an invariance: at the model's own weights, with its eps, in its own dtype.
 
 The leak of a point is how much doubling it changes the outputs, relative to what a random move of the same length changes.
 Derivatives tell it for all points at once: with random functionals L of the outputs, √n |⟨w, ∇L⟩| / (‖w‖ ‖∇L‖) is that ratio for
@@ -112,7 +112,7 @@ class Leak:
 
 def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[str, Leak]:
     """The leak of every cut, by name, with at most `limit` passes of the probe. What does not show at the model's own weights
-    (a branch behind a gain of zero) is measured next to them."""
+    (a branch that is multiplied by a weight of zero) is measured next to them."""
     found: dict[str, Leak] = {}
     for noise in (False, True):
         rest = [cut for cut in cuts if cut.name not in found]
@@ -138,8 +138,8 @@ def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: in
         key=lambda cut: found[cut.name].together.doubt(0),
     )
     confirmed = []
-    for gains in (False, True):  # what is declared comes first
-        some = [cut for cut in unsure if gains == (probe.weights[cut.name].ndim < 2)]
+    for vectors in (False, True):  # what is declared comes first
+        some = [cut for cut in unsure if vectors == (probe.weights[cut.name].ndim < 2)]
         for shows in (True, False):
             harmless, undecided = agreeing(
                 [c for c in some if shows == (found[c.name].together.influence > 0)], doubling.harmless
@@ -158,12 +158,12 @@ class _Doubling:
 
     def __init__(self, probe: Probe, found: dict[str, Leak], limit: int) -> None:
         self._probe, self._found, self._limit = probe, found, limit
-        own = dict(probe.model.named_parameters())
-        self._own = {name: own[name].detach() for name in probe.weights}
+        parameters = dict(probe.model.named_parameters())
+        self._weights = {name: parameters[name].detach() for name in probe.weights}
         self._base = self._outputs({})
         # What rounding does to each output, seen by changing the weights by as much.
-        rounded = self._outputs({name: _rounded(w) for name, w in self._own.items()})
-        unit = max(torch.finfo(w.dtype).eps for w in self._own.values())
+        rounded = self._outputs({name: _rounded(w) for name, w in self._weights.items()})
+        unit = max(torch.finfo(w.dtype).eps for w in self._weights.values())
         self._noise = [ROUNDING * max(gap, unit) for gap in changes(rounded, self._base)]
 
     def harmless(self, cuts: list[Cut]) -> bool:
@@ -174,7 +174,7 @@ class _Doubling:
             return bool(wholes[0].harmless)
         if any(whole.doubt(0) > SURE * ALLOWED for whole in wholes):
             return False
-        gap = math.hypot(*self._changes({part: 2 * self._own[part] for cut in cuts for part in cut.parts}))
+        gap = math.hypot(*self._changes({part: 2 * self._weights[part] for cut in cuts for part in cut.parts}))
         return all(gap <= ALLOWED * _expected(whole.influence) for whole in wholes)
 
     def confirm(self, cuts: list[Cut], degree: int) -> None:
@@ -198,9 +198,10 @@ class _Doubling:
 
     def _measure(self, cut: Cut, point: int | None, ratio: Ratio) -> None:
         """Replace what derivatives have said by the change of an output by doubling over that by a random move of the same length (root
-        mean square of as many as it takes to decide), the largest of all outputs. Where rounding hides both, it stands."""
+        mean square of as many as it takes to decide), the largest of all outputs. It is kept where
+        rounding hides both."""
         doubled = self._changes(
-            {part: self._own[part] + self._only(cut, part, self._own[part], point) for part in cut.parts}
+            {part: self._weights[part] + self._only(cut, part, self._weights[part], point) for part in cut.parts}
         )
         if not any(doubled):
             # Usually derivatives suffice to know that a move shows, and no pass is needed.
@@ -227,10 +228,12 @@ class _Doubling:
 
     def _moved(self, cut: Cut, point: int | None) -> list[float]:
         """Changes by a random move as long as the points."""
-        moves = {part: self._only(cut, part, torch.randn_like(self._own[part]), point) for part in cut.parts}
-        stretch = _length(self._only(cut, part, self._own[part], point) for part in cut.parts) / _length(moves.values())
+        moves = {part: self._only(cut, part, torch.randn_like(self._weights[part]), point) for part in cut.parts}
+        stretch = _length(self._only(cut, part, self._weights[part], point) for part in cut.parts) / _length(
+            moves.values()
+        )
         for part, move in moves.items():
-            move.mul_(stretch).add_(self._own[part])
+            move.mul_(stretch).add_(self._weights[part])
         return self._changes(moves)
 
     def _only(self, cut: Cut, part: str, tensor: Tensor, point: int | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a probe changes about a model's weights and inputs before it looks at them."""
+"""Perturbations of a model's weights and inputs for the passes of a probe."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 __all__ = ["disturb", "vary"]
 
 # Invariance holds for all weights or for none, so it is measured next to the weights rather than at them: a bias, a
-# residual branch or a gain that is zero at initialization would hide what it does.
+# residual branch or a weight of a normalization layer that is zero at initialization would hide what it does.
 WEIGHT_NOISE = 0.1
-SMALL_GAIN = 0.05
-"""Root mean square below which a gain counts as one that starts near zero, such as LayerScale."""
+SMALL_WEIGHT = 0.05
+"""Root mean square below which a weight of one axis counts as one that starts near zero, such as LayerScale."""
 INPUT_NOISE = 0.1
 
 
 def disturb(w: Tensor, beside: Iterable[Tensor], generator: torch.Generator) -> None:
     """Add a little noise to `w` in place; `beside` are the other weights of its module.
 
-    Its standard deviation is a tenth of a row's own size; but a bias or gain is made as large as what it is added to or multiplied
-    with, lest it be too small to show.
+    Its standard deviation is a tenth of a row's own size; but a vector, such as a bias, is made as large as what it is
+    added to or multiplied with, lest it be too small to show.
     """
     if w.is_complex():
         return disturb(torch.view_as_real(w), (), generator)
@@ -29,15 +29,15 @@ def disturb(w: Tensor, beside: Iterable[Tensor], generator: torch.Generator) -> 
 
 
 def _size(w: Tensor, beside: list[Tensor]) -> Tensor | float:
-    own = _rms(w)
+    size = _rms(w)
     if w.numel() > max(w.shape, default=1):
         rows = WEIGHT_NOISE * _row_norms(w) / w[0].numel() ** 0.5
-        return torch.where(rows > 0, rows, WEIGHT_NOISE * own or 1.0)
+        return torch.where(rows > 0, rows, WEIGHT_NOISE * size or 1.0)
     if beside and w.ndim == 1:
-        sizes = [size if size.shape == w.shape else size.square().mean().sqrt() for size in beside]
+        sizes = [other if other.shape == w.shape else other.square().mean().sqrt() for other in beside]
         largest = torch.stack(torch.broadcast_tensors(*sizes)).amax(0)
-        return torch.where(largest > 0, largest.clamp(min=WEIGHT_NOISE * own), own or 1.0)
-    return WEIGHT_NOISE * own if own > SMALL_GAIN else 1.0
+        return torch.where(largest > 0, largest.clamp(min=WEIGHT_NOISE * size), size or 1.0)
+    return WEIGHT_NOISE * size if size > SMALL_WEIGHT else 1.0
 
 
 def vary(t: Tensor, number: int, generator: torch.Generator) -> Tensor:
@@ -69,7 +69,7 @@ def _rms(t: Tensor) -> float:
 
 
 def _row_norms(t: Tensor) -> Tensor:
-    """Norm of each row along axis 0, (rows, 1…)."""
+    """Norm of each row along dim 0, (rows, 1…)."""
     if t.ndim < 2:
         return t.abs().double()
     return torch.linalg.vector_norm(t, dim=tuple(range(1, t.ndim)), keepdim=True, dtype=torch.float64)

@@ -52,7 +52,7 @@ class Probe:
         self.passes = 0
         """Forward passes so far."""
         self.perturbs = True
-        """Whether inputs from 1 on differ from the given ones; some models do not stand it."""
+        """Whether inputs from 1 on differ from the given ones; some models refuse perturbed inputs."""
         self.weights: dict[str, Tensor] = {}
         self._parameters = dict(model.named_parameters())
         self._state = State(model)
@@ -138,7 +138,7 @@ class Probe:
             else:
                 self._settled = True
                 return result
-        hint = "; arguments that are not psi.find's or psi.declare's own go to the model"
+        hint = "; a tuple or a list is spread over the model's inputs, and goes in as one of them by args=(input,)"
         raise ProbeError(
             f"the model failed in {_name(number)}: {type(failure).__name__}: {failure}"
             f"{hint if isinstance(failure, TypeError) else ''}"
@@ -182,7 +182,7 @@ class Probe:
 
     @contextmanager
     def _lent(self) -> Iterator[dict[int, Tensor]]:
-        """The weights by the ids of what they stand for; what a pass writes to them is undone."""
+        """The weights by the ids of the parameters they replace; what a pass writes to them is undone."""
         kept = {name: _lazily(w.detach()) for name, w in self.weights.items()}
         others = {name: nn.Parameter(_lazily(w.detach()), w.requires_grad) for name, w in self._others.items()}
         try:
@@ -231,7 +231,7 @@ class Probe:
         if p.is_meta:
             raise ProbeError(f"{name} is on the meta device and has no values to measure with; initialize it first")
         if name.startswith(tuple(f"{path}." for path in self._state.scripted)):
-            return "it lies in a scripted part and cannot be replaced"
+            return "it is in a scripted part and cannot be replaced"
         if p.numel() == 0:
             return "it has no values"
         if is_traceable_wrapper_subclass(p):

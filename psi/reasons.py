@@ -1,4 +1,4 @@
-"""Why a weight is not scale-invariant, read off the autograd graph. Words for people: no verdict depends on them."""
+"""Why a weight is not scale-invariant, read off the autograd graph for the report. No verdict depends on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STARVED = (
     "cannot tell: BatchNorm sees two values per channel, which become ±1 whatever the weights are; give more samples"
 )
 
-# Of norms written by hand, what divides by a length.
+# Of normalization written by hand, what divides by a length.
 _BY_HAND = ("Rsqrt", "Sqrt", "Std", "Var")
 # Functions f with f(a x) ≠ a f(x), by the name of their autograd node.
 _NONLINEAR = {
@@ -44,7 +44,8 @@ _NONLINEAR = {
 
 
 def explain(outputs: Iterable[Tensor], weights: dict[str, Tensor]) -> dict[str, str]:
-    """Per weight, the first thing on its way to the outputs that stops a factor from passing through to a norm."""
+    """Per weight, the first thing on its way to the outputs that stops a factor from passing through to a normalization
+    layer."""
     consumers, leaves = _graph(outputs)
     return {name: _walk(leaves.get(id(w)), consumers) for name, w in weights.items()}
 
@@ -71,7 +72,7 @@ def _graph(outputs: Iterable[Tensor]) -> tuple[dict[object, list[object]], dict[
 def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
     if leaf is None:
         return UNUSED
-    blocker, frozen, norm_behind = "", False, False
+    blocker, frozen, normalized = "", False, False
     layer, seen, first = [leaf], {leaf}, True
     while layer:
         ahead = []
@@ -79,13 +80,13 @@ def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
             for consumer in consumers[node]:
                 kind = re.sub(r"Backward\d*$", "", type(consumer).__name__)
                 if (("Norm" in kind and "WeightNorm" not in kind) or kind in _BY_HAND) and not first:
-                    if not (blocker or norm_behind) and _starved(kind, consumer):
+                    if not (blocker or normalized) and _starved(kind, consumer):
                         return STARVED
-                    norm_behind = True
+                    normalized = True
                     frozen = frozen or (not blocker and getattr(consumer, "_saved_training", True) is False)
-                elif not norm_behind and not blocker:
+                elif not normalized and not blocker:
                     if kind in _NONLINEAR:
-                        blocker = f"{_NONLINEAR[kind]} between weight and norm"
+                        blocker = f"{_NONLINEAR[kind]} between weight and normalization layer"
                     elif kind == "Add" and _sums(consumer):
                         blocker = "feeds a residual sum"
                 if consumer not in seen:
@@ -94,9 +95,9 @@ def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
         layer, first = ahead, False
     if frozen:
         return "BatchNorm is in eval mode"
-    if not norm_behind:
-        return "no norm behind it"
-    return blocker or "not every path to a norm scales with it"
+    if not normalized:
+        return "not followed by a normalization layer"
+    return blocker or "not every path to a normalization layer scales with it"
 
 
 def _starved(kind: str, node: Any) -> bool:

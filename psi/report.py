@@ -1,4 +1,4 @@
-"""`Finding` and `Report`: what was measured, as values, as a table, as a plot."""
+"""`Finding` and `Report`: the results of a measurement as values, as a table, as a plot, and as declarations."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
+import torch
+from torch import nn
+
 from ..errors import MissingExtraError, install
 from ..manifolds import PSI, Manifold, Rows
+from .found import declare_found
 
 __all__ = ["Finding", "Report"]
 
@@ -25,13 +29,14 @@ class Finding:
     """How the parameter is cut into such points."""
     joined: tuple[str, ...]
     """Names of parameters of the same module that scale along."""
-    radial: float
+    radial_ratio: float
     """Largest |⟨w, g⟩| / (‖w‖ ‖g‖) over the points, next to the weights and with every eps set aside; Euler's
     identity says 0. For ``"none"``, that of the whole tensor."""
-    leak: float
-    """What the eps of norms leaves of the invariance at the model's own weights: the change of an output when a point is doubled,
-    divided by its change when the point makes a random move of the same length. The largest over the points one at a time
-    and over all of them at once; at most 0.01, or there is no finding. NaN for ``"none"``."""
+    eps_leak: float
+    """What the eps of normalization layers leaves of the invariance at the model's own weights: the change of an output
+    when a point is doubled, divided by its change when the point makes a random move of the same length. The largest
+    over the points one at a time and over all of them at once; at most 0.01, or there is no finding. NaN for
+    ``"none"``."""
     reason: str
     """One phrase."""
     shape: tuple[int, ...]
@@ -54,7 +59,7 @@ class Report(Sequence[Finding]):
         manifold: Manifold = PSI(),
         notes: Sequence[str] = (),
     ) -> None:
-        self._findings = tuple(findings)
+        self._findings = self._measured = tuple(findings)
         self.notes = tuple(notes)
         """What a reader of the verdicts must know: outputs that were not looked at, state that could not be copied."""
         self.declared = tuple(declared)
@@ -76,6 +81,39 @@ class Report(Sequence[Finding]):
         """The findings other than ``"none"``."""
         return [finding for finding in self if finding.granularity != "none"]
 
+    @torch.no_grad()
+    def declare(self, model: nn.Module, *, manifold: Manifold = PSI(), representative: str = "keep") -> Report:
+        """Declare the weights that were found in `model` on `manifold`, and put them there.
+
+        Parameters of one axis stay as they are. Such are the weights of normalization layers, which a ReLU and the next
+        normalization layer make scale-invariant with their biases, as a whole: Yi (2022) trains them by plain SGD, and
+        at the rate of the weights they do harm (docs/invariance.md). The report has them, and `retract.declare` takes
+        them.
+
+        A bias that scales along with several weights, each on its own (the factors of a low-rank layer), belongs to the
+        first of them, or to what `retract.declare` was called for. The others are not declared, and the report says so.
+
+        Called again, it declares what this report found: what an earlier call declared and this report does not have is
+        undeclared. Declarations by `retract.declare` stay, unless the same parameter was found.
+
+        With a process group initialized this is a collective call, as `find` is, and all processes declare the same or
+        none.
+
+        Args:
+            model: that was measured, or another with the same parameters, such as a copy or the original of one.
+            manifold: of vectors: `PSI`, ``Grassmann(1)`` or `Sphere`.
+            representative: as in `retract.declare`.
+
+        Returns a report that says what was declared; this one stays as it is.
+
+        Raises as `retract.declare` does, and `OptionError` for a manifold of matrices, `DeclarationError` for a model
+        with other parameters, `RetractError` where processes differ. Then nothing has been declared.
+        """
+        findings, declared = declare_found(model, self._measured, manifold, representative)
+        report = Report(findings, declared, manifold, self.notes)
+        report._measured = self._measured
+        return report
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, by parameter name; `rows` as its repr."""
         return {f.name: {**asdict(f), "rows": repr(f.rows)} for f in self}
@@ -93,8 +131,8 @@ class Report(Sequence[Finding]):
                     f.granularity if found else "–",
                     _cut(f.rows) if found else "",
                     ", ".join(f.joined),
-                    f"{f.radial:.0e}",
-                    "" if math.isnan(f.leak) else f"{f.leak:.0e}",
+                    f"{f.radial_ratio:.0e}",
+                    "" if math.isnan(f.eps_leak) else f"{f.eps_leak:.0e}",
                     f.reason,
                 )
             )
@@ -130,7 +168,9 @@ class Report(Sequence[Finding]):
         colors = {"row": "#2171b5", "block": "#6baed6", "tensor": "#9ecae1", "none": "#d94801"}
         floor = 1e-18
         ax.barh(
-            [f.name for f in self], [max(f.radial, floor) for f in self], color=[colors[f.granularity] for f in self]
+            [f.name for f in self],
+            [max(f.radial_ratio, floor) for f in self],
+            color=[colors[f.granularity] for f in self],
         )
         ax.set_xscale("log")
         ax.set_xlim(floor, 2)
@@ -143,7 +183,5 @@ class Report(Sequence[Finding]):
 
 def _cut(rows: Rows) -> str:
     if rows.blocks is not None:
-        return f"blocks={rows.blocks}"
-    if rows.axis == 0:
-        return "axis 0"
-    return f"axis {rows.axis}" + (f", groups={rows.groups}" if rows.groups > 1 else "")
+        return "whole" if rows.blocks == 1 else f"blocks={rows.blocks}"
+    return f"dim {rows.dim}" + (f", groups={rows.groups}" if rows.groups > 1 else "")

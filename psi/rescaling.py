@@ -16,7 +16,7 @@ from .probe import FAINT, Probe, ProbeError
 __all__ = ["EXPONENTS", "OutOfPasses", "Rescaling", "agreeing", "changes", "multiplied", "spread"]
 
 REACH = 7.0
-"""Factors lie between 2^-7 and 2^7."""
+"""Factors are between 2^-7 and 2^7."""
 EXPONENTS = (5.0, REACH)
 """Where all points go the same way, random factors are 2^±5 … 2^±7, so that a clamp within a factor of 32 shows."""
 FEW = 8

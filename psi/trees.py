@@ -1,4 +1,4 @@
-"""Tensors in whatever a model returns."""
+"""Finding the tensors in the outputs of a model, of any type."""
 
 from __future__ import annotations
 

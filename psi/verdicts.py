@@ -1,4 +1,4 @@
-"""From evidence to verdicts: which cut of each parameter is taken, and what is said of the others."""
+"""From evidence to verdicts: the cut that is chosen for each parameter, and the reasons against the others."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Search:
         """Add what one backward pass says of all cuts that have not been refuted.
 
         A pass is `sound` if the outputs were what they should be. If not, something was scattered that is not invariant, and
-        others may fail for its sake: a channel that has become constant leaves rounding to the norm behind it. Such a failure
-        counts against gains; what is against weights, rescaling decides.
+        others may fail for its sake: a channel that has become constant leaves rounding to the normalization layer
+        after it. Such a failure counts against vectors; what is against matrices, rescaling decides.
         """
         first = not self.radial
         for name, cuts in self.ways.items():
@@ -165,15 +165,15 @@ def _part(probe: Probe, ways: list[Cut], evidence: dict[Cut, Evidence]) -> str |
 
 
 def _obstacle(model: nn.Module, cut: Cut, leak: Leak) -> str | None:
-    """Why an invariant parameter cannot be declared all the same: its norm matters to an eps, half of a point is frozen,
-    or a row is zero now."""
+    """Why an invariant parameter cannot be declared all the same: its length matters to an eps, half of a point is
+    frozen, or a row is zero now."""
     if not leak.decided:
         return "cannot tell within the number of forward passes how much an eps leaks"
     if not leak.harmless:
         leaking = (
             f"{leak.leaking} of {cut.count} {cut.granularity}s leak" if leak.leaking else "all points together leak"
         )
-        return f"a norm's eps hides it: {leaking}, up to {leak.worst:.0e}"
+        return f"the eps of a normalization layer hides it: {leaking}, up to {leak.worst:.0e}"
     parts = [model.get_parameter(part) for part in cut.parts]
     frozen = [part for part, p in zip(cut.parts, parts, strict=True) if not p.requires_grad]
     if 0 < len(frozen) < len(parts):

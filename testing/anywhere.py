@@ -1,4 +1,4 @@
-"""What finds a class by the name of its module, made to work for a class that its module does not hold.
+"""Pickling and evaluating manifolds whose class cannot be found by the name of its module.
 
 A manifold may be defined in a function, in a notebook or by `exec`. Whether its class can be imported says nothing about
 the manifold, so no law may depend on it.

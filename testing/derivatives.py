@@ -180,9 +180,9 @@ def derivatives_batch(s: Setting) -> None:
     for name, function, arrays, direction in probes(s):
         alone = vmap(lambda given, towards, function=function: jvp(function, given, towards)[1])(arrays, direction)
         s.same(alone, jvp(function, arrays, direction)[1], f"forward mode under vmap through {name}")
-        each = vmap(grad(lambda given, function=function: function(*given).sum()))(arrays)
+        points = vmap(grad(lambda given, function=function: function(*given).sum()))(arrays)
         batch = gradient(lambda *given, function=function: function(*given).sum(), arrays)[1]
-        for one, other in zip(each, batch, strict=True):
+        for one, other in zip(points, batch, strict=True):
             s.same(one, other, f"reverse mode under vmap through {name}")
 
 

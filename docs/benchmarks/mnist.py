@@ -1,4 +1,4 @@
-"""MNIST, 784-100-10 with BatchNorm: how far eval mode lags behind at high rates, and what gains on PSI do.
+"""MNIST, 784-100-10 with BatchNorm: how far eval mode lags behind at high rates, and BatchNorm's own weights on PSI.
 
     .venv/bin/python docs/benchmarks/mnist.py DATA
 
@@ -70,12 +70,12 @@ def lag(seed, lr, radius, share, data):
     return max(found)
 
 
-def gains(seed, on_psi, data):
-    """Training loss of the fourth epoch, with gain and bias of the first norm as one point of PSI or not."""
+def weights_of_norm(seed, on_psi, data):
+    """Training loss of the fourth epoch, with weight and bias of the first BatchNorm as one point of PSI or not."""
     model = network(seed)
     psi.declare(model, data.train_x[:128])
     if on_psi:
-        declare(model, "1.weight", PSI(), Rows(blocks=1), joined=("bias",))
+        declare(model, "1.weight", PSI(), Rows.whole(), joined=("bias",))
     *_, last = epochs(model, PSISGD(param_groups(model), lr=0.1, momentum=0.9), data, 4)
     return last
 
@@ -92,8 +92,11 @@ def main(data):
             found = [lag(seed, lr, radius, share, data) for seed in SEEDS]
             print(f"{name}, lr {lr:g}: {min(found):.1f} – {max(found):.1f} points", flush=True)
     for on_psi in (False, True):
-        found = [gains(seed, on_psi, data) for seed in SEEDS]
-        print(f"gains {'on PSI' if on_psi else 'Euclidean'}: loss {min(found):.3f} – {max(found):.3f}", flush=True)
+        found = [weights_of_norm(seed, on_psi, data) for seed in SEEDS]
+        print(
+            f"weights of BatchNorm {'on PSI' if on_psi else 'Euclidean'}: loss {min(found):.3f} – {max(found):.3f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from retract import declare, param_groups
-from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
+from retract.manifolds import PSI, ProjectiveSpace, Rows, Sphere, Stiefel
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from retract.psi.data import mnist
 from torch import nn
@@ -23,11 +23,11 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 REST = {RiemannianAdam: 1e-3, AdamG: 1e-3, RiemannianSGD: 0.1, PSISGD: 0.1, SGDG: 0.1}
 """Rates of the parameters that are not declared."""
 BOTH, SQUARE = ("0.weight", "3.weight"), ("3.weight",)
-GRANULARITIES = {"rows": Rows(), "4 blocks": Rows(blocks=4), "whole tensor": Rows(blocks=1)}
+GRANULARITIES = {"rows": Rows(), "4 blocks": Rows(blocks=4), "whole tensor": Rows.whole()}
 CASES = [
     *((make, PSI(), cut, BOTH) for make in (RiemannianAdam, PSISGD) for cut in GRANULARITIES),
     *((make, Sphere(), cut, BOTH) for make in (RiemannianAdam, RiemannianSGD) for cut in ("rows", "whole tensor")),
-    *((make, Grassmann(1), "rows", BOTH) for make in (SGDG, AdamG)),
+    *((make, ProjectiveSpace(), "rows", BOTH) for make in (SGDG, AdamG)),
     *((make, Stiefel(), "one frame, 64 × 64", SQUARE) for make in (RiemannianAdam, RiemannianSGD)),
 ]
 CONSTANT = [(make, PSI(), "rows", BOTH) for make in (RiemannianAdam, PSISGD)]

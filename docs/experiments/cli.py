@@ -1,4 +1,4 @@
-"""``python docs/experiments``: one command per experiment. What is computed stands beside it, one file each."""
+"""``python docs/experiments``: one command per experiment. The computations are in the files beside it."""
 
 from __future__ import annotations
 

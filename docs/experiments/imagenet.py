@@ -104,7 +104,7 @@ class _Loaders:
             num_workers=self._workers,
             pin_memory=self._device.type == "cuda",
             generator=generator,
-            drop_last=generator is not None,  # a norm cannot train on a last batch of one
+            drop_last=generator is not None,  # BatchNorm cannot train on a last batch of one
         )
         for x, y in loader:
             moved = x.to(self._device, non_blocking=True, memory_format=self._layout)

@@ -79,7 +79,7 @@ def build(
     if not 0.0 < lr < float("inf"):
         raise RetractError(f"lr {lr:g}: a learning rate lies in (0, ∞)")
     options = {**method.options, "lr": lr}
-    if isinstance(method.manifold, manifolds.Grassmann):
+    if isinstance(method.manifold, manifolds.ProjectiveSpace):
         options["orthogonality"] = orthogonality
     elif orthogonality:
         raise RetractError(

@@ -55,7 +55,7 @@ for eps, report in reports.items():
     print(f"\neps {eps:g}")
     for finding in report:
         if len(finding.shape) == 2:
-            leak = "" if math.isnan(finding.leak) else f"leak {finding.leak:.0e}; "
+            leak = "" if math.isnan(finding.eps_leak) else f"leak {finding.eps_leak:.0e}; "
             print(f"{finding.name}  {finding.granularity:4}  {leak}{finding.reason}")
 
 # %%
@@ -161,5 +161,5 @@ assert abs(unit[0][-1] / final["PSI-SGDM", small] - 1) < 0.01
 assert abs(slope + 2) < 0.1
 assert (angle[short] - math.pi / 2).abs().max() < 0.3
 assert psi_angle[norms.argmin()] < 0.1 * psi_angle.median()
-assert all(f.granularity == "row" and f.leak < 1e-12 for f in reports[small] if len(f.shape) == 2)
+assert all(f.granularity == "row" and f.eps_leak < 1e-12 for f in reports[small] if len(f.shape) == 2)
 assert all(f.granularity == "none" and "eps" in f.reason for f in reports[default] if len(f.shape) == 2)

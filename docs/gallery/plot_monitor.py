@@ -82,9 +82,9 @@ looks = {"SGD": ("C0", "-"), "PSI-SGD": ("C1", "-"), "PSI-SGD, free": ("C3", ":"
 figure, (left, right) = plt.subplots(1, 2, figsize=(7, 3.4), layout="constrained", sharex=True)
 for name, (color, line) in looks.items():
     steps = [o.step for o in seen[name]]
-    left.semilogy(steps, [o.turn_mean for o in seen[name]], line, color=color, label=name)
+    left.semilogy(steps, [o.angular_update_mean for o in seen[name]], line, color=color, label=name)
     right.semilogy(steps, [o.norm_median for o in seen[name]], line, color=color)
-left.set(xlabel="step", ylabel="mean turn in a step [rad]")
+left.set(xlabel="step", ylabel="mean angular update [rad]")
 right.set(xlabel="step", ylabel="median norm of a row")
 left.legend()
 for axis in (left, right):
@@ -122,12 +122,12 @@ for name, (angle, growth) in laws.items():
 
 
 # %%
-# The rate at which rows turn, tan(mean turn) over the root mean square of the gradients, relative to the first step: on average
-# over the four epochs before the drop, and after it. The schedule says 1 and 0.1.
+# The rate at which rows turn, tan(mean angular update) over the root mean square of the gradients, relative to the
+# first step: on average over the four epochs before the drop, and after it. The schedule says 1 and 0.1.
 
 
 def rate(observations):
-    return sum(math.tan(o.turn_mean) / o.gradient for o in observations) / len(observations)
+    return sum(math.tan(o.angular_update_mean) / o.gradient for o in observations) / len(observations)
 
 
 rates = {}
@@ -140,8 +140,8 @@ for name, observations in seen.items():
 
 first = {name: observations[0] for name, observations in seen.items()}
 pairs = list(zip(seen["PSI-SGD"], seen["PSI-SGD, free"], strict=True))
-assert abs(first["SGD"].turn_mean / first["PSI-SGD"].turn_mean - 1) < 1e-9
-assert all(abs(held.turn_mean / free.turn_mean - 1) < 1e-9 for held, free in pairs)
+assert abs(first["SGD"].angular_update_mean / first["PSI-SGD"].angular_update_mean - 1) < 1e-9
+assert all(abs(held.angular_update_mean / free.angular_update_mean - 1) < 1e-9 for held, free in pairs)
 assert rates["SGD"][0] < 0.2
 assert rates["SGD"][1] < 0.02
 assert abs(rates["PSI-SGD"][0] - 1) < 0.1

@@ -1,6 +1,6 @@
 """Which parameter lives on which manifold: written on the module, as plain values.
 
-The declaration stands in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
+The declaration is kept in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
 nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2. What a
 tensor itself remembers (`records`) is used only to refuse what would train it in flat space.
 """
@@ -149,8 +149,8 @@ def preparing(
             with torch.no_grad():
                 scatter_(placed, parts, layouts)
         record(owner, leaf, name, declaration)
-        for each in {module, owner}:
-            watch_loads(each)
+        for holder in {module, owner}:
+            watch_loads(holder)
 
     return commit
 
@@ -177,10 +177,10 @@ def undeclare(module: nn.Module, name: str) -> None:
         DeclarationError: the parameter is not declared, or belongs to the points of another.
     """
     owner, leaf = _owner(module, name)
-    here = {entry.leaf: entry for entry in entries(owner) if entry.owner is owner}
+    found = {entry.leaf: entry for entry in entries(owner) if entry.owner is owner}
     part = owner._parameters.get(leaf)
-    if leaf not in here:
-        leads = [entry.leaf for entry in here.values() if leaf in entry.declaration.joined]
+    if leaf not in found:
+        leads = [entry.leaf for entry in found.values() if leaf in entry.declaration.joined]
         if leads:
             raise DeclarationError(
                 f"{name} belongs to the points of {leads[0]}; undeclare that, or declare it anew without"
@@ -256,11 +256,13 @@ def project_(model: nn.Module) -> None:
 def check_types(name: str, manifold: object, rows: object) -> None:
     """Raise `DeclarationError` unless these are a `Manifold` and a `Rows`."""
     if not isinstance(manifold, Manifold):
-        theirs = type(manifold).__module__.startswith("geoopt")
-        remedy = "wrap it in retract.manifolds.from_geoopt(…)" if theirs else "pass an instance such as Sphere()"
+        of_geoopt = type(manifold).__module__.startswith("geoopt")
+        remedy = "wrap it in retract.manifolds.from_geoopt(…)" if of_geoopt else "pass an instance such as Sphere()"
         raise DeclarationError(f"{name}: {manifold!r} is not a Manifold; {remedy}")
     if not isinstance(rows, Rows):
-        raise DeclarationError(f"{name}: rows={rows!r} is not a Rows; write Rows(axis=…) or Rows(blocks=…)")
+        raise DeclarationError(
+            f"{name}: rows={rows!r} is not a Rows; write Rows(dim=…), Rows(blocks=…) or Rows.whole()"
+        )
 
 
 def walk(model: nn.Module) -> Iterator[Declared]:
@@ -289,9 +291,9 @@ def walk(model: nn.Module) -> Iterator[Declared]:
             continue
         for name, part, leads in zip(names, parts, (True, *[False] * len(declaration.joined)), strict=True):
             if id(part) in seen:
-                other, its, _ = seen[id(part)]
+                other, earlier, _ = seen[id(part)]
                 raise DeclarationError(
-                    f"{name} and {other} are the same parameter, declared as {declaration} and {its}; "
+                    f"{name} and {other} are the same parameter, declared as {declaration} and {earlier}; "
                     "declare it once, or both names alike"
                 )
             seen[id(part)] = (name, declaration, leads)
@@ -358,11 +360,11 @@ def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration, without: 
     if len(ids) <= len(declaration.joined):
         raise DeclarationError(f"{leaf} and {', '.join(declaration.joined)} name one parameter twice")
     for entry in entries(owner):
-        other, its = entry.leaf, entry.declaration
+        other, earlier = entry.leaf, entry.declaration
         if entry.owner is not owner or other == leaf or other in without:
             continue
-        if ids & set(map(id, entry.parts)) and (its != declaration or declaration.joined):
-            raise DeclarationError(f"{leaf} and {other} are the same parameter, but {other} is declared as {its}")
+        if ids & set(map(id, entry.parts)) and (earlier != declaration or declaration.joined):
+            raise DeclarationError(f"{leaf} and {other} are the same parameter, but {other} is declared as {earlier}")
 
 
 def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Rows) -> None:
@@ -378,8 +380,8 @@ def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Ro
         raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
     for part in parts:
         # The entries of a bias are output channels, wherever its weight has them.
-        its = Rows() if part.ndim == 1 and rows.axis == 1 else rows
-        error = its.error(part.shape, Euclidean(1))
+        cut = Rows() if part.ndim == 1 and rows.dim == 1 else rows
+        error = cut.error(part.shape, Euclidean(1))
         if error:
             raise GeometryError(f"{name}, a part of shape {tuple(part.shape)}: {error}")
     counts = [rows.layout(part, 1).batch[0] for part in parts]

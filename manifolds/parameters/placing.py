@@ -1,4 +1,4 @@
-"""Putting rows on their manifold, and what speaks against it; also when a state_dict brings them."""
+"""Putting rows on their manifold, with the checks before it; also for rows that a state_dict brings."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
 
 
 def place(name: str, points: Tensor, manifold: Manifold, representative: str = "keep") -> Tensor:
-    """`points` moved onto `manifold`; refuses rows that stand for no point."""
+    """`points` moved onto `manifold`; refuses rows that represent no point."""
     check_rows(name, points, manifold)
     if isinstance(manifold, ScalingQuotient) and representative == "unit":
         return manifold.canonical(points)
@@ -82,7 +82,7 @@ def _watches(module: nn.Module) -> list[int]:
 def _place_loaded(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any
 ) -> None:
-    """Replace the entries of `state_dict`, which is torch's copy of the user's, that lie off their manifold.
+    """Replace the entries of `state_dict`, which is torch's copy of the user's, that are off their manifold.
 
     Points come through bitwise, and rows of scaling quotients stay where they are. What does not fit is left to torch.
 
@@ -105,7 +105,7 @@ def _place_loaded(
         layouts = [rows.layout(value, manifold.event_ndim) for value in values]
         points = gather(values, layouts)
         placed = place(prefix + entry.name, points, manifold)
-        moved, size = (numerics.norm(each, manifold.event_ndim) for each in (placed - points, points))
+        moved, size = (numerics.norm(a, manifold.event_ndim) for a in (placed - points, points))
         if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # rounded as it was stored, and to stay so
             continue
         refuse_stale(prefix + entry.name, points, placed, state_dict.items(), _LOAD_FIRST)

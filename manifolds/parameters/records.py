@@ -1,4 +1,4 @@
-"""What `declare` writes down: a declaration on the module that owns the parameter, and a mark on the tensor.
+"""Records of a declaration: a value on the module that owns the parameter, and a mark on the tensor.
 
 The declaration says where the parameter lives. The mark only serves to refuse: it is what an optimizer still sees of a
 declaration that was lost on the way to it.
@@ -97,10 +97,10 @@ class _Declarations(dict[str, Declaration]):
 
 
 def _copied(
-    owner: nn.Module, declarations: dict[str, Declaration], parts: list[tuple[str, Declaration, list[nn.Parameter]]]
+    owner: nn.Module, declarations: dict[str, Declaration], declared: list[tuple[str, Declaration, list[nn.Parameter]]]
 ) -> _Declarations:
-    for leaf, declaration, its in parts:
-        for part in its:
+    for leaf, declaration, parts in declared:
+        for part in parts:
             mark(part, leaf, declaration.geometry)
     return _Declarations(owner, declarations)
 

@@ -22,103 +22,114 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Rows:
-    """Which axes of a parameter enumerate points; everything else are the coordinates of one point.
+    """Which dimensions of a parameter enumerate points; everything else are the coordinates of one point.
 
-    ==========================  ==============================  ===========================================
-    value                       points                          for
-    ==========================  ==============================  ===========================================
-    ``Rows()``                  one per index of axis 0         Linear, Conv in front of BatchNorm
-    ``Rows(axis=1, groups=g)``  one per output channel          ConvTranspose with g groups
-    ``Rows(blocks=G)``          G consecutive blocks of axis 0  GroupNorm, the heads of QK-norm
-    ``Rows(blocks=1)``          the whole tensor                LayerNorm, RMSNorm
-    ``Rows(axis=(0, 1))``       one per pair of indices         stacked experts; vectors along what remains
-    ==========================  ==============================  ===========================================
+    =========================  =============================  ===========================================
+    value                      points                         for
+    =========================  =============================  ===========================================
+    ``Rows()``                 one per index of dim 0         Linear, Conv in front of BatchNorm
+    ``Rows(dim=1, groups=g)``  one per output channel         ConvTranspose with g groups
+    ``Rows(blocks=G)``         G consecutive blocks of dim 0  GroupNorm, the heads of QK-norm
+    ``Rows.whole()``           the whole tensor               LayerNorm, RMSNorm
+    ``Rows(dim=(0, 1))``       one per pair of indices        stacked experts; vectors along what remains
+    =========================  =============================  ===========================================
 
     For manifolds of vectors the coordinates are flattened in memory order, which makes the result a view
     for channels_last weights too. For ``Euclidean(0)`` every entry is a point.
 
-    A manifold of matrices (n × p, of orthonormal columns) takes the last two axes as they are, and all axes in front of them
-    enumerate points; an `axis` that is named instead must leave two. `columns` names other axes for its p columns; all that neither enumerates points nor columns is
-    flattened into the n coordinates of a column:
+    A manifold of matrices (n × p, of orthonormal columns) takes the last two dimensions as they are, and all in front
+    of them enumerate points; a `dim` that is named instead must leave two. `columns` names other dimensions for its p
+    columns; all that neither enumerates points nor columns is flattened into the n coordinates of a column:
 
-    ===============================  =========================================  ============================
-    value                            points                                     on Stiefel
-    ===============================  =========================================  ============================
-    ``Rows()``                       the tensor, out × in                       orthonormal columns of Linear
-    ``Rows(blocks=1, columns=0)``    the tensor, everything else × axis 0       orthonormal rows, filters of Conv
-    ``Rows(blocks=H, columns=0)``    H blocks, everything else × the block      orthonormal rows of each head
-    ``Rows(axis=0, columns=1)``      one per index of axis 0                    orthonormal rows of each expert
-    ``Rows(blocks=1, columns=c)``    with c = (1, 2, 3): out × in·k·k           columns of Conv, where out ≥ in·k·k
-    ===============================  =========================================  ============================
+    ==============================  =====================================  ============================
+    value                           points                                 on Stiefel
+    ==============================  =====================================  ============================
+    ``Rows()``                      the tensor, out × in                   orthonormal columns of Linear
+    ``Rows.whole(columns=0)``       the tensor, everything else × dim 0    orthonormal rows, filters of Conv
+    ``Rows(blocks=H, columns=0)``   H blocks, everything else × the block  orthonormal rows of each head
+    ``Rows(dim=0, columns=1)``      one per index of dim 0                 orthonormal rows of each expert
+    ``Rows.whole(columns=c)``       with c = (1, 2, 3): out × in·k·k       columns of Conv, where out ≥ in·k·k
+    ==============================  =====================================  ============================
+
+    >>> import torch
+    >>> from retract.manifolds import Rows
+    >>> w = torch.ones(6, 4)
+    >>> Rows(blocks=2).layout(w, event_ndim=1).split(w).shape
+    torch.Size([2, 12])
 
     Raises `GeometryError` for values that fit no parameter at all.
     """
 
-    axis: int | tuple[int, ...] = 0
-    """The axes whose indices enumerate points."""
+    dim: int | tuple[int, ...] = 0
+    """The dimensions whose indices enumerate points."""
     blocks: int | None = None
-    """How many points, each of consecutive indices of axis 0; with ``axis=0`` only."""
+    """How many points, each of consecutive indices of dim 0; with ``dim=0`` only."""
     groups: int = 1
-    """Of a transposed convolution, which enumerate points together with axis 1; with ``axis=1`` only."""
+    """Of a transposed convolution, which enumerate points together with dim 1; with ``dim=1`` only."""
     columns: int | tuple[int, ...] | None = None
-    """Of manifolds of matrices: the axes whose indices enumerate the columns of a matrix, in place of the last one. Of a
-    block, axis 0 is what lies in it."""
+    """Of manifolds of matrices: the dimensions whose indices enumerate the columns of a matrix, in place of the last
+    one. Of a block, dim 0 is the one within it."""
 
     def __post_init__(self) -> None:
-        for name in ("axis", "columns"):
-            axes = _tuple(getattr(self, name))
-            if any(not isinstance(a, int) or a < 0 for a in axes) or len(set(axes)) != len(axes):
-                raise GeometryError(f"{self!r}: {name} is one non-negative axis or several different ones")
+        for name in ("dim", "columns"):
+            dims = _tuple(getattr(self, name))
+            if any(not isinstance(a, int) or a < 0 for a in dims) or len(set(dims)) != len(dims):
+                raise GeometryError(f"{self!r}: {name} is one non-negative dimension or several different ones")
         if self.columns is not None:
             if not _tuple(self.columns):
                 raise GeometryError(
-                    f"{self!r}: columns is one axis or several; a single column is a point of a manifold of vectors"
+                    f"{self!r}: columns is one dimension or several; a single column is a point of a manifold of vectors"
                 )
-            if self.groups > 1 or (self.blocks is None and set(_tuple(self.columns)) & set(self.axes)):
+            if self.groups > 1 or (self.blocks is None and set(_tuple(self.columns)) & set(self.dims)):
                 raise GeometryError(
-                    f"{self!r}: an axis enumerates points or columns, not both; blocks=1 takes the whole tensor for one matrix"
+                    f"{self!r}: a dimension enumerates points or columns, not both; Rows.whole(columns=…) is one matrix"
                 )
-        if self.blocks is not None and (self.blocks < 1 or self.axis != 0):
-            raise GeometryError(f"{self!r}: blocks is a number ≥ 1 of blocks of axis 0")
-        if self.groups < 1 or (self.groups > 1 and self.axis != 1):
-            raise GeometryError(f"{self!r}: groups is a number ≥ 1 and goes with axis=1 (transposed convolutions)")
+        if self.blocks is not None and (self.blocks < 1 or self.dim != 0):
+            raise GeometryError(f"{self!r}: blocks is a number ≥ 1 of blocks of dim 0")
+        if self.groups < 1 or (self.groups > 1 and self.dim != 1):
+            raise GeometryError(f"{self!r}: groups is a number ≥ 1 and goes with dim=1 (transposed convolutions)")
 
     def __repr__(self) -> str:
-        # As it was before there were columns, so that states saved then still load.
+        # Without columns where there are none, as in states that were saved before there were any.
         columns = "" if self.columns is None else f", columns={self.columns!r}"
-        return f"Rows(axis={self.axis!r}, blocks={self.blocks!r}, groups={self.groups!r}{columns})"
+        return f"Rows(dim={self.dim!r}, blocks={self.blocks!r}, groups={self.groups!r}{columns})"
+
+    @classmethod
+    def whole(cls, columns: int | tuple[int, ...] | None = None) -> Rows:
+        """The whole tensor as one point, a vector or, with `columns`, a matrix: ``Rows(blocks=1, columns=columns)``."""
+        return cls(blocks=1, columns=columns)
 
     @property
-    def axes(self) -> tuple[int, ...]:
-        """`axis` as a tuple, in the order of the tensor."""
-        return tuple(sorted(_tuple(self.axis)))
+    def dims(self) -> tuple[int, ...]:
+        """`dim` as a tuple, in the order of the tensor."""
+        return tuple(sorted(_tuple(self.dim)))
 
-    def point_axes(self, ndim: int, event_ndim: int) -> tuple[int, ...]:
-        """Axes of a parameter of `ndim` axes that enumerate points as a whole, blocks left aside."""
-        if event_ndim != 1 and self.columns is None and self.axis == 0:
+    def point_dims(self, ndim: int, event_ndim: int) -> tuple[int, ...]:
+        """Dimensions of a parameter of `ndim` that enumerate points as a whole, blocks left aside."""
+        if event_ndim != 1 and self.columns is None and self.dim == 0:
             return tuple(range(ndim - event_ndim))
         # A bias has one entry per output channel, wherever its weight keeps the channels.
-        return (0,) if ndim == 1 and self.axis == 1 else self.axes
+        return (0,) if ndim == 1 and self.dim == 1 else self.dims
 
     def error(self, shape: Sequence[int], manifold: Manifold) -> str | None:
         """Why a parameter of `shape` cannot be cut into points of `manifold`, or None if it can."""
         if manifold.event_ndim == 0:
             return None
         if self.blocks is not None and (not shape or shape[0] % self.blocks):
-            return f"{self!r} does not divide axis 0 of shape {tuple(shape)}"
+            return f"{self!r} does not divide dim 0 of shape {tuple(shape)}"
         if self.groups > 1 and (not shape or shape[0] % self.groups):
-            return f"{self!r} does not divide axis 0 of shape {tuple(shape)}"
+            return f"{self!r} does not divide dim 0 of shape {tuple(shape)}"
         if self.columns is not None and manifold.event_ndim != 2:
             return f"{self!r} names the columns of matrices, and {manifold!r} is no manifold of matrices; leave columns out"
-        named = (*_tuple(self.columns), *(self.axes if self.blocks is None else ()))
-        asks = manifold.event_ndim == 1 or self.columns is not None or self.axis != 0
+        named = (*_tuple(self.columns), *(self.dims if self.blocks is None else ()))
+        asks = manifold.event_ndim == 1 or self.columns is not None or self.dim != 0
         if asks and max(named, default=-1) >= len(shape):
-            return f"{self!r} names an axis that shape {tuple(shape)} does not have"
+            return f"{self!r} names a dimension that shape {tuple(shape)} does not have"
         if manifold.event_ndim > 1 and self.columns is None:
-            inside = len(shape) - (0 if self.blocks is not None or self.axis == 0 else len(self.axes))
-            exact = self.blocks is not None or self.axis != 0
+            inside = len(shape) - (0 if self.blocks is not None or self.dim == 0 else len(self.dims))
+            exact = self.blocks is not None or self.dim != 0
             if inside < manifold.event_ndim or (exact and inside > manifold.event_ndim):
-                remedy = "; columns=… says which axes become its columns" if manifold.event_ndim == 2 else ""
+                remedy = "; columns=… says which dimensions become its columns" if manifold.event_ndim == 2 else ""
                 return f"{self!r} does not give shape {tuple(shape)} points of {manifold.event_ndim} dimensions{remedy}"
         layout = self.layout(torch.empty(tuple(shape), device="meta"), manifold.event_ndim)
         error = manifold.event_error(layout.event)
@@ -128,12 +139,12 @@ class Rows:
 
     def _transposed(self, ndim: int) -> Rows:
         """With what were the rows of a matrix for its columns."""
-        inside = [a for a in range(ndim) if self.blocks is not None or a not in self.point_axes(ndim, 2)]
+        inside = [a for a in range(ndim) if self.blocks is not None or a not in self.point_dims(ndim, 2)]
         columns = _tuple(self.columns) or (inside[-1],)
         others = tuple(a for a in inside if a not in columns)
-        points = self.blocks if self.blocks is not None else None if self.point_axes(ndim, 2) else 1
-        axis = 0 if points is not None else self.point_axes(ndim, 2)
-        plain = axis[0] if isinstance(axis, tuple) and len(axis) == 1 else axis
+        points = self.blocks if self.blocks is not None else None if self.point_dims(ndim, 2) else 1
+        dim = 0 if points is not None else self.point_dims(ndim, 2)
+        plain = dim[0] if isinstance(dim, tuple) and len(dim) == 1 else dim
         return Rows(plain, points, columns=others[0] if len(others) == 1 else others)
 
     def layout(self, part: Tensor, event_ndim: int) -> Layout:
@@ -147,8 +158,8 @@ class Layout(NamedTuple):
     blocks: int | None
     """Number of blocks that axis 0 is cut into first, if any."""
     order: tuple[int, ...] | None
-    """Axes of the points, then those of the coordinates, of vectors as they lie in memory, of matrices columns last; None: as
-    they stand."""
+    """Axes of the points, then those of the coordinates, of vectors in memory order, of matrices columns last; None:
+    unchanged."""
     arranged: tuple[int, ...]
     """Shape in that order."""
     axes: int
@@ -156,7 +167,7 @@ class Layout(NamedTuple):
     batch: tuple[int, ...]
     event: tuple[int, ...]
     scalar: tuple[int, ...]
-    """Shape of one number per point, with the parameter's number of dimensions and size 1 on the axes of the
+    """Shape of one scalar per point, with the parameter's number of dimensions and size 1 on the axes of the
     coordinates, so that it broadcasts against the parameter wherever an axis enumerates points."""
 
     @property
@@ -185,7 +196,7 @@ class Layout(NamedTuple):
         self.arrange(tensor).mul_(factors.to(tensor).view(shape))
 
     def split_scalars(self, tensor: Tensor) -> Tensor:
-        """One number per point, from `scalar` shape to (*batch, 1…), a view."""
+        """One scalar per point, from `scalar` shape to (*batch, 1…), a view."""
         return tensor.view(self.batch + (1,) * len(self.event))
 
 
@@ -255,7 +266,7 @@ def _layout(rows: Rows, shape: tuple[int, ...], stride: tuple[int, ...], event_n
     elif blocks is not None:
         axes = (0, 2)
     else:
-        axes = rows.point_axes(ndim, event_ndim)
+        axes = rows.point_dims(ndim, event_ndim)
     rest = [a for a in range(len(shape)) if a not in axes]
     columns = [a + (rows.blocks is not None) for a in _tuple(rows.columns)]
     if event_ndim == 1:

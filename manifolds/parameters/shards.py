@@ -1,4 +1,4 @@
-"""Sharded parameters, DTensors: how one is dealt out among processes, and which of its points lie whole in one shard."""
+"""Sharded parameters, DTensors: how one is dealt out among processes, and which points are whole in one shard."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class Cut(NamedTuple):
     def pack(self, local: Tensor) -> Tensor:
         """A shard as one row of numbers, filled up to a full run; the same length on every process."""
         assert self.axis is not None
-        lying = local.movedim(self.axis, 0)
-        filled = lying.new_zeros(self.run, *lying.shape[1:])
-        filled[: lying.shape[0]] = lying
+        rows = local.movedim(self.axis, 0)
+        filled = rows.new_zeros(self.run, *rows.shape[1:])
+        filled[: rows.shape[0]] = rows
         return filled.reshape(-1)
 
     def unpack(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
         """The whole tensor of `shape` from the rows of all processes, (size, numbers)."""
         assert self.axis is not None
         others = [length for axis, length in enumerate(shape) if axis != self.axis]
-        lying = rows.reshape(self.size * self.run, *others)[: self.length]
-        return lying.movedim(0, self.axis).contiguous()
+        full = rows.reshape(self.size * self.run, *others)[: self.length]
+        return full.movedim(0, self.axis).contiguous()
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:

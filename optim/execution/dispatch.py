@@ -5,7 +5,7 @@ path           runs
 =============  ====================================================================================================
 *reference*    one point set at a time through `update.update`: everything, and always when `capturable` or
                `differentiable`
-*foreach*      rows of many parameters through torch's functions for lists: PSI, Sphere, Grassmann(1), on any device
+*foreach*      rows of many parameters through torch's functions for lists: PSI, Sphere, ProjectiveSpace, on any device
 *fused*        row kernels: the same
 torch          Euclidean points whose rule torch has, on torch's path of the same name
 =============  ====================================================================================================
@@ -73,9 +73,7 @@ def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rul
     if len(rule.vectors) > 1:
         return f"row kernels move one vector with each point, and {type(rule).__name__} has {len(rule.vectors)}"
     if not has_rows(manifold):
-        return (
-            f"there is no row kernel for {manifold!r}, only for PSI, Sphere, Grassmann(1) and classes with a row_kernel"
-        )
+        return f"there is no row kernel for {manifold!r}, only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel"
     if device.type not in BACKENDS:
         return f"there are no row kernels for {device.type}"
     package, module, dtypes = BACKENDS[device.type]
@@ -98,7 +96,7 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
             )
     if options["foreach"] and not isinstance(manifold, Euclidean) and not has_rows(manifold):
         raise OptionError(
-            f"foreach=True on {points.name}: torch's functions for lists are used for vectors on PSI, Sphere and Grassmann(1), for "
+            f"foreach=True on {points.name}: torch's functions for lists are used for vectors on PSI, Sphere and ProjectiveSpace, for "
             f"classes with a row_kernel, and in flat space, not on {manifold!r}. Or leave foreach at None"
         )
 

@@ -144,7 +144,7 @@ def _local_rows(part: Tensor, cut: Cut, points: PointSet) -> Rows | None:
         )
     if rows.groups > 1 and (cut.axis != 1 or len(points.parts) > 1):
         return None
-    return rows if cut.axis in rows.point_axes(part.ndim, points.manifold.event_ndim) else None
+    return rows if cut.axis in rows.point_dims(part.ndim, points.manifold.event_ndim) else None
 
 
 def _cuts_coordinates(part: Tensor, cut: Cut, points: PointSet) -> bool:
@@ -154,7 +154,7 @@ def _cuts_coordinates(part: Tensor, cut: Cut, points: PointSet) -> bool:
         return False
     if rows.blocks is not None:
         return rows.blocks == 1 or cut.axis != 0
-    return rows.groups == 1 and cut.axis not in rows.point_axes(part.ndim, points.manifold.event_ndim)
+    return rows.groups == 1 and cut.axis not in rows.point_dims(part.ndim, points.manifold.event_ndim)
 
 
 def _exchange(parcels: Sequence[Parcel]) -> list[Tensor]:

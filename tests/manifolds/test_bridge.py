@@ -11,13 +11,13 @@ import pytest
 import retract
 import torch
 from retract.errors import GeometryError
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel, from_geoopt, to_geoopt
+from retract.manifolds import PSI, Euclidean, Grassmann, ProjectiveSpace, Sphere, Stiefel, from_geoopt, to_geoopt
 from retract.manifolds.geoopt import FromGeoopt
 from retract.optim import RiemannianAdam, RiemannianSGD
 from retract.testing import LawError, basics
 from torch import nn
 
-OURS = [(PSI(), (10,)), (Grassmann(1), (10,)), (Sphere(), (10,)), (Grassmann(3), (7, 3)), (Stiefel(), (7, 3))]
+OURS = [(PSI(), (10,)), (ProjectiveSpace(), (10,)), (Sphere(), (10,)), (Grassmann(3), (7, 3)), (Stiefel(), (7, 3))]
 IDS = [repr(manifold) for manifold, _ in OURS]
 
 
@@ -189,7 +189,11 @@ def test_our_manifolds_in_geoopts_optimizers(manifold, event):
 
         def closure(w=w, optimizer=optimizer):
             optimizer.zero_grad()
-            loss = (scale(w) * target).sum().square() if isinstance(manifold, Grassmann) else (scale(w) * target).sum()
+            loss = (
+                (scale(w) * target).sum().square()
+                if isinstance(manifold, Grassmann | ProjectiveSpace)
+                else (scale(w) * target).sum()
+            )
             loss.backward()
             return loss.detach()
 

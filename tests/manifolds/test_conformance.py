@@ -64,6 +64,16 @@ def test_the_row_that_is_no_point_is_named(case, device):
         case.manifold.check_point(torch.stack([x, off]))
 
 
+def test_a_concrete_manifold_has_no_subclass():
+    """Abstract or final. Grassmann(1) is the final class of lines as vectors."""
+    for case in CASES:
+        parents = type(case.manifold).__mro__[1:]
+        concrete = [c for c in parents if issubclass(c, manifolds.Manifold) and not inspect.isabstract(c)]
+        assert concrete == [], case.id
+    assert manifolds.Grassmann(1) == manifolds.ProjectiveSpace()
+    assert type(manifolds.Grassmann(1)) is manifolds.ProjectiveSpace
+
+
 def test_every_concrete_manifold_is_registered():
     registered = {type(case.manifold) for case in CASES}
     modules = [module for _, module in inspect.getmembers(manifolds, inspect.ismodule)]

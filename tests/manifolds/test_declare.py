@@ -23,14 +23,14 @@ def test_declaring_puts_the_parameter_in_place_and_keeps_it_plain():
     weight = model[0].weight
     pointer = weight.data_ptr()
     declare(model, "0.weight", Sphere())
-    declare(model[2], "weight", PSI(), rows=Rows(blocks=1), joined=["bias"])
+    declare(model[2], "weight", PSI(), rows=Rows.whole(), joined=["bias"])
     assert type(model[0].weight) is nn.Parameter
     assert model[0].weight is weight
     assert weight.data_ptr() == pointer
     Sphere().check_point(weight.detach())
     assert declared(model) == {
         "0.weight": Declaration(Sphere()),
-        "2.weight": Declaration(PSI(), Rows(blocks=1), ("bias",)),
+        "2.weight": Declaration(PSI(), Rows.whole(), ("bias",)),
     }
     declare(model, "0.weight", PSI())
     assert declared(model)["0.weight"].manifold == PSI()
@@ -123,7 +123,7 @@ def test_tied_parameters():
 
 def test_a_bias_belongs_to_one_point():
     layer = nn.Linear(3, 3)
-    declare(layer, "bias", PSI(), rows=Rows(blocks=1))
+    declare(layer, "bias", PSI(), rows=Rows.whole())
     with pytest.raises(DeclarationError, match="weight and bias are the same parameter"):
         declare(layer, "weight", PSI(), joined=("bias",))
 
@@ -171,12 +171,12 @@ def test_wrong_names_shapes_and_dtypes():
         declare(model, "0", PSI())
     with pytest.raises(DeclarationError, match="'bias'"):
         declare(nn.Linear(3, 2, bias=False), "weight", PSI(), joined=("bias",))
-    with pytest.raises(GeometryError, match=r"0.weight of shape \(3, 4\): .*does not divide axis 0"):
+    with pytest.raises(GeometryError, match=r"0.weight of shape \(3, 4\): .*does not divide dim 0"):
         declare(model, "0.weight", PSI(), rows=Rows(blocks=2))
     with pytest.raises(GeometryError, match="n ≥ p"):
         declare(model, "0.weight", Stiefel())
     with pytest.raises(GeometryError, match="parts must have the same"):
-        declare(nn.MultiheadAttention(4, 2), "in_proj_weight", PSI(), rows=Rows(axis=1), joined=("in_proj_bias",))
+        declare(nn.MultiheadAttention(4, 2), "in_proj_weight", PSI(), rows=Rows(dim=1), joined=("in_proj_bias",))
     with pytest.raises(GeometryError, match="has no joint points"):
         declare(nn.Linear(2, 4), "weight", Stiefel(), joined=("bias",))
     with pytest.raises(DeclarationError, match="complex64; the manifolds are real"):

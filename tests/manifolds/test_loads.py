@@ -19,7 +19,7 @@ def plain():
 def network():
     model = plain()
     declare(model, "0.weight", Sphere(), joined=("bias",))
-    declare(model[2], "weight", Stiefel(), Rows(blocks=1, columns=0))
+    declare(model[2], "weight", Stiefel(), Rows.whole(columns=0))
     declare(model, "3.weight", PSI())
     return model
 
@@ -121,7 +121,7 @@ def test_hooks_are_not_doubled_and_go_with_the_declaration():
     for _ in range(2):
         model = pickle.loads(pickle.dumps(copy.deepcopy(model)))
         declare(model, "0.weight", Grassmann(1), joined=("bias",))
-        declare(model, "2.weight", Stiefel(), Rows(blocks=1, columns=0))
+        declare(model, "2.weight", Stiefel(), Rows.whole(columns=0))
         assert [len(m._load_state_dict_pre_hooks) for m in model.modules()] == counts
         assert [len(m._load_state_dict_post_hooks) for m in model.modules()] == counts
     own = model.register_load_state_dict_pre_hook(lambda *_: None)

@@ -100,7 +100,7 @@ def test_a_joined_bias_is_marked_too():
 CHANGES = {
     "declared": lambda model: declare(model, "2.weight", Sphere()),
     "another manifold": lambda model: declare(model, "0.weight", PSI()),
-    "other rows": lambda model: declare(model, "0.weight", Sphere(), Rows(blocks=1)),
+    "other rows": lambda model: declare(model, "0.weight", Sphere(), Rows.whole()),
     "a bias joined": lambda model: declare(model, "0.weight", Sphere(), joined=("bias",)),
 }
 
@@ -280,6 +280,6 @@ def test_no_cycle_keeps_a_declared_module_alive():
 
 def test_stiefel_of_a_deepcopy_keeps_its_cut():
     layer = nn.Conv2d(2, 4, 3)
-    declare(layer, "weight", Stiefel(), Rows(blocks=1, columns=0))
+    declare(layer, "weight", Stiefel(), Rows.whole(columns=0))
     twin = through_pickle(copy.deepcopy(layer))
-    assert declared(twin)["weight"].rows == Rows(blocks=1, columns=0)
+    assert declared(twin)["weight"].rows == Rows.whole(columns=0)

@@ -5,8 +5,7 @@ from dataclasses import astuple, dataclass
 import pytest
 import torch
 from geometries import CASES
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere
-from retract.manifolds.grassmann import Lines
+from retract.manifolds import PSI, Euclidean, Grassmann, ProjectiveSpace, Sphere
 from retract.testing import LawError, basics, derivatives, geodesics, quotients, spherical
 
 BY_ID = {case.id: case for case in CASES}
@@ -78,8 +77,8 @@ MUTANTS = [
     ("sphere", Sphere, "dist", lambda m, x, y: torch.acos((x * y).sum(-1, True) - 1e-4), geodesics.distance_to_itself_is_zero),
     ("sphere", Sphere, "parallel_transport", lambda m, x, u, v: m.project(m.exp(x, u), v), geodesics.parallel_transport_is_isometric),
     ("sphere", Sphere, "tangent_defect", lambda m, x, u: (u * x).sum(-1).abs(), basics.scalars_keep_event_dimensions),
-    ("grassmann1", Lines, "retract", lambda m, x, u: -Grassmann(1).retract(x, u), basics.retraction_at_zero_is_the_point_itself),
-    ("grassmann1", Lines, "canonical", lambda m, x: x, quotients.canonical_is_constant_on_classes),
+    ("lines", ProjectiveSpace, "retract", lambda m, x, u: -ProjectiveSpace().retract(x, u), basics.retraction_at_zero_is_the_point_itself),
+    ("lines", ProjectiveSpace, "canonical", lambda m, x: x, quotients.canonical_is_constant_on_classes),
     ("sphere", Sphere, "nearest", hidden(Sphere().nearest), derivatives.first_derivatives_equal_differences),
     ("sphere", Sphere, "retract", straight_at_zero, derivatives.second_derivatives_equal_differences),
     ("sphere", Sphere, "exp", through_theta, derivatives.second_derivatives_equal_differences),

@@ -12,7 +12,7 @@ from retract.manifolds.parameters.rows import gather, scatter_
 def cuts(draw):
     """A tensor with its axes in some memory order, and a cut that fits it."""
     shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-    kind = draw(st.sampled_from(["axis", "axes", "blocks", "groups"]))
+    kind = draw(st.sampled_from(["dim", "dims", "blocks", "groups"]))
     if kind == "blocks":
         blocks = draw(st.integers(1, 3))
         shape[0] *= blocks
@@ -20,11 +20,11 @@ def cuts(draw):
     elif kind == "groups" and len(shape) > 1:
         groups = draw(st.integers(1, 3))
         shape[0] *= groups
-        rows = Rows(axis=1, groups=groups)
-    elif kind == "axes":
-        rows = Rows(axis=tuple(draw(st.lists(st.integers(0, len(shape) - 1), unique=True))))
+        rows = Rows(dim=1, groups=groups)
+    elif kind == "dims":
+        rows = Rows(dim=tuple(draw(st.lists(st.integers(0, len(shape) - 1), unique=True))))
     else:
-        rows = Rows(axis=draw(st.integers(0, len(shape) - 1)))
+        rows = Rows(dim=draw(st.integers(0, len(shape) - 1)))
     order = draw(st.permutations(range(len(shape))))
     inverse = [order.index(a) for a in range(len(shape))]
     tensor = (
@@ -46,7 +46,7 @@ def test_points_come_apart_and_together_again(cut):
     number = layout.split_scalars(torch.arange(float(layout.batch[0])).reshape(layout.scalar))
     assert number.flatten().tolist() == list(range(layout.batch[0]))
     assert len(layout.scalar) == tensor.ndim
-    if rows.blocks is None and rows.groups == 1 and list(rows.axes) == sorted(rows.axes):
+    if rows.blocks is None and rows.groups == 1 and list(rows.dims) == sorted(rows.dims):
         owner = torch.arange(float(layout.batch[0]), dtype=torch.float64).reshape(layout.scalar).expand(tensor.shape)
         assert (layout.split(owner) == number).all()
     # What is laid out otherwise lines up all the same.
@@ -60,11 +60,11 @@ def test_by_hand():
     w = torch.arange(24.0).view(4, 6)
     assert gather([w], [Rows().layout(w, 1)]).data_ptr() == w.data_ptr()
     assert torch.equal(gather([w], [Rows(blocks=2).layout(w, 1)]), w.view(2, 12))
-    assert torch.equal(gather([w], [Rows(axis=1).layout(w, 1)]), w.T)
-    assert torch.equal(gather([w], [Rows(axis=()).layout(w, 1)]), w.view(1, 24))
+    assert torch.equal(gather([w], [Rows(dim=1).layout(w, 1)]), w.T)
+    assert torch.equal(gather([w], [Rows(dim=()).layout(w, 1)]), w.view(1, 24))
     assert Rows(blocks=2).layout(w, 1).scalar == (2, 1)
     grouped = torch.arange(24.0).view(4, 3, 2)  # ConvTranspose1d(4, 6, 2, groups=2)
-    layout = Rows(axis=1, groups=2).layout(grouped, 1)
+    layout = Rows(dim=1, groups=2).layout(grouped, 1)
     points = gather([grouped], [layout])
     assert points.shape == (6, 4)
     assert points[4].tolist() == [*grouped[2, 1], *grouped[3, 1]]
@@ -97,5 +97,5 @@ def test_half_precision_comes_as_float32():
 def test_channels_last_is_a_view(shape):
     memory_format = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     w = torch.randn(shape).contiguous(memory_format=memory_format)
-    for rows in (Rows(), Rows(blocks=1), Rows(blocks=3)):
+    for rows in (Rows(), Rows.whole(), Rows(blocks=3)):
         assert gather([w], [rows.layout(w, 1)]).data_ptr() == w.data_ptr()

@@ -13,20 +13,20 @@ from torch import nn
 
 # What is cut, how, and the matrices by hand, n × p.
 CASES = {
-    "filters of a convolution": ((8, 4, 3, 3), Rows(blocks=1, columns=0), lambda w: [w.flatten(1).mT]),
-    "columns of a convolution": ((40, 2, 3, 3), Rows(blocks=1, columns=(1, 2, 3)), lambda w: [w.flatten(1)]),
-    "rows of a wide layer": ((3, 10), Rows(blocks=1, columns=0), lambda w: [w.mT]),
+    "filters of a convolution": ((8, 4, 3, 3), Rows.whole(columns=0), lambda w: [w.flatten(1).mT]),
+    "columns of a convolution": ((40, 2, 3, 3), Rows.whole(columns=(1, 2, 3)), lambda w: [w.flatten(1)]),
+    "rows of a wide layer": ((3, 10), Rows.whole(columns=0), lambda w: [w.mT]),
     "rows of three heads": ((12, 8), Rows(blocks=3, columns=0), lambda w: [h.mT for h in w.chunk(3)]),
     "filters in groups": ((6, 4, 3), Rows(blocks=2, columns=0), lambda w: [h.flatten(1).mT for h in w.chunk(2)]),
     "rows of stacked experts": ((3, 4, 6), Rows(columns=1), lambda w: [e.mT for e in w]),
     "columns of stacked experts": ((3, 6, 4), Rows(), lambda w: list(w)),
-    "output projection by heads": ((8, 2, 3), Rows(axis=1, columns=2), lambda w: list(w.movedim(1, 0))),
+    "output projection by heads": ((8, 2, 3), Rows(dim=1, columns=2), lambda w: list(w.movedim(1, 0))),
     "one matrix per kernel position": (
         (3, 5, 2, 2),
-        Rows(axis=(3, 2), columns=0),
+        Rows(dim=(3, 2), columns=0),
         lambda w: [w[:, :, i, j].mT for i in range(2) for j in range(2)],
     ),
-    "kernels": ((2, 3, 4, 4), Rows(axis=(0, 1)), lambda w: list(w.flatten(0, 1))),
+    "kernels": ((2, 3, 4, 4), Rows(dim=(0, 1)), lambda w: list(w.flatten(0, 1))),
 }
 MANIFOLDS = {"Stiefel": lambda p: Stiefel(), "Grassmann": Grassmann}
 
@@ -61,7 +61,7 @@ def test_the_cut_and_back(case):
 
 def test_channels_last_is_cut_alike():
     w = torch.randn(8, 4, 3, 3)
-    rows = Rows(blocks=1, columns=0)
+    rows = Rows.whole(columns=0)
     assert torch.equal(points(w.contiguous(memory_format=torch.channels_last), rows), points(w, rows))
 
 
@@ -109,8 +109,8 @@ def test_a_layer_trains_and_resumes(dtype):
     net = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(24, 3)).to(
         memory_format=torch.channels_last, dtype=dtype
     )
-    declare(net, "0.weight", Stiefel(), Rows(blocks=1, columns=0))
-    declare(net, "2.weight", Grassmann(3), Rows(blocks=1, columns=0))
+    declare(net, "0.weight", Stiefel(), Rows.whole(columns=0))
+    declare(net, "2.weight", Grassmann(3), Rows.whole(columns=0))
 
     def run(net, optimizer, steps):
         for step in range(steps):
@@ -146,9 +146,11 @@ def test_one_large_matrix_is_not_torn_apart():
 
 
 def test_words_of_states_saved_before_there_were_columns():
-    assert repr(Rows()) == "Rows(axis=0, blocks=None, groups=1)"
-    assert repr(Rows(blocks=2)) == "Rows(axis=0, blocks=2, groups=1)"
-    assert repr(Rows(blocks=2, columns=0)) == "Rows(axis=0, blocks=2, groups=1, columns=0)"
+    assert Rows.whole() == Rows(blocks=1)
+    assert Rows.whole(columns=(1, 2)) == Rows(blocks=1, columns=(1, 2))
+    assert repr(Rows()) == "Rows(dim=0, blocks=None, groups=1)"
+    assert repr(Rows(blocks=2)) == "Rows(dim=0, blocks=2, groups=1)"
+    assert repr(Rows(blocks=2, columns=0)) == "Rows(dim=0, blocks=2, groups=1, columns=0)"
 
 
 def test_what_is_wrong_names_what_would_do():
@@ -159,42 +161,44 @@ def test_what_is_wrong_names_what_would_do():
         (wide, Rows()),
         (heads, Rows(blocks=2)),
         (experts, Rows()),
-        (tall, Rows(blocks=1, columns=0)),
-        (conv, Rows(blocks=1, columns=(1, 2, 3))),
+        (tall, Rows.whole(columns=0)),
+        (conv, Rows.whole(columns=(1, 2, 3))),
     ):
         with pytest.raises(GeometryError, match=r"n ≥ p .*; transpose it: (Rows\(.*\)) does that") as caught:
             declare(layer, "weight", Stiefel(), rows)
         offered = str(caught.value).partition("transpose it: ")[2].removesuffix(" does that")
         declare(layer, "weight", Stiefel(), eval(offered))
-    with pytest.raises(GeometryError, match="does not give shape .* columns=… says which axes become its columns"):
-        declare(conv, "weight", Stiefel(), Rows(blocks=1))
+    with pytest.raises(
+        GeometryError, match="does not give shape .* columns=… says which dimensions become its columns"
+    ):
+        declare(conv, "weight", Stiefel(), Rows.whole())
     with pytest.raises(GeometryError, match="names the columns of matrices, and Sphere"):
-        declare(conv, "weight", Sphere(), Rows(blocks=1, columns=0))
-    with pytest.raises(GeometryError, match="names an axis that shape"):
-        declare(wide, "weight", Stiefel(), Rows(blocks=1, columns=2))
+        declare(conv, "weight", Sphere(), Rows.whole(columns=0))
+    with pytest.raises(GeometryError, match="names a dimension that shape"):
+        declare(wide, "weight", Stiefel(), Rows.whole(columns=2))
     with pytest.raises(GeometryError, match="points or columns, not both"):
         Rows(columns=0)
     with pytest.raises(GeometryError, match="points or columns, not both"):
-        Rows(axis=1, groups=2, columns=0)
-    with pytest.raises(GeometryError, match="columns is one axis or several"):
-        Rows(blocks=1, columns=())
-    with pytest.raises(GeometryError, match="columns is one non-negative axis"):
-        Rows(blocks=1, columns=-1)
+        Rows(dim=1, groups=2, columns=0)
+    with pytest.raises(GeometryError, match="columns is one dimension or several"):
+        Rows.whole(columns=())
+    with pytest.raises(GeometryError, match="columns is one non-negative dimension"):
+        Rows.whole(columns=-1)
 
 
 @pytest.mark.parametrize("manifold", [PSI(), Sphere(), Euclidean(1)], ids=repr)
-@pytest.mark.parametrize("axis", [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), 2, (2, 1, 0)], ids=str)
-def test_vectors_enumerated_by_any_axes(axis, manifold):
-    """Against the same vectors as rows of a matrix; numbers per point lie next to their points."""
+@pytest.mark.parametrize("dim", [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), 2, (2, 1, 0)], ids=str)
+def test_vectors_enumerated_by_any_dims(dim, manifold):
+    """Against the same vectors as rows of a matrix; scalars per point are next to their points."""
     torch.manual_seed(0)
-    axes = (axis,) if isinstance(axis, int) else axis
+    dims = (dim,) if isinstance(dim, int) else dim
     shape = (3, 4, 2, 5)
     layer = nn.Module()
     layer.weight = nn.Parameter(torch.randn(shape, dtype=torch.float64))
-    declare(layer, "weight", manifold, Rows(axis=axis))
+    declare(layer, "weight", manifold, Rows(dim=dim))
 
     def by_hand(w):
-        return w.movedim(tuple(sorted(axes)), tuple(range(len(axes)))).flatten(len(axes)).flatten(0, len(axes) - 1)
+        return w.movedim(tuple(sorted(dims)), tuple(range(len(dims)))).flatten(len(dims)).flatten(0, len(dims) - 1)
 
     rows = nn.Parameter(by_hand(layer.weight).detach().clone())
     one = RiemannianAdam(param_groups(layer), lr=0.1)

@@ -72,11 +72,11 @@ def test_motions_that_a_manifold_lacks():
 @pytest.mark.parametrize(
     ("manifold", "rows", "message"),
     [
-        (PSI(), Rows(blocks=3), r"fc.weight of shape \(4, 3\): Rows\(axis=0, blocks=3.*does not divide axis 0"),
-        (PSI(), Rows(axis=2), r"names an axis that shape \(4, 3\) does not have"),
+        (PSI(), Rows(blocks=3), r"fc.weight of shape \(4, 3\): Rows\(dim=0, blocks=3.*does not divide dim 0"),
+        (PSI(), Rows(dim=2), r"names a dimension that shape \(4, 3\) does not have"),
         (Grassmann(2), Rows(), r"n × 2 matrix, not 4 × 3"),
-        (Sphere(), Rows(axis=(0, 1)), "needs at least 2 coordinates"),
-        (Stiefel(), Rows(axis=1), "does not give shape"),
+        (Sphere(), Rows(dim=(0, 1)), "needs at least 2 coordinates"),
+        (Stiefel(), Rows(dim=1), "does not give shape"),
     ],
     ids=str,
 )
@@ -131,13 +131,13 @@ def test_presets_are_not_silently_euclidean(preset):
         param_groups(model, manifold={"lr": 1.0})
 
 
-@pytest.mark.parametrize("axis", [-1, (0, 0), 1.5])
-def test_rows_that_fit_nothing(axis):
-    with pytest.raises(GeometryError, match="axis is one non-negative axis"):
-        Rows(axis=axis)
+@pytest.mark.parametrize("dim", [-1, (0, 0), 1.5])
+def test_rows_that_fit_nothing(dim):
+    with pytest.raises(GeometryError, match="dim is one non-negative dimension"):
+        Rows(dim=dim)
     with pytest.raises(GeometryError, match="blocks is a number"):
         Rows(blocks=0)
-    with pytest.raises(GeometryError, match="goes with axis=1"):
+    with pytest.raises(GeometryError, match="goes with dim=1"):
         Rows(groups=2)
 
 

@@ -211,7 +211,7 @@ def test_options_of_a_rule_of_ones_own():
 
 
 def test_where_points_live_cannot_be_changed_in_a_running_group():
-    for key, value in (("manifold", PSI()), ("manifold", "PSI()"), ("rows", "Rows(blocks=1)"), ("joined", "0+1")):
+    for key, value in (("manifold", PSI()), ("manifold", "PSI()"), ("rows", "Rows.whole()"), ("joined", "0+1")):
         optimizer = stepped(of("momentum"), Sphere())
         before = snapshot(optimizer)[0]
         optimizer.param_groups[1][key] = value

@@ -8,7 +8,7 @@ import pytest
 import torch
 from retract import declare, param_groups
 from retract.errors import OptionError, StateError
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
+from retract.manifolds import PSI, Euclidean, ProjectiveSpace, Sphere, Stiefel
 from retract.optim import PSISGD, RiemannianAdam, RiemannianSGD
 from torch import nn
 
@@ -17,7 +17,7 @@ MAKERS = {
     "adam": lambda its: RiemannianAdam(its, lr=0.1),
     "psi-sgdm": lambda its: PSISGD(its, lr=0.1, momentum=0.9),
 }
-MANIFOLDS = [Euclidean(0), Sphere(), PSI(), Grassmann(1), Stiefel()]
+MANIFOLDS = [Euclidean(0), Sphere(), PSI(), ProjectiveSpace(), Stiefel()]
 
 
 def step(optimizer, seed=0):
@@ -275,3 +275,21 @@ def test_a_state_dict_of_the_first_versions():
     assert "max_grad_norm" not in optimizer.param_groups[0]
     assert same(optimizer.state[w], state[0])
     step(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("key", "former"), [("manifold", "Grassmann(1)"), ("rows", "Rows(axis=0, blocks=None, groups=1)")]
+)
+def test_a_state_dict_with_former_words(key, former):
+    """What manifolds and rows were called in the versions up to 0.1."""
+    (w, a), (v, b) = (one("sgd", ProjectiveSpace()) for _ in range(2))
+    step(a)
+    saved = a.state_dict()
+    word = saved["param_groups"][0][key]
+    saved["param_groups"][0][key] = former
+    b.load_state_dict(saved)
+    assert b.param_groups[0][key] == word
+    assert same(b.state[v], a.state[w])
+    saved["param_groups"][0][key] = f"Other{former}"
+    with pytest.raises(StateError, match=f"saved with {key} 'Other"):
+        b.load_state_dict(saved)

@@ -269,7 +269,7 @@ def test_the_default_is_the_fastest_path_there_is():
     assert kernel_for(Stiefel(), torch.float32, torch.device("cpu"), Momentum()).startswith("there is no row kernel")
 
 
-@pytest.mark.parametrize("rows", [Rows(), Rows(blocks=1)], ids=repr)
+@pytest.mark.parametrize("rows", [Rows(), Rows.whole()], ids=repr)
 def test_without_momentum_a_step_allocates_nothing(rows):
     """PSI-SGD: weights and one norm per row, which the first step makes."""
     w = nn.Parameter(torch.randn(64, 4096))

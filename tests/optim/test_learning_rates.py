@@ -65,7 +65,7 @@ def test_in_flat_space_the_default_is_torchs(device):
     assert all(map(torch.equal, *ends))
 
 
-@pytest.mark.parametrize("rows", [Rows(), Rows(blocks=2), Rows(blocks=1)], ids=["rows", "blocks", "whole"])
+@pytest.mark.parametrize("rows", [Rows(), Rows(blocks=2), Rows.whole()], ids=["rows", "blocks", "whole"])
 @pytest.mark.parametrize("size", [1e-3, 1e3])
 @pytest.mark.parametrize("n", [3, 300])
 @pytest.mark.parametrize("manifold", [PSI(), Sphere(), Grassmann(1)], ids=repr)

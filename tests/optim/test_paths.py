@@ -199,7 +199,7 @@ def test_a_first_step_that_another_group_prevents(path, device):
     for attempts in (1, 2):
         torch.manual_seed(0)
         groups = []
-        for rows in (Rows(), Rows(axis=1), Rows()):
+        for rows in (Rows(), Rows(dim=1), Rows()):
             groups.append({"params": [nn.Parameter(torch.randn(4, 6, device=device))], "manifold": PSI(), "rows": rows})
         params = [group["params"][0] for group in groups]
         optimizer = RiemannianSGD(groups, lr=0.1, momentum=0.9, **path)

@@ -176,9 +176,9 @@ def test_one_step_is_equation_11(device):
     ("shape", "rows"),
     [
         ((8, 6), Rows(blocks=4)),
-        ((8, 6), Rows(blocks=1)),
-        ((4, 6, 3, 3), Rows(axis=1)),
-        ((4, 3, 3), Rows(axis=1, groups=2)),
+        ((8, 6), Rows.whole()),
+        ((4, 6, 3, 3), Rows(dim=1)),
+        ((4, 3, 3), Rows(dim=1, groups=2)),
     ],
     ids=str,
 )

@@ -45,7 +45,7 @@ class Report(list):
         return [finding for finding in self if finding.granularity != "none"]
 
 
-WHOLE = {"granularity": "tensor", "rows": Rows(blocks=1)}
+WHOLE = {"granularity": "tensor", "rows": Rows.whole()}
 NONE = {"granularity": "none", "rows": Rows()}
 
 
@@ -54,7 +54,7 @@ NONE = {"granularity": "none", "rows": Rows()}
     [
         (network(), {}, {}),
         (network(), WHOLE, {"finer missed": 1}),
-        (network(), {"rows": Rows(axis=1)}, {"wrong positive": 1}),
+        (network(), {"rows": Rows(dim=1)}, {"wrong positive": 1}),
         (network(), NONE, {"missed": 1}),
         (network(), NONE | {"reason": "gradient is zero: cannot tell"}, {"cannot tell": 1}),
         (network(1e-3), {}, {"eps shows": 1}),
@@ -73,10 +73,10 @@ def test_verdicts(model, changes, expected):
 
 def test_points():
     assert numbers(Rows(), (2, 3)).tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert numbers(Rows(axis=1), (2, 3)).tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert numbers(Rows(dim=1), (2, 3)).tolist() == [[0, 1, 2], [0, 1, 2]]
     assert numbers(Rows(blocks=2), (4, 1)).flatten().tolist() == [0, 0, 1, 1]
-    assert numbers(Rows(axis=1, groups=2), (4, 2)).tolist() == [[0, 1], [0, 1], [2, 3], [2, 3]]
-    assert numbers(Rows(axis=(0, 2)), (2, 1, 2)).tolist() == [[[0, 1]], [[2, 3]]]
+    assert numbers(Rows(dim=1, groups=2), (4, 2)).tolist() == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert numbers(Rows(dim=(0, 2)), (2, 1, 2)).tolist() == [[[0, 1]], [[2, 3]]]
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 3, 4), (6, 1, 2, 2)])

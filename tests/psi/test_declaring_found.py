@@ -87,7 +87,7 @@ def test_a_shared_bias_belongs_to_one_weight(tail):
         PSISGD(param_groups(net), lr=0.1)
     # A choice made by hand is kept.
     undeclare(net, "0.V")
-    declare(net, "0.U", PSI(), Rows(blocks=1), joined=("bias",))
+    declare(net, "0.U", PSI(), Rows.whole(), joined=("bias",))
     report = psi.declare(net, x)
     assert report.declared == ()
     assert reasons(report)["0.V"].endswith("; not declared, 0.bias belongs to the points of 0.U")
@@ -97,11 +97,11 @@ def test_a_shared_bias_belongs_to_one_weight(tail):
 def test_a_bias_that_other_points_hold_by_hand():
     torch.manual_seed(0)
     net, x = nn.Sequential(LowRank(), nn.LayerNorm(12)), torch.randn(32, 8)
-    declare(net, "0.bias", Sphere(), Rows(blocks=1))
+    declare(net, "0.bias", Sphere(), Rows.whole())
     report = psi.declare(net, x)
     assert report.declared == ()
     assert reasons(report)["0.V"].endswith("; not declared, 0.bias belongs to the points of 0.bias")
-    assert declared(net) == {"0.bias": Declaration(Sphere(), Rows(blocks=1))}
+    assert declared(net) == {"0.bias": Declaration(Sphere(), Rows.whole())}
 
 
 def test_nothing_is_written_when_something_is_refused():

@@ -44,8 +44,8 @@ def test_numbers_are_those_of_the_definitions():
         seen = monitor.observations[-1]
         assert seen.points == 8
         assert seen.group == "PSI()"
-        assert seen.turn_mean == pytest.approx(torch.atan(0.3 * in_v).mean().item(), rel=1e-10)
-        assert seen.turn_max == pytest.approx(torch.atan(0.3 * in_v).max().item(), rel=1e-10)
+        assert seen.angular_update_mean == pytest.approx(torch.atan(0.3 * in_v).mean().item(), rel=1e-10)
+        assert seen.angular_update_max == pytest.approx(torch.atan(0.3 * in_v).max().item(), rel=1e-10)
         assert seen.gradient == pytest.approx(in_v.square().mean().sqrt().item(), rel=1e-10)
         grown = w.norm(dim=1) * (1 + (0.3 * in_v) ** 2).sqrt()
         norms = (seen.norm_min, seen.norm_median, seen.norm_max)
@@ -63,7 +63,7 @@ def test_sgd_turns_less_as_rows_grow():
     first, *_, last = monitor.observations
     assert [o.step for o in monitor.observations] == [1, 51, 101, 151, 201]
     assert last.norm_median > 1.5 * first.norm_median
-    assert last.turn_mean / last.gradient < 0.5 * first.turn_mean / first.gradient
+    assert last.angular_update_mean / last.gradient < 0.5 * first.angular_update_mean / first.gradient
     net[1].eps = 1e-2
     with torch.no_grad():
         net[0].weight.mul_(0.01)
@@ -72,14 +72,14 @@ def test_sgd_turns_less_as_rows_grow():
     assert monitor.observations[0].leak > 0.1 > 1e-10 > last.leak
 
 
-def test_rows_that_are_brought_back_are_counted():
+def test_rows_that_are_renormalized_are_counted():
     net = network()
     with torch.no_grad():
         net[0].weight[:3] *= 9.9e3 / net[0].weight[:3].norm(dim=1, keepdim=True)
     optimizer = PSISGD(param_groups(net), lr=1.0, radius="free")
     monitor = psi.Monitor(net, optimizer, every=5)
     steps(net, optimizer, 101)
-    assert sum(o.brought_back for o in monitor.observations) >= 3
+    assert sum(o.renormalized for o in monitor.observations) >= 3
     assert all(o.norm_max < 2e4 for o in monitor.observations)
 
 
@@ -107,7 +107,7 @@ def test_every_manifold_joint_points_and_frozen_ones():
             "frozen": nn.Linear(4, 5, bias=False),
         }
     ).double()
-    declare(net, "rows.weight", PSI(), Rows(blocks=1), joined=("bias",))
+    declare(net, "rows.weight", PSI(), Rows.whole(), joined=("bias",))
     declare(net, "ball.weight", Sphere())
     declare(net, "frame.weight", Stiefel())
     declare(net, "plane.weight", Grassmann(2))
@@ -119,11 +119,11 @@ def test_every_manifold_joint_points_and_frozen_ones():
         p.grad = None if name == "frozen.weight" else torch.randn_like(p)
     optimizer.step()
     seen = {o.group: o for o in monitor.observations}
-    assert list(seen) == ["PSI() Rows(axis=0, blocks=1, groups=1)", "Sphere()", "Stiefel()", "Grassmann(2)"]
+    assert list(seen) == ["PSI() Rows(dim=0, blocks=1, groups=1)", "Sphere()", "Stiefel()", "Grassmann(2)"]
     assert [o.points for o in seen.values()] == [1, 5, 1, 1]
     assert [math.isnan(o.leak) for o in seen.values()] == [False, True, True, True]
     moved = (net["frame"].weight - before["frame"].weight).norm().item()
-    assert seen["Stiefel()"].turn_max == pytest.approx(moved)
+    assert seen["Stiefel()"].angular_update_max == pytest.approx(moved)
     assert seen["Sphere()"].norm_max == pytest.approx(1.0)
 
 
@@ -139,7 +139,7 @@ def test_where_it_goes(tmp_path):
     optimizer = PSISGD(param_groups(net), lr=0.3)
     monitor = psi.Monitor(net, optimizer, every=2, writer=writer)
     steps(net, optimizer, 4)
-    assert ("PSI()/turn_mean", monitor.observations[1].turn_mean, 3) in writer.seen
+    assert ("PSI()/angular_update_mean", monitor.observations[1].angular_update_mean, 3) in writer.seen
     assert len(writer.seen) == 2 * 8
     assert monitor.to_dict()[0]["group"] == "PSI()"
     monitor.to_csv(tmp_path / "m.csv")

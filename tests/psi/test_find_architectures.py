@@ -30,7 +30,7 @@ def measure(name, result):
     model, args, kwargs = ARCHITECTURES[name].build()
     model.train()
     twin = in_general_position(widened(copy.deepcopy(model)))
-    report = psi.find(model, *args, **kwargs)
+    report = psi.find(model, args, kwargs)
     oracle = BruteForce(twin, wide(args), wide(kwargs), context=without_eps, points=3, moves=2)
     result.add(name, report, oracle, BruteForce(model, args, kwargs, points=3, moves=2))
 

@@ -49,7 +49,7 @@ def test_the_leak_is_that_of_the_weights_as_they_are(std):
                 assert measured <= 0.01, f"{std}\n{report}"
             else:
                 assert measured > 0.005, f"{std}\n{report}"
-                assert finding.reason.startswith("a norm's eps hides it: ")
+                assert finding.reason.startswith("the eps of a normalization layer hides it: ")
 
 
 @pytest.mark.parametrize("norm", [lambda: nn.LayerNorm(20), lambda: nn.RMSNorm(20, eps=1e-5)])
@@ -59,7 +59,7 @@ def test_a_leak_of_a_single_point_is_no_matter_of_luck(norm):
         model = nn.Sequential(nn.Linear(8, 20, bias=False), norm())
         with torch.no_grad():
             model[0].weight.mul_(1e-3)
-        assert psi.find(model, torch.randn(64, 8))[0].reason.startswith("a norm's eps hides it: ")
+        assert psi.find(model, torch.randn(64, 8))[0].reason.startswith("the eps of a normalization layer hides it: ")
 
 
 def test_without_a_gradient_nothing_is_told():
@@ -100,7 +100,7 @@ def test_branches_behind_tiny_gains_of_any_shape():
             model = nn.Sequential(Branch(scale, shape), nn.Linear(8, 4))
             nn.init.normal_(model[0].key.bias)
             found = verdict(model, torch.randn(32, 8), "0.key.weight")
-            assert found == ("tensor", Rows(blocks=1), ("bias",)), (scale, shape)
+            assert found == ("tensor", Rows.whole(), ("bias",)), (scale, shape)
 
 
 class WinnerTakesAll(nn.Module):
@@ -136,15 +136,15 @@ class Stacked(nn.Module):
 def cuts_of_all_kinds():
     image, signal = torch.randn(6, 1, 6, 6), torch.randn(6, 8, 9)
     weight_norm = nn.utils.parametrizations.weight_norm
-    yield "experts", Stacked("eoi,bi->beo", (3, 5, 4)), torch.randn(16, 4), "weight", Rows(axis=(0, 1))
-    yield "experts, transposed", Stacked("eio,bi->beo", (3, 4, 5)), torch.randn(16, 4), "weight", Rows(axis=(0, 2))
+    yield "experts", Stacked("eoi,bi->beo", (3, 5, 4)), torch.randn(16, 4), "weight", Rows(dim=(0, 1))
+    yield "experts, transposed", Stacked("eio,bi->beo", (3, 4, 5)), torch.randn(16, 4), "weight", Rows(dim=(0, 2))
     yield "gray", nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(4, 8)), image, "0.weight", Rows(blocks=4)
     depthwise = nn.Conv1d(8, 8, 3, groups=8, bias=False)
     yield "depthwise", nn.Sequential(depthwise, nn.GroupNorm(2, 8)), signal, "0.weight", Rows(blocks=2)
     transposed = nn.ConvTranspose1d(8, 16, 3, groups=8, bias=False)
-    yield "one channel", nn.Sequential(transposed, nn.BatchNorm1d(16)), signal, "0.weight", Rows(axis=1, groups=8)
+    yield "one channel", nn.Sequential(transposed, nn.BatchNorm1d(16)), signal, "0.weight", Rows(dim=1, groups=8)
     net = nn.Sequential(weight_norm(nn.Conv1d(8, 8, 5), dim=2), nn.GELU())
-    yield "positions", net, signal, "0.parametrizations.weight.original1", Rows(axis=2)
+    yield "positions", net, signal, "0.parametrizations.weight.original1", Rows(dim=2)
 
 
 @pytest.mark.parametrize("case", range(6))
@@ -210,7 +210,7 @@ def test_a_point_that_is_doubled_speaks_for_itself():
         model[1].weight.copy_(torch.tensor([1e-3, 1.0]))
     finding = psi.find(model, torch.randn(64, 3))[0]
     assert finding.granularity == "none"
-    assert "a norm's eps hides it" in finding.reason
+    assert "the eps of a normalization layer hides it" in finding.reason
 
 
 def test_a_small_number_over_a_smaller_one_is_no_leak():
@@ -236,5 +236,5 @@ def test_reasons_do_not_depend_on_how_a_norm_is_written(norm):
     report = psi.find(Residual(norm), torch.randn(16, 8))
     reasons = {f.name: f.reason for f in report}
     assert reasons["first.weight"] == "feeds a residual sum"
-    assert reasons["inner.weight"] == "SiLU between weight and norm"
-    assert reasons["norm.weight"] == "no norm behind it"
+    assert reasons["inner.weight"] == "SiLU between weight and normalization layer"
+    assert reasons["norm.weight"] == "not followed by a normalization layer"

@@ -150,8 +150,8 @@ def test_outputs_of_every_kind_must_not_change():
 
 def test_inputs_that_must_not_be_perturbed():
     mask = nn.Transformer.generate_square_subsequent_mask(5)
-    psi.find(nn.TransformerEncoderLayer(8, 2, 16), torch.randn(5, 3, 8), src_mask=mask)
-    psi.find(nn.EmbeddingBag(7, 4), torch.randint(7, (6,)), torch.tensor([0, 2, 4]))
+    psi.find(nn.TransformerEncoderLayer(8, 2, 16), torch.randn(5, 3, 8), {"src_mask": mask})
+    psi.find(nn.EmbeddingBag(7, 4), (torch.randint(7, (6,)), torch.tensor([0, 2, 4])))
 
     class Packed(nn.Module):
         def __init__(self):
@@ -162,7 +162,7 @@ def test_inputs_that_must_not_be_perturbed():
             packed = nn.utils.rnn.pack_padded_sequence(self.norm(self.first(x)), lengths, batch_first=True)
             return nn.functional.binary_cross_entropy(packed.data.sigmoid().mean(), target)
 
-    report = psi.find(Packed(), torch.randn(3, 5, 4), torch.tensor([5, 3, 2]), torch.tensor(0.3))
+    report = psi.find(Packed(), (torch.randn(3, 5, 4), torch.tensor([5, 3, 2]), torch.tensor(0.3)))
     assert report[0].granularity == "tensor"
 
 
@@ -217,8 +217,8 @@ def test_norms_that_cast_and_eps_written_by_hand(kind):
     model = nn.Sequential(nn.Linear(8, 6), LanguageNorm(kind), nn.Linear(6, 2))
     finding = psi.find(model, torch.randn(16, 8))[0]
     assert (finding.granularity, finding.joined) == ("tensor", ("bias",))
-    assert finding.radial < 1e-12
-    assert 1e-7 < finding.leak < 1e-2
+    assert finding.radial_ratio < 1e-12
+    assert 1e-7 < finding.eps_leak < 1e-2
 
 
 def test_leaks_that_hide_an_invariance():
@@ -230,12 +230,12 @@ def test_leaks_that_hide_an_invariance():
             model[0].weight[rows] *= 1e-4
         report = psi.find(model, torch.randn(64, 8))
         assert report[0].granularity == "none"
-        assert report[0].reason.startswith(f"a norm's eps hides it: {words}, up to ")
+        assert report[0].reason.startswith(f"the eps of a normalization layer hides it: {words}, up to ")
         assert not report.invariant
         model[1].eps = 1e-30
         # A row at 1e-4 is rounded to 3e-8 of the bias that is added to it, in float32: to 3e-4 of itself.
-        assert psi.find(model, torch.randn(64, 8))[0].leak < 1e-3
-        assert psi.find(model.double(), torch.randn(64, 8).double())[0].leak < 1e-8
+        assert psi.find(model, torch.randn(64, 8))[0].eps_leak < 1e-3
+        assert psi.find(model.double(), torch.randn(64, 8).double())[0].eps_leak < 1e-8
 
 
 @pytest.mark.parametrize("how", ["checkpoint", "compile", "autocast"])

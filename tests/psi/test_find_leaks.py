@@ -7,7 +7,7 @@ from retract import psi
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-HIDDEN = "a norm's eps hides it: "
+HIDDEN = "the eps of a normalization layer hides it: "
 
 
 @pytest.mark.parametrize("scale", [1e-2, 1e-4, 1e-5, 1e-6, 1e-7])

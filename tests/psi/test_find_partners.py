@@ -68,7 +68,9 @@ def test_a_zero_bias_does_not_hide_that_activations_are_tiny():
     nn.init.normal_(model[0].weight, std=1e-6)
     report = psi.find(model, torch.randn(32, 8))
     for at in (0, 3):
-        assert report[at].reason.startswith("a norm's eps hides it: 8 of 8 rows leak"), f"\n{report}"
+        assert report[at].reason.startswith("the eps of a normalization layer hides it: 8 of 8 rows leak"), (
+            f"\n{report}"
+        )
 
 
 class Largest(nn.Module):

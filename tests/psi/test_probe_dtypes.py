@@ -68,7 +68,7 @@ def test_tensors_in_single_precision_that_are_neither_parameters_nor_buffers(kin
     assert torch.allclose(y, expected, rtol=0, atol=1e-13)
     finding = psi.find(model, x)[0]
     assert finding.granularity == "tensor"
-    assert finding.radial < 1e-12
+    assert finding.radial_ratio < 1e-12
     assert probe.precision == DOUBLE
 
 
@@ -111,7 +111,7 @@ def test_inputs_in_objects(kind):
     assert probe.precision == DOUBLE
     assert graph.x is x
     assert torch.equal(x, given)
-    assert psi.find(model, graph, more={"again": (graph,)})[0].granularity == "tensor"
+    assert psi.find(model, (graph,), {"more": {"again": (graph,)}})[0].granularity == "tensor"
 
 
 class Fourier(nn.Module):

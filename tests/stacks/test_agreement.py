@@ -38,22 +38,22 @@ def on_each_rank(rank):
     everywhere, x = torch.arange(18) % 3, torch.randn(18, 6)
     model = Experts()
     torch.manual_seed(rank)
-    said["own inputs"] = outcome(lambda: psi.declare(model, torch.randn(18, 6), everywhere))
+    said["own inputs"] = outcome(lambda: psi.declare(model, (torch.randn(18, 6), everywhere)))
     model = Experts()
-    said["find"] = outcome(lambda: psi.find(model, x, everywhere % (2 + rank)))
-    said["declare"] = outcome(lambda: psi.declare(model, x, everywhere % (2 + rank)))
+    said["find"] = outcome(lambda: psi.find(model, (x, everywhere % (2 + rank))))
+    said["declare"] = outcome(lambda: psi.declare(model, (x, everywhere % (2 + rank))))
     said["left"] = " ".join(declared(model))
     broken = x.clone()
     broken[:, rank] = float("nan") if rank else 0
-    said["a failure"] = outcome(lambda: psi.declare(model, broken, everywhere))
+    said["a failure"] = outcome(lambda: psi.declare(model, (broken, everywhere)))
     if rank:
         with torch.no_grad():
             model.out.weight.zero_()
-    said["a failure that looks different"] = outcome(lambda: psi.find(model.eval() if rank else model, x, everywhere))
+    said["a failure that looks different"] = outcome(lambda: psi.find(model.eval() if rank else model, (x, everywhere)))
     model = Experts()
     if rank:  # passes `find`, and cannot be declared
         model.register_buffer("running_var", torch.full((2,), 2.0))
-    said["while declaring"] = outcome(lambda: psi.declare(model, x, everywhere, representative="unit"))
+    said["while declaring"] = outcome(lambda: psi.declare(model, (x, everywhere), representative="unit"))
     said["left then"] = " ".join(declared(model))
     stage = nn.Sequential(nn.Linear(6, 4 + rank), nn.LayerNorm(4 + rank))
     said["stages"] = outcome(lambda: psi.declare(stage, x))

@@ -127,7 +127,7 @@ def zoo(manifold, dtype=torch.float64, device="cpu"):
         }
     ).to(dtype=dtype, device=device)
     declare(model, "joint.weight", manifold, joined=("bias",))
-    declare(model, "conv.weight", manifold, rows=Rows(axis=1, groups=2))
+    declare(model, "conv.weight", manifold, rows=Rows(dim=1, groups=2))
     declare(model, "blocks.weight", manifold, rows=Rows(blocks=2))
     declare(model, "image.weight", manifold)
     declare(model, "plane.weight", Euclidean(1))

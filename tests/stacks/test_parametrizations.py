@@ -23,7 +23,7 @@ def test_what_is_below_a_parametrization(device):
         }
     ).to(device)
     declare(layers, "weight.parametrizations.weight.original1", PSI())
-    declare(layers, "spectral.parametrizations.weight.original", PSI(), rows=Rows(blocks=1))
+    declare(layers, "spectral.parametrizations.weight.original", PSI(), rows=Rows.whole())
     optimizer = PSISGD(param_groups(layers), lr=0.1, momentum=0.9)
     directions = layers["weight"].parametrizations["weight"].original1
     start, held = directions.detach().clone(), directions.detach().norm(dim=1)
@@ -45,7 +45,7 @@ def test_what_is_below_a_parametrization(device):
     ("wrap", "leaf", "rows"),
     [
         (parametrizations.weight_norm, "original1", Rows()),
-        (parametrizations.spectral_norm, "original", Rows(blocks=1)),
+        (parametrizations.spectral_norm, "original", Rows.whole()),
     ],
     ids=["weight_norm", "spectral_norm"],
 )

@@ -58,13 +58,13 @@ CASES = {
     "rows": ("rows.weight", Rows(), ()),
     "joint": ("rows.weight", Rows(), ("bias",)),
     "one": ("one.weight", Rows(), ()),
-    "whole": ("whole.weight", Rows(blocks=1), ()),
-    "whole joint": ("whole.weight", Rows(blocks=1), ("bias",)),
-    "narrow joint": ("narrow.weight", Rows(blocks=1), ("bias",)),
+    "whole": ("whole.weight", Rows.whole(), ()),
+    "whole joint": ("whole.weight", Rows.whole(), ("bias",)),
+    "narrow joint": ("narrow.weight", Rows.whole(), ("bias",)),
     "blocks": ("blocks.weight", Rows(blocks=4), ()),
     "torn": ("torn.weight", Rows(blocks=3), ()),
-    "columns": ("columns.weight", Rows(axis=1), ()),
-    "conv": ("conv.weight", Rows(axis=1), ("bias",)),
+    "columns": ("columns.weight", Rows(dim=1), ()),
+    "conv": ("conv.weight", Rows(dim=1), ("bias",)),
 }
 OPTIMIZERS = {
     "PSISGD": (PSI(), lambda p: PSISGD(p, lr=0.1)),

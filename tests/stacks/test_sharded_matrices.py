@@ -9,12 +9,12 @@ from retract.optim import RiemannianAdam, RiemannianSGD
 from torch import nn
 
 CUTS = {
-    "filters": ((4, 2, 3, 3), Rows(blocks=1, columns=0)),  # gathered
+    "filters": ((4, 2, 3, 3), Rows.whole(columns=0)),  # gathered
     "heads": ((8, 6), Rows(blocks=2, columns=0)),  # whole in each shard
     "torn": ((6, 6), Rows(blocks=3, columns=0)),  # gathered
     "experts": ((3, 2, 5), Rows(columns=1)),  # two and one
-    "positions": ((4, 3, 2), Rows(axis=2, columns=1)),  # gathered
-    "vectors": ((3, 2, 5), Rows(axis=(0, 1))),
+    "positions": ((4, 3, 2), Rows(dim=2, columns=1)),  # gathered
+    "vectors": ((3, 2, 5), Rows(dim=(0, 1))),
 }
 
 
@@ -81,7 +81,7 @@ def test_two_processes_do_what_one_does():
                 assert (results[kind.__name__][name] - p).abs().max() <= 1e-12, (kind, name)
     for results in (here, there):
         assert (
-            "was declared on Stiefel() Rows(axis=0, blocks=1, groups=1, columns=0), by the name filters"
+            "was declared on Stiefel() Rows(dim=0, blocks=1, groups=1, columns=0), by the name filters"
             in results["bare"]
         )
         for name, p in declared().named_parameters():

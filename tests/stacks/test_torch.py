@@ -153,7 +153,7 @@ def test_joint_points_in_backward(path, device):
     for within in (False, True):
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 4)).to(device, torch.float64)
-        declare(net, "0.weight", PSI(), rows=Rows(blocks=1), joined=("bias",))
+        declare(net, "0.weight", PSI(), rows=Rows.whole(), joined=("bias",))
         groups = param_groups(net)
         if within:
             for group in groups:

@@ -50,8 +50,8 @@ def numbers(rows, shape):
         return axis.view(-1, *(1,) * (len(shape) - 1)).expand(shape)
     index = torch.zeros(1, dtype=torch.int64)
     axes = [torch.arange(n) for n in shape]
-    keys = [axes[0] // (shape[0] // rows.groups), axes[1]] if rows.groups > 1 else [axes[a] for a in rows.axes]
-    for axis, key in zip((0, 1) if rows.groups > 1 else rows.axes, keys, strict=True):
+    keys = [axes[0] // (shape[0] // rows.groups), axes[1]] if rows.groups > 1 else [axes[a] for a in rows.dims]
+    for axis, key in zip((0, 1) if rows.groups > 1 else rows.dims, keys, strict=True):
         width = int(key.max()) + 1
         index = index * width + key.view([-1 if a == axis else 1 for a in range(len(shape))])
     return index.expand(shape)
@@ -66,9 +66,9 @@ def numbers_along(rows, count, size):
 
 def ways(shape):
     """All cuts of a shape of several axes that `Rows` can say, with the number of their points, finest first."""
-    found = [Rows(axis=axes if len(axes) > 1 else axes[0]) for axes in _subsets(range(len(shape)))]
+    found = [Rows(dim=axes if len(axes) > 1 else axes[0]) for axes in _subsets(range(len(shape)))]
     divisors = [g for g in range(2, shape[0] + 1) if shape[0] % g == 0]
-    found += [Rows(axis=1, groups=g) for g in divisors] + [Rows(blocks=g) for g in divisors[:-1]]
+    found += [Rows(dim=1, groups=g) for g in divisors] + [Rows(blocks=g) for g in divisors[:-1]]
     counted = [(int(numbers(rows, shape).max()) + 1, rows) for rows in found]
     return sorted(counted, key=lambda pair: -pair[0])
 
@@ -78,7 +78,7 @@ def _subsets(axes):
     return chain.from_iterable(combinations(axes, k) for k in range(1, len(axes)))
 
 
-WHOLE = Rows(blocks=1)
+WHOLE = Rows.whole()
 
 
 class BruteForce:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import geoopt
 import torch
-from retract.manifolds import PSI, Euclidean, Grassmann, Manifold, Sphere, Stiefel, from_geoopt
+from retract.manifolds import PSI, Euclidean, Grassmann, Manifold, ProjectiveSpace, Sphere, Stiefel, from_geoopt
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ CASES = [
         ),
     ),
     Case(
-        "grassmann1",
-        Grassmann(1),
+        "lines",
+        ProjectiveSpace(),
         (5,),
         [1.0, 1.0],
         known=(("dist", (X, [-R2, R2]), [math.pi / 4]), ("log", (X, [-R2, -R2]), [0.0, math.pi / 4])),

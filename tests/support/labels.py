@@ -3,10 +3,10 @@
 from retract.manifolds import Rows
 
 ROW = ("row", Rows(), ())
-COLUMN = ("row", Rows(axis=1), ())
-WHOLE = ("tensor", Rows(blocks=1), ())
+COLUMN = ("row", Rows(dim=1), ())
+WHOLE = ("tensor", Rows.whole(), ())
 WITH_BIAS = ("bias",)
-WHOLE_JOINT = ("tensor", Rows(blocks=1), WITH_BIAS)
+WHOLE_JOINT = ("tensor", Rows.whole(), WITH_BIAS)
 ROW_JOINT = ("row", Rows(), WITH_BIAS)
 
 

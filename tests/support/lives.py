@@ -161,9 +161,7 @@ class Life:
         if self.dtype in HALF and manifold.event_ndim == 2:
             manifold = Sphere()
         joint = manifold.event_ndim == 1 and not isinstance(manifold, Euclidean) and self.often(0.25)
-        rows = (
-            self.random.choice([Rows(), Rows(), Rows(blocks=1)]) if manifold.event_ndim == 1 and not joint else Rows()
-        )
+        rows = self.random.choice([Rows(), Rows(), Rows.whole()]) if manifold.event_ndim == 1 and not joint else Rows()
         shapes = [
             self.random.choice(MATRICES if manifold.event_ndim == 2 else VECTORS)
             for _ in range(self.random.randint(1, 3))

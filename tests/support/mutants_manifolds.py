@@ -6,8 +6,8 @@ MUTANTS = [
     Mutant(
         "a deepcopy loses its marks",
         "manifolds/parameters/records.py",
-        "    for leaf, declaration, its in parts:\n",
-        "    for leaf, declaration, its in parts[:0]:\n",
+        "    for leaf, declaration, parts in declared:\n",
+        "    for leaf, declaration, parts in declared[:0]:\n",
         "tests/manifolds/test_marks.py::test_bare_parameters_are_refused[deepcopy]",
     ),
     Mutant(
@@ -46,11 +46,11 @@ MUTANTS = [
         "tests/manifolds/test_rows_of_matrices.py::test_the_cut_and_back[filters of a convolution]",
     ),
     Mutant(
-        "numbers per point of axes out of order",
+        "scalars per point of dimensions out of order",
         "manifolds/parameters/rows.py",
-        "return tuple(sorted(_tuple(self.axis)))",
-        "return _tuple(self.axis)",
-        "tests/manifolds/test_rows_of_matrices.py::test_vectors_enumerated_by_any_axes[(1, 0)-Sphere()]",
+        "return tuple(sorted(_tuple(self.dim)))",
+        "return _tuple(self.dim)",
+        "tests/manifolds/test_rows_of_matrices.py::test_vectors_enumerated_by_any_dims[(1, 0)-Sphere()]",
     ),
     Mutant(
         "second derivative of a retraction at u = 0",

@@ -12,7 +12,7 @@ MUTANTS = [
     ),
     Mutant(
         "a second psi.declare keeps what it calls none",
-        "psi/declare.py",
+        "psi/found.py",
         "[entry.name for entry in written if entry not in stays and entry.name not in names]",
         "[entry.name for entry in written if entry in stays and entry.name not in names]",
         "tests/psi/test_declaring_found.py::test_what_is_no_longer_found_is_undeclared",
@@ -75,8 +75,8 @@ MUTANTS = [
     ),
     Mutant(
         "notes lost in declare",
-        "psi/declare.py",
-        ", manifold, report.notes)",
+        "psi/report.py",
+        ", manifold, self.notes)",
         ", manifold)",
         "tests/psi/test_find_partners.py::test_declaring_passes_notes_on",
     ),
@@ -181,14 +181,14 @@ MUTANTS = [
     Mutant(
         "operations without float64 are not run in float32",
         "psi/exact.py",
-        "for dtype in (own, *(() if written else self._others)):",
-        "for dtype in (own,):",
+        "for dtype in (native, *(() if written else self._others)):",
+        "for dtype in (native,):",
         "tests/psi/test_probe_dtypes.py::test_operations_without_float64",
     ),
     Mutant(
         "constants in float32 are not widened beside float64",
         "psi/exact.py",
-        "for dtype in (own, *(() if written else self._others)):",
+        "for dtype in (native, *(() if written else self._others)):",
         "for dtype in (() if written else self._others):",
         "tests/psi/test_probe_dtypes.py::test_tensors_in_single_precision_that_are_neither_parameters_nor_buffers[array]",
     ),
@@ -233,5 +233,12 @@ MUTANTS = [
         "Lenient([torch.float32])",
         "Lenient([])",
         "tests/psi/test_probe_dtypes.py::test_half_precision_where_the_processor_has_no_kernel",
+    ),
+    Mutant(
+        "a report declares another model",
+        "psi/found.py",
+        "    _refuse_another(model, report)\n",
+        "",
+        "tests/psi/test_find_inputs.py::test_a_report_declares_all_or_nothing",
     ),
 ]

@@ -28,9 +28,9 @@ LAYOUTS = {
     "rows": ([CONV], Rows(), torch.contiguous_format),
     "channels_last": ([CONV], Rows(), torch.channels_last),
     "blocks": ([CONV], Rows(blocks=2), torch.contiguous_format),
-    "whole": ([CONV], Rows(blocks=1), torch.channels_last),
-    "transposed": ([CONV], Rows(axis=1), torch.contiguous_format),
-    "groups": ([CONV], Rows(axis=1, groups=3), torch.contiguous_format),
+    "whole": ([CONV], Rows.whole(), torch.channels_last),
+    "transposed": ([CONV], Rows(dim=1), torch.contiguous_format),
+    "groups": ([CONV], Rows(dim=1, groups=3), torch.contiguous_format),
     "joint": ([CONV, (6,)], Rows(), torch.contiguous_format),
     "long": ([LONG], Rows(), torch.contiguous_format),
 }

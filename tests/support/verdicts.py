@@ -70,7 +70,7 @@ def verdict(f, twin, actual, taken):
             yield "wrong positive", "does not hold"
         elif len(f.shape) > 1:
             whole, single = actual.visible(actual.cut(f.name, f.rows, f.names[1:]))
-            said = f"doubling changes an output by {whole:.2g} of a random move, doubling one point by {single:.2g}; leak {f.leak:.0e}"
+            said = f"doubling changes an output by {whole:.2g} of a random move, doubling one point by {single:.2g}; leak {f.eps_leak:.0e}"
             if max(whole, single) > LEAKY:
                 yield ("eps shows" if whole > LEAKY else "eps shows at a point"), said
             yield from finer(f, twin)

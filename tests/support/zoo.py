@@ -188,7 +188,7 @@ def dcgan():
         {
             "0.weight": COLUMN,  # transposed convolutions keep output channels on axis 1
             "1.weight": blocks(2, WITH_BIAS),  # each half feeds one group of the next, whose channels are normalised
-            "3.weight": ("row", Rows(axis=1, groups=2), ()),  # and split them by group; the last one feeds tanh
+            "3.weight": ("row", Rows(dim=1, groups=2), ()),  # and split them by group; the last one feeds tanh
         },
     )
 
