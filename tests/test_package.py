@@ -5,6 +5,7 @@ import doctest
 import importlib
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import zipfile
@@ -115,6 +116,14 @@ def test_docstring_examples_run():
     result = doctest.testmod(retract)
     assert result.failed == 0
     assert count + result.attempted > 0
+
+
+def test_the_quick_tier_names_folders():
+    """Not files, so that it has the tests of new ones."""
+    recipe = re.search(r"^test-quick:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.M)[1]
+    folders = re.findall(r"tests\S*", recipe)
+    assert len(folders) == 2
+    assert all((ROOT / folder).is_dir() for folder in folders)
 
 
 def test_public_objects_have_docstrings():

@@ -34,6 +34,7 @@ def test_law(law, dtype, seed, device):
     law.check(MANIFOLD, (4,), dtype=dtype, seed=seed, device=device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["retract.manifolds.orthant", "retract.manifolds.sphere", "__main__", "json"])
 def test_laws_under_any_module_name(module, device):
     """Of a library, of a file of it, of a script, and of a module that has other contents."""
