@@ -92,6 +92,14 @@ def test_tests_run_against_the_installed_package():
     assert Path(retract.__file__).parent != ROOT
 
 
+def test_the_quick_tier_names_folders():
+    """Not files, so that it has the tests of new ones."""
+    recipe = re.search(r"^test-quick:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.M)[1]
+    folders = re.findall(r"tests\S*", recipe)
+    assert len(folders) == 2
+    assert all((ROOT / folder).is_dir() for folder in folders)
+
+
 def test_import_is_light():
     """On top of torch: under 0.15 s, and geoopt, numba and the experiments' packages stay out. Best of five, as the machine is shared."""
     code = (
@@ -116,14 +124,6 @@ def test_docstring_examples_run():
     result = doctest.testmod(retract)
     assert result.failed == 0
     assert count + result.attempted > 0
-
-
-def test_the_quick_tier_names_folders():
-    """Not files, so that it has the tests of new ones."""
-    recipe = re.search(r"^test-quick:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.M)[1]
-    folders = re.findall(r"tests\S*", recipe)
-    assert len(folders) == 2
-    assert all((ROOT / folder).is_dir() for folder in folders)
 
 
 def test_public_objects_have_docstrings():
