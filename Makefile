@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt py.typed $(wildcard *.py) $(shell find manifolds optim psi testing -name '*.py')
 
-.PHONY: demo test test-long check docs clean
+.PHONY: demo test test-quick test-long check docs clean
 
 demo: .venv/demo
 	$(BIN)/python -m retract --plot out/unbalanced.png
@@ -14,7 +14,11 @@ demo: .venv/demo
 test: .venv/dev
 	$(BIN)/python -m pytest -q --device $(DEVICE)
 
-# What takes minutes. MNIST=DIR, the folder with MNIST's four .gz files, for the tests that need it; `make .venv/architectures`
+# Before every commit: laws, core and parity of paths, without what takes seconds a test.
+test-quick: .venv/dev
+	$(BIN)/python -m pytest -q --device $(DEVICE) -m 'not long and not slow' tests/manifolds tests/optim
+
+# What takes minutes a test, hours in all. MNIST=DIR, the folder with MNIST's four .gz files, for the tests that need it; `make .venv/architectures`
 # first for the networks of public packages, which are skipped without them.
 test-long: .venv/dev
 	MNIST=$(MNIST) $(BIN)/python -m pytest -q --device $(DEVICE) -m long

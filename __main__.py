@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace) -> None:
     )
     print(figure1.invariance(split, config))
     outcomes = _outcomes(split, config)
-    table = _table(outcomes)
+    table = table_of(outcomes)
     title = "Training loss and test accuracy after the last epoch, from both starts"
     note = (
         "difference: the largest between the two starts' epoch means of the loss; bitwise: no step differs in any bit"
@@ -173,8 +173,8 @@ def _outcomes(split: data.Split, config: figure1.Config) -> list[figure1.Outcome
     return outcomes
 
 
-def _table(outcomes: Sequence[figure1.Outcome]) -> list[list[str]]:
-    """Its cells, row by row, padded to the widths of their columns; the second row is a rule."""
+def table_of(outcomes: Sequence[figure1.Outcome]) -> list[list[str]]:
+    """The cells of the table, row by row, padded to the widths of their columns; the second row is a rule."""
     rows = [["method", "loss", "loss, rescaled", "accuracy", "accuracy, rescaled", "difference"]]
     for o in outcomes:
         losses = [f"{o.epoch_means[start][-1]:.5f}" for start in figure1.STARTS]

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import zipfile
@@ -98,6 +99,14 @@ def test_of_the_experiments_the_wheel_holds_figure_1(wheel, tmp_path):
 
 def test_tests_run_against_the_installed_package():
     assert Path(retract.__file__).parent != ROOT
+
+
+def test_the_quick_tier_names_folders():
+    """Not files, so that it has the tests of new ones."""
+    recipe = re.search(r"^test-quick:.*\n\t(.*)", (ROOT / "Makefile").read_text(), re.M)[1]
+    folders = re.findall(r"tests\S*", recipe)
+    assert len(folders) == 2
+    assert all((ROOT / folder).is_dir() for folder in folders)
 
 
 def test_import_is_light():

@@ -10,7 +10,13 @@ from retract.errors import GeometryError
 from retract.testing.setting import LAWS
 
 RUNS = [
-    pytest.param(case, law, dtype, id=f"{case.id}-{law.name}-{str(dtype)[6:]}")
+    pytest.param(
+        case,
+        law,
+        dtype,
+        id=f"{case.id}-{law.name}-{str(dtype)[6:]}",
+        marks=[pytest.mark.slow] if "compile" in law.name else [],
+    )
     for case in CASES
     for law in testing.laws(case.manifold)
     for dtype in (torch.float64, torch.float32)
@@ -40,6 +46,7 @@ def test_unmet_laws_do_not_hold(case, law, device):
         check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [(), (2, 3), (1,)], ids=str)
 @pytest.mark.parametrize("case", CASES[:8], ids=lambda case: case.id)
 def test_any_batch_shape(case, batch, seed, device):

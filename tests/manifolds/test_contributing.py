@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from retract import declare, param_groups, testing
+from retract.manifolds import Sphere
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from torch import nn
 
@@ -34,6 +35,7 @@ def test_law(law, dtype, seed, device):
     law.check(MANIFOLD, (4,), dtype=dtype, seed=seed, device=device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["retract.manifolds.orthant", "retract.manifolds.sphere", "__main__", "json"])
 def test_laws_under_any_module_name(module, device):
     """Of a library, of a file of it, of a script, and of a module that has other contents."""
@@ -116,3 +118,26 @@ def test_every_optimizer_takes_it_up(make, device):
         MANIFOLD.check_point(layer.weight.detach())
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
+
+
+class Directions(Sphere):
+    """The unit sphere of a user's own, which says that the row kernels have its formulas."""
+
+    row_kernel = "vectors"
+
+
+def test_a_spherical_manifold_of_a_users_own_has_every_path(device):
+    """No list of types is kept anywhere: each path takes it, and all agree with the maps of the class."""
+    testing.check_manifold(Directions(), (4,), dtypes=[torch.float64], device=device)
+    start = torch.nn.functional.normalize(torch.randn(5, 4, dtype=torch.float64, device=device), dim=1)
+    grads = torch.randn(3, 5, 4, dtype=torch.float64, device=device)
+    ends = []
+    for name, path in {"reference": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}.items():
+        w = nn.Parameter(start.clone())
+        optimizer = RiemannianAdam([{"params": [w], "manifold": Directions(), **path}], lr=0.1)
+        assert [its.path for its in optimizer.paths()] == [name]
+        for grad in grads:
+            w.grad = grad.clone()
+            optimizer.step()
+        ends.append(w.detach())
+    assert all(torch.allclose(ends[0], end, rtol=0, atol=1e-13) for end in ends)

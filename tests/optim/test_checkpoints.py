@@ -6,17 +6,14 @@ import io
 import numpy as np
 import pytest
 import torch
+from optimizers import OPTIMIZERS
 from retract import declare, param_groups
 from retract.errors import OptionError, StateError
 from retract.manifolds import PSI, Euclidean, ProjectiveSpace, Sphere, Stiefel
 from retract.optim import PSISGD, RiemannianAdam, RiemannianSGD
 from torch import nn
 
-MAKERS = {
-    "sgd": lambda its: RiemannianSGD(its, lr=0.1, momentum=0.9),
-    "adam": lambda its: RiemannianAdam(its, lr=0.1),
-    "psi-sgdm": lambda its: PSISGD(its, lr=0.1, momentum=0.9),
-}
+NAMES = ("sgd", "adam", "psi-sgdm")
 MANIFOLDS = [Euclidean(0), Sphere(), PSI(), ProjectiveSpace(), Stiefel()]
 
 
@@ -31,7 +28,7 @@ def step(optimizer, seed=0):
 def one(name, manifold, dtype=torch.float32):
     torch.manual_seed(0)
     w = nn.Parameter(manifold.random_point(6, 4).to(dtype))
-    return w, MAKERS[name]([{"params": [w], "manifold": manifold}])
+    return w, OPTIMIZERS[name]([{"params": [w], "manifold": manifold}], lr=0.1)
 
 
 def same(a, b):
@@ -39,7 +36,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_shared_between_optimizers(name, manifold):
     (w, a), (v, b) = one(name, manifold), one(name, manifold)
     step(a)
@@ -95,7 +92,7 @@ def test_a_replaced_parameter_is_named(where):
 @pytest.mark.parametrize("number", [np.float64, np.float32, np.int64, np.float16])
 def test_numbers_of_numpy_load_as_weights_only(number):
     """Wherever they were set, also after the last step, and by schedulers."""
-    for name in MAKERS:
+    for name in NAMES:
         w, optimizer = one(name, Sphere())
         step(optimizer)
         group = optimizer.param_groups[0]
@@ -214,7 +211,7 @@ def test_state_of_another_shape_is_refused_before_anything_is_written():
 
 
 @pytest.mark.parametrize("manifold", MANIFOLDS, ids=repr)
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_numbers_have_the_dtype_that_they_would_have_here(name, manifold):
     """A load across dtypes leaves each array in the dtype in which the optimizer itself would have made it."""
     dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

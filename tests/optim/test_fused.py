@@ -105,6 +105,7 @@ def test_a_loop_is_over_when_everybody_is_done():
     assert len(done) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_step_after_a_fork():
     """The child of a process that has stepped with threads steps too, with threads of its own."""
@@ -143,6 +144,7 @@ def one_step(**options):
     return float(w.detach().sum())
 
 
+@pytest.mark.slow
 def test_no_folder_for_the_cache(monkeypatch):
     monkeypatch.setattr(numba.core.caching.CacheImpl, "_locator_classes", [])
     monkeypatch.setattr(numba_rows, "_kernels", {})

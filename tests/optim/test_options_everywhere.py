@@ -3,8 +3,8 @@ none it does not act."""
 
 import pytest
 import torch
+from optimizers import OPTIMIZERS
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
-from retract.optim import SGDG, AdamG, RiemannianAdam, RiemannianSGD
 from retract.optim.memory import Memory
 from retract.optim.update import update
 from torch import nn
@@ -39,12 +39,7 @@ CHANGES = {
 }
 FLAT = {"orthogonality": 0.0, "max_point_norm": None, "motion": "retract", "transport": "none", "radius": "hold"}
 """What the options without a meaning in flat space are set to there by those who leave them alone."""
-MAKES = {
-    "sgd": lambda groups, **options: RiemannianSGD(groups, lr=0.1, momentum=0.9, **options),
-    "adam": lambda groups, **options: RiemannianAdam(groups, lr=0.1, **options),
-    "sgdg": lambda groups, **options: SGDG(groups, lr=0.1, **options),
-    "adamg": lambda groups, **options: AdamG(groups, lr=0.1, **options),
-}
+MAKES = ("sgd", "adam", "sgdg", "adamg")
 
 
 def options_for(kind, change):
@@ -95,7 +90,7 @@ def test_every_option(make, kind):
             if manifold.event_ndim == 2 and name in ("foreach", "fused"):
                 continue
             w = nn.Parameter(start.clone())
-            optimizer = MAKES[make]([{"params": [w], "manifold": manifold}], **options, **path)
+            optimizer = OPTIMIZERS[make]([{"params": [w], "manifold": manifold}], lr=0.1, **options, **path)
             exact = by_hand(optimizer, manifold, start, grads)
             for grad in grads:
                 w.grad = grad.clone()

@@ -3,8 +3,9 @@
 import numpy_rows
 import pytest
 import torch
+from optimizers import RULES
 from own_rules import RMSprop, optimizer_of
-from paths import LAYOUTS, RULES, agree, run, sizes
+from paths import LAYOUTS, agree, run, sizes
 from retract.errors import OptionError
 from retract.manifolds import PSI, Grassmann, Sphere
 from retract.optim import RiemannianSGD

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from memory import Peak
-from paths import LAYOUTS, RULES, agree, forget_plans, run, sizes
+from optimizers import RULES
+from paths import LAYOUTS, agree, forget_plans, run, sizes
 from retract.errors import GradientError, StateError
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianSGD

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.slow
 
 TESTS = pathlib.Path(__file__).with_name("triton_rows.py")
 COMPILE = """

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from networks import normed_mlp
 from retract import declare, declared, param_groups, psi, undeclare
 from retract.errors import DeclarationError
 from retract.manifolds import PSI, Declaration, Grassmann, Rows, Sphere
@@ -12,10 +13,7 @@ from torch import nn
 
 
 def blocks():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)
-    )
+    return normed_mlp(0, 8, 6, 8, 1e-5, torch.float32)
 
 
 class LowRank(nn.Module):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from retract.__main__ import _table, main
+from retract.__main__ import main, table_of
 from retract.psi import data, figure1
 
 
@@ -152,7 +152,7 @@ def test_the_table_and_the_help_fit_80_columns(capsys, monkeypatch):
     outcomes = [
         figure1.Outcome(m, losses, {s: [1.2345] for s in losses}, dict.fromkeys(losses, 100.0)) for m in figure1.METHODS
     ]
-    assert {len("  ".join(row)) for row in _table(outcomes)} <= set(range(81))
+    assert {len("  ".join(row)) for row in table_of(outcomes)} <= set(range(81))
 
 
 def test_the_progress_says_how_far_it_is(run, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from networks import normed_mlp
 from retract import psi
 from retract.manifolds import Rows
 from torch import nn
@@ -215,8 +216,7 @@ def test_a_point_that_is_doubled_speaks_for_itself():
 
 def test_a_small_number_over_a_smaller_one_is_no_leak():
     """Three values in a channel leave BatchNorm one degree of freedom: derivatives are small in every direction."""
-    torch.manual_seed(1)
-    layers = [nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)]
+    layers = normed_mlp(1, 8, 6, 8, 1e-5, torch.float32)
     report = psi.find(nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 3)), torch.randn(3, 6))
     assert [f.granularity for f in report if f.name in ("0.weight", "3.weight")] == ["row", "row"], f"\n{report}"
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import normed_mlp
 from retract import psi
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -61,10 +62,7 @@ def test_declaring_passes_notes_on():
 
 def test_a_zero_bias_does_not_hide_that_activations_are_tiny():
     """Next to the weights the first norm's bias would be of unit size, and what is behind it as well."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8, bias=False), nn.BatchNorm1d(8)
-    )
+    model = normed_mlp(0, 8, 8, 8, 1e-5, torch.float32)
     nn.init.normal_(model[0].weight, std=1e-6)
     report = psi.find(model, torch.randn(32, 8))
     for at in (0, 3):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from retract import declare, param_groups, psi
+from networks import declare_all, normed_mlp
+from retract import param_groups, psi
 from retract.errors import RetractError
 from retract.manifolds import PSI
 from retract.optim import PSISGD
@@ -15,17 +16,7 @@ from torch import nn
 
 
 def network(device, inputs=64, hidden=50):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(inputs, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, 10, bias=False),
-        nn.BatchNorm1d(10),
-    ).to(device)
-    declare(model, "0.weight", PSI())
-    declare(model, "3.weight", PSI())
-    return model
+    return declare_all(normed_mlp(0, hidden, inputs, 10, 1e-5, torch.float32, device), PSI())
 
 
 def accuracy(model, x, y):

@@ -118,6 +118,27 @@ MUTANTS = [
         "tests/optim/test_own_rules.py::test_every_path_takes_them[PSI()-RMSprop-hold]",
     ),
     Mutant(
+        "a radial gradient under a rule of a user's own is formed twice, in another order",
+        "optim/kernels/numba_rows.py",
+        "    if C.unit and (C.adam or C.given) and C.moving:\n",
+        "    if C.unit and C.adam and C.moving:\n",
+        "tests/optim/test_own_rules.py::test_what_a_projection_leaves_of_a_radial_gradient_is_tangent[Sphere()-fused]",
+    ),
+    Mutant(
+        "in Triton a rule's coefficients are those of the first point",
+        "optim/kernels/triton_long.py",
+        "tl.pointer_type(tl.float64)) + 4 * row\n",
+        "tl.pointer_type(tl.float64)) + 0 * row\n",
+        "tests/optim/test_rows_triton.py::test_the_kernels_are_the_reference",
+    ),
+    Mutant(
+        "pieces of a long row keep the radial part of a gradient that a user's rule lengthens",
+        "optim/kernels/triton_rows.py",
+        "if its.unit and (its.adam or its.given):",
+        "if its.unit and its.adam:",
+        "tests/optim/test_rows_triton.py::test_the_kernels_are_the_reference",
+    ),
+    Mutant(
         "transport beside the antipode cancels",
         "manifolds/spherical.py",
         "share = torch.where(share > _FACING, share, 0.5 * numerics.dot(middle, middle, 1) / scale)",

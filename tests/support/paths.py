@@ -5,7 +5,6 @@ import copy
 import torch
 from retract.manifolds import Euclidean, Rows
 from retract.manifolds.parameters.rows import gather, scatter_
-from retract.optim import RiemannianAdam, RiemannianSGD
 from torch import nn
 
 PATHS = {
@@ -13,15 +12,6 @@ PATHS = {
     "foreach": {"foreach": True},
     "fused": {"fused": True},
     "default": {},
-}
-RULES = {
-    "plain": lambda p, **o: RiemannianSGD(p, **o),
-    "heavy-ball": lambda p, **o: RiemannianSGD(p, momentum=0.9, dampening=0.2, **o),
-    "nesterov": lambda p, **o: RiemannianSGD(p, momentum=0.9, nesterov=True, **o),
-    "velocity": lambda p, **o: RiemannianSGD(p, momentum=0.9, dampening=0.2, momentum_form="velocity", **o),
-    "velocity-nesterov": lambda p, **o: RiemannianSGD(p, momentum=0.9, nesterov=True, momentum_form="velocity", **o),
-    "adam": lambda p, **o: RiemannianAdam(p, **o),
-    "adam-inside": lambda p, **o: RiemannianAdam(p, eps_form="inside", eps=1e-3, **o),
 }
 CONV, LONG = (6, 4, 3, 2), (3, 9001)
 LAYOUTS = {
