@@ -133,8 +133,18 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """x cos √A + u (sin √A/√A) with A = uᵀu, (*batch, n, k)."""
-        cosine, sine, _ = numerics.trigonometric(u.mT @ u)
-        return x @ cosine + u @ sine
+        far, near = (numerics.shortened(u, limit, 2) for limit in numerics.longest(u.dtype))
+        frame, turn = self._turn(x, far)
+        value = x + frame @ turn[..., : self.k]
+        if not numerics.derivatives_wanted():
+            return value
+        cosine, sine, _ = numerics.trigonometric(near.mT @ near)
+        return numerics.with_value(value, x @ cosine + near @ sine)
+
+    def _turn(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The rotation along `u` as orthonormal columns [x q] and what it adds to a vector in their basis."""
+        x, u = x.detach(), u.detach()
+        return numerics.swing(x, u, torch.zeros_like(x.mT @ u))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """d g(c) with the aligned `y` = x c + d and g(cos θ) = θ / sin θ, (*batch, n, k).
@@ -153,8 +163,13 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − (u (1 − cos √A)/A + x sin √A/√A) uᵀv with A = uᵀu, (*batch, n, k)."""
-        _, sine, versed = numerics.trigonometric(u.mT @ u)
-        return v - (u @ versed + x @ sine) @ (u.mT @ v)
+        far, near = (numerics.shortened(u, limit, 2) for limit in numerics.longest(u.dtype))
+        frame, turn = self._turn(x, far)
+        value = v + frame @ (turn[..., self.k :] @ (frame[..., self.k :].mT @ v))
+        if not numerics.derivatives_wanted():
+            return value
+        _, sine, versed = numerics.trigonometric(near.mT @ near)
+        return numerics.with_value(value, v - (near @ versed + x @ sine) @ (near.mT @ v))
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """(v − (x + z)(1 + xᵀz)⁻¹ zᵀv) qᵀ with the aligned z = y q, (*batch, n, k): parallel transport along log(x, y),

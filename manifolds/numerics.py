@@ -35,11 +35,14 @@ __all__ = [
     "root_tiny",
     "safe_sqrt",
     "settle",
+    "shortened",
     "squares_fit",
     "svd",
+    "swing",
     "symmetric",
     "tolerance",
     "trigonometric",
+    "turn",
     "with_value",
 ]
 
@@ -51,6 +54,15 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 def root_tiny(dtype: torch.dtype) -> float:
     """√ of the smallest normal number, 1e-19 in float32: shorter vectors have squares that vanish, and count as zero."""
     return float(torch.finfo(dtype).tiny ** 0.5)
+
+
+def longest(dtype: torch.dtype) -> tuple[float, float]:
+    """Lengths 1/(16 ε), from where on an angle has no digits, and 10/√ε, from where on derivatives of exponentials have none.
+
+    Longer steps may as well be shortened to them.
+    """
+    eps = torch.finfo(dtype).eps
+    return 0.0625 / eps, 10.0 / eps**0.5
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -142,6 +154,11 @@ def root_of_squares(a: Tensor, ndim: int, dtype: torch.dtype | None = None) -> T
     return torch.linalg.vector_norm(a, dim=_event(ndim), keepdim=True, dtype=dtype)
 
 
+def shortened(u: Tensor, limit: Tensor | float, ndim: int) -> Tensor:
+    """`u`, scaled down to the length `limit` where it is longer; the factor counts as a constant."""
+    return u * (limit / norm(u.detach(), ndim)).clamp(max=1.0)
+
+
 def safe_sqrt(square: Tensor) -> Tensor:
     """√max(square, 0), with gradient 0 instead of infinity where the square is 0; NaN stays NaN."""
     positive = ~(square <= 0)
@@ -159,11 +176,14 @@ def derivatives_wanted() -> bool:
 def with_value(value: Tensor | float, smooth: Tensor) -> Any:
     """`value`, bitwise, with the derivatives of `smooth`, of all orders and in both modes.
 
-    For a formula that is equal to `value` but for its rounding, or that has the derivatives which `value` hides.
+    For a formula that is equal to `value` but for its rounding, or that has the derivatives which `value` hides. Where it
+    overflows or is NaN there are no derivatives, and `value` stays.
     """
     if not derivatives_wanted():
         return value
-    return (smooth - smooth.detach()) + (value.detach() if isinstance(value, Tensor) else value)
+    return torch.where(torch.isfinite(smooth), smooth - smooth.detach(), 0.0) + (
+        value.detach() if isinstance(value, Tensor) else value
+    )
 
 
 def hold_still(u: Tensor, moved: Tensor, still: Tensor | float, ndim: int) -> Tensor:
@@ -264,10 +284,15 @@ def positive_qr(a: Tensor) -> Tensor:
     return q * torch.ones_like(diagonal).copysign(diagonal)
 
 
+def _finite(a: Tensor) -> Tensor:
+    """Which matrices have no infinite or NaN entry, (*batch, 1, 1)."""
+    return torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
+
+
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reduced singular value decomposition of `a`, (*batch, n, p), with NaN for matrices that are not finite, for which
     LAPACK raises."""
-    finite = torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
+    finite = _finite(a)
     left, singular, right = torch.linalg.svd(torch.where(finite, a, 0.0), full_matrices=False)
     return torch.where(finite, left, torch.nan), torch.where(finite[..., 0], singular, torch.nan), right
 
@@ -308,6 +333,52 @@ def polar(a: Tensor) -> Tensor:
             step = step + (outside - left @ (left.mT @ outside)) / row
         q = q + step
     return with_value(value, q @ right)
+
+
+# Padé's approximant of the exponential of degree 7 is exact to rounding up to this norm (Higham 2005, Table 2.3).
+_PADE = [17297280.0, 8648640.0, 1995840.0, 277200.0, 25200.0, 1512.0, 56.0, 1.0]
+_PADE_RADIUS = 0.95
+# Newton's steps that take an orthogonal matrix off by 0.03, as at the longest steps, to rounding.
+_ORTHOGONALISATIONS = 4
+
+
+def turn(a: Tensor) -> Tensor:
+    """exp(a) − 1 for skew-symmetric `a`, (*batch, k, k), without derivatives; NaN where `a` is not finite.
+
+    1 + turn(a) is orthogonal to rounding whatever the size of `a`, where a power series loses ‖a‖ε and overflows in the end:
+    i a is Hermitian, so a = V diag(iφ) Vᴴ, and e^{iφ} − 1 = i sin φ − 2 sin²(φ/2) does not cancel. Where φ is long, that is real
+    up to φε only, and its real part orthogonal up to (φε)², which Newton's steps for q ← q (3 − qᵀq)/2 put right. Short `a`,
+    where this can be read, get by without eigenvalues: Padé's approximant (v − w)⁻¹ (v + w), v even and w odd in `a`, is
+    orthogonal as well.
+    """
+    if readable(a) and (a.numel() == 0 or float(torch.linalg.vector_norm(a, dim=(-2, -1)).amax()) <= _PADE_RADIUS):
+        square = a @ a
+        fourth = square @ square
+        powers = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), square, fourth, fourth @ square
+        even, odd = (sum(c * p for c, p in zip(_PADE[first::2], powers, strict=True)) for first in (0, 1))
+        odd = a @ odd
+        return torch.linalg.solve(even - odd, 2.0 * odd)
+    finite = _finite(a)
+    a = torch.where(finite, a, 0.0)
+    phases, vectors = torch.linalg.eigh(torch.complex(torch.zeros_like(a), -a))
+    factors = torch.complex(-2.0 * (0.5 * phases).sin().square(), phases.sin())
+    turned = ((vectors * factors.unsqueeze(-2)) @ vectors.mH).real
+    for _ in range(_ORTHOGONALISATIONS):
+        turned = turned - 0.5 * ((gap := turned + turned.mT + turned.mT @ turned) + turned @ gap)
+    return torch.where(finite, turned, torch.nan)
+
+
+def swing(x: Tensor, u: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """[x q] and exp([[a, −rᵀ], [r, 0]]) − 1, (*batch, n, m) and (*batch, m, m) with m = min(n, 2p), where q r is the part of
+    `u` off the frame `x` and `a` is skew-symmetric, (*batch, p, p).
+
+    Columns of q are orthonormal to `x` and to one another, also where `u` has fewer than p independent ones.
+    """
+    p = x.shape[-1]
+    q = torch.linalg.qr(torch.cat([x, u], -1))[0][..., p:]
+    r = q.mT @ u
+    generator = torch.cat([torch.cat([a, -r.mT], -1), torch.cat([r, r.new_zeros(*r.shape[:-1], r.shape[-2])], -1)], -2)
+    return torch.cat([x, q], -1), turn(generator)
 
 
 def trigonometric(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,9 +72,9 @@ class ScalingQuotient(ConformalManifold, QuotientManifold):
         """Norm of the representative, (*batch, 1…). Law: radius(act(g, x)) = g radius(x).
 
         A zero row, which is no point, gets √tiny instead: then it does not become NaN. Rows whose squares do not fit
-        the dtype (norms above 1e19 in float32) have no conformal factor in it either.
+        the dtype (norms above 1e19 in float32) have no conformal factor in it.
         """
-        return numerics.root_of_squares(x, self.event_ndim).clamp(min=numerics.root_tiny(x.dtype))
+        return numerics.norm(x, self.event_ndim).clamp(min=numerics.root_tiny(x.dtype))
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """‖u‖ / ‖x‖, (*batch, 1…): as in `Manifold.norm`, without a square, which may overflow or vanish."""

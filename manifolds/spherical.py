@@ -52,8 +52,13 @@ class Spherical(GeodesicManifold):
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """cos θ · x + (sin θ / θ) u with θ = ‖u‖ₓ, (*batch, n)."""
+        u = self._shortened(x, u)
         cosine, sinc = numerics.circular(self.inner(x, u, u), 0, 1)
         return torch.addcmul(cosine * x, u, sinc)
+
+    def _shortened(self, x: Tensor, u: Tensor) -> Tensor:
+        """`u`, no longer than for an angle that has digits."""
+        return numerics.shortened(u, self.conformal_factor(x.detach()) ** 0.5 * numerics.longest(u.dtype)[0], 1)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """dist(x, y) times the unit tangent that points from `x` to `y`, (*batch, n); 0 where they coincide. On the cut
@@ -84,6 +89,7 @@ class Spherical(GeodesicManifold):
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − ⟨u, v⟩ₓ (((1 − cos θ)/θ²) u + (sin θ/θ) x), (*batch, n)."""
+        u = self._shortened(x, u)
         sinc, versine = numerics.circular(self.inner(x, u, u), 1, 2)
         share = -self.inner(x, u, v)
         along = torch.addcmul(v, u, share * versine)

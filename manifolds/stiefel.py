@@ -56,13 +56,34 @@ class Stiefel(EmbeddedManifold, ExponentialManifold):
         return numerics.hold_still(u, numerics.positive_qr(moved), moved, 2)
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        """[x u] exp([[a, −s], [1, a]]) [1; 0] exp(−a) with a = xᵀu, s = uᵀu, (*batch, n, p)."""
-        p = x.shape[-1]
-        a = x.mT @ u
+        """[x q] exp([[2a, −rᵀ], [r, 0]]) [1; 0] exp(−a) with a = xᵀu and u = x a + q r, (*batch, n, p).
+
+        Both exponentials are of skew-symmetric matrices, so that the point is on the manifold for any length of `u`. q and r
+        have no derivatives where u has fewer than p independent columns off `x`; derivatives are those of the same curve in
+        the basis [x u], [x u] exp([[a, −s], [1, a]]) [1; 0] exp(−a) with s = uᵀu.
+        """
+        far, near = (numerics.shortened(u, limit, 2) for limit in numerics.longest(u.dtype))
+        value = self._turned(x.detach(), far.detach())
+        if not numerics.derivatives_wanted():
+            return value
+        return numerics.with_value(value, self._in_basis_of_tangents(x, near))
+
+    def _turned(self, x: Tensor, u: Tensor) -> Tensor:
+        p, a = x.shape[-1], x.mT @ u
+        a = 0.5 * (a - a.mT)
+        frame, turn = numerics.swing(x, u, 2.0 * a)
+        y = x + frame @ turn[..., :p]
+        return y + y @ numerics.turn(-a)
+
+    def _in_basis_of_tangents(self, x: Tensor, u: Tensor) -> Tensor:
+        """The blocks are balanced by c = ‖u‖, which changes no result."""
+        p, a = x.shape[-1], x.mT @ u
         identity = torch.eye(p, dtype=x.dtype, device=x.device).expand_as(a)
-        generator = torch.cat([torch.cat([a, -(u.mT @ u)], -1), torch.cat([identity, a], -1)], -2)
+        size = numerics.norm(u.detach(), 2)
+        balance = torch.where(size > 0, size, 1.0)
+        generator = torch.cat([torch.cat([a, -(u.mT @ u) / balance], -1), torch.cat([balance * identity, a], -1)], -2)
         column = torch.linalg.matrix_exp(generator)[..., :p]
-        return torch.cat([x, u], -1) @ column @ torch.linalg.matrix_exp(-a)
+        return torch.cat([x, u / balance], -1) @ column @ torch.linalg.matrix_exp(-a)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """‖xᵀx − 1‖, (*batch, 1, 1)."""
