@@ -139,7 +139,8 @@ class Arrays:
         """Of the state, which stays where it is."""
         self.places, self.sources = _addresses(self.params), _addresses(self.grads)
         """Addresses of parameters and gradients."""
-        self.written = [*self.params, *chain(*self.vectors.values(), *self.scalars.values())]
+        self.written = [*self.params, *chain(*self.vectors.values(), *map(self.scalars.__getitem__, rule.scalars))]
+        """What every step writes to; a norm that is held is written once."""
         self._absent = [name for name in rule.vectors if name not in self.vectors]
         self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._sizes, self._strides = list(map(_size, self.params)), list(map(_stride, self.params))

@@ -23,7 +23,7 @@ from .points import State
 __all__ = ["Fused", "Lists"]
 
 _READ = read_by("kernel")
-PIECE, LEVEL_PIECE = 2**18, 2**21
+PIECE, LEVEL_PIECE = 2**19, 2**21
 """Elements that `Lists` steps at a time, or one row: temporaries of more leave the cache. A step without any takes more."""
 
 

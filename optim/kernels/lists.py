@@ -123,7 +123,10 @@ def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Opti
         xw, ww = _dots(x, w), _squares(w)
         xu, uu = c * xw * s, c * c * ww
         xx, r = xx * s * s, r * s
-        root = torch.cat([r.new_full((part.shape[0],), part.shape[1] ** 0.5) for part in x])
+        root = one
+        if C.unit and C.exp:
+            counts = torch.tensor([points, [part.shape[1] for part in x]], device=r.device)
+            root = counts[1].double().sqrt().repeat_interleave(counts[0], output_size=len(r))
         k_x, k_u, norm2 = algebra.motion(xx, xu, uu, r, root, rounding, C)
     carried = []
     if C.project or C.parallel:
