@@ -32,7 +32,22 @@ def declare(
 
     With a process group initialized this is a collective call, and all processes declare the same or none.
 
-    Returns the report, which prints as a table and says what was declared. Raises as both do; then nothing has been
-    declared."""
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from retract import psi
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+        >>> report = psi.declare(model, torch.randn(16, 6))
+        >>> report.declared
+        ('0.weight',)
+
+    Returns:
+        The report, which prints as a table and says what was declared.
+
+    Raises:
+        TypeError, ProbeError, RetractError: as `find`.
+        DeclarationError, GeometryError: as `Report.declare`; then nothing has been declared.
+    """
     refuse_matrices(manifold)
     return find(model, args, kwargs, probes=probes).declare(model, manifold=manifold, representative=representative)

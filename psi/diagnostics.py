@@ -113,13 +113,25 @@ class Monitor:
     is not observed costs nothing; one that is costs a copy of the declared weights and a few passes over them, and on a GPU
     waits for it. Parameters and gradients are only read.
 
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.Linear(6, 4)
+        >>> retract.declare(model, "weight", retract.manifolds.PSI())
+        >>> optimizer = retract.optim.PSISGD(retract.param_groups(model), lr=0.1)
+        >>> monitor = retract.psi.Monitor(model, optimizer, every=1)
+        >>> model(torch.randn(8, 6)).square().sum().backward()
+        >>> optimizer.step()
+        >>> [(observation.step, observation.points) for observation in monitor.observations]
+        [(1, 4)]
+
     Args:
         model: with declarations (`retract.declare`, `psi.declare`).
         optimizer: whose steps are observed, by hooks around ``step()``.
         every: how many steps apart; the first is observed.
         writer: a ``SummaryWriter`` of torch.utils.tensorboard, or anything else with ``add_scalar(tag, value, step)``.
 
-    Raises `OptionError` if `model` has no declarations, or `every` is not positive.
+    Raises:
+        OptionError: `model` has no declarations, or `every` is not positive.
     """
 
     def __init__(

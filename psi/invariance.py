@@ -53,6 +53,19 @@ def find(
 ) -> Report:
     """Measure which parameters of `model` are positively scale-invariant, at the finest granularity that holds.
 
+    A parameter w is, if f(a w) = f(w) for all a > 0. Then by Euler's theorem ⟨w, ∂L/∂w⟩ = 0 for every loss L of the outputs
+    (Yi 2022, §3): that is what is measured, and confirmed by rescaling.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from retract import psi
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+        >>> report = psi.find(model, torch.randn(16, 6))
+        >>> {finding.name: finding.granularity for finding in report if finding.name.endswith("weight")}
+        {'0.weight': 'row', '1.weight': 'none', '3.weight': 'none'}
+
     Args:
         model: any module, in the mode in which it trains: frozen running statistics leave nothing invariant.
         args: example inputs of its forward pass, a tuple as for `torch.export.export`; a single tensor stands for a
@@ -66,6 +79,9 @@ def find(
 
     With a process group of several processes initialized, this is a collective call: every rank has to make it, and verdicts
     that differ raise on all. To look at a model on one rank only, call it before ``init_process_group``.
+
+    Returns:
+        A `Report`: a `Finding` per parameter, in the order of the model. It prints as a table.
 
     Raises:
         TypeError: `args` is neither a tensor nor a tuple or list, or `kwargs` no mapping.

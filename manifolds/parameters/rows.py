@@ -57,7 +57,15 @@ class Rows:
     >>> Rows(blocks=2).layout(w, event_ndim=1).split(w).shape
     torch.Size([2, 12])
 
-    Raises `GeometryError` for values that fit no parameter at all.
+    Example:
+        >>> import torch, retract
+        >>> model = torch.nn.ConvTranspose2d(8, 16, 3)  # its weight is (8, 16, 3, 3)
+        >>> retract.declare(model, "weight", retract.manifolds.Sphere(), Rows(dim=1))
+        >>> torch.linalg.vector_norm(model.weight, dim=(0, 2, 3)).allclose(torch.ones(16))
+        True
+
+    Raises:
+        GeometryError: values that fit no parameter at all.
     """
 
     dim: int | tuple[int, ...] = 0
