@@ -6,7 +6,7 @@ import pytest
 import torch
 from geometries import CASES, Case
 from retract.errors import GeometryError
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel, numerics
+from retract.manifolds import PSI, Euclidean, GeodesicManifold, Grassmann, Sphere, Stiefel, numerics
 from retract.testing import Law, derivatives, laws
 
 SHAPES = [
@@ -34,6 +34,35 @@ def test_everywhere_and_in_all_modes(case, law, seed, device):
 @pytest.mark.parametrize("case", SHAPES[::2], ids=lambda case: case.id)
 def test_square_frames_and_shared_lines(case, seed, device):
     derivatives.first_derivatives_equal_differences.check(case.manifold, case.shape, seed=seed, device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("inner", [torch.func.jacfwd, torch.func.jacrev])
+@pytest.mark.parametrize("outer", [torch.func.jacfwd, torch.func.jacrev])
+@pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.manifold, GeodesicManifold)], ids=lambda c: c.id)
+def test_the_hessian_of_squared_lengths_is_twice_the_metric(case, outer, inner, dtype, generator):
+    """Of dist(x, ·)² at x, and of ‖·‖² at 0, in every combination of modes."""
+    m = case.manifold
+    x = m.random_point(*case.shape, generator=generator, dtype=dtype)
+    u, v = (m.random_tangent(x, generator=generator) for _ in range(2))
+    zero = torch.zeros_like(x)
+    for name, at, f in (
+        ("dist", x, lambda y: m.dist(x, y).square().sum()),
+        ("norm", zero, lambda a: m.norm(x, a).square().sum()),
+    ):
+        hessian = outer(inner(f))(at).to(dtype)  # torch makes float64 of some single numbers
+        found = torch.einsum("i,ij,j", u.flatten(), hessian.reshape(x.numel(), x.numel()), v.flatten())
+        assert torch.allclose(found, 2.0 * m.inner(x, u, v).sum(), rtol=2e-4 if dtype == torch.float32 else 1e-10), name
+
+
+@pytest.mark.parametrize("manifold", [Sphere(), PSI(), Grassmann(1)], ids=repr)
+def test_a_point_is_at_distance_0_from_itself(manifold, generator):
+    """0, or what stands for it where derivatives can be taken; the slope is the shortest subgradient."""
+    x = manifold.random_point(4, 5, generator=generator)
+    assert not manifold.dist(x, x).any()
+    at = x.clone().requires_grad_()
+    assert (manifold.dist(x, at) < 1e-12).all()
+    assert (torch.autograd.grad(manifold.dist(x, at).sum(), at)[0].abs() < 1e-12).all()
 
 
 def test_polar_to_third_order(generator):
