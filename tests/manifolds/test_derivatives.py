@@ -95,6 +95,13 @@ def test_values_do_not_depend_on_whether_derivatives_are_wanted(generator):
             assert (wanted[2] - spared[2]).abs().max() <= 1e-14 * max(1.0, length)
 
 
+def test_derivatives_that_overflow_leave_the_value():
+    smooth = torch.tensor([2.0, torch.inf, torch.nan], requires_grad=True)
+    value = numerics.with_value(torch.tensor([1.0, 2.0, 3.0]), 3.0 * smooth)
+    assert value.tolist() == [1.0, 2.0, 3.0]
+    assert torch.autograd.grad(value.sum(), smooth)[0][0] == 3.0
+
+
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_circular_functions_of_the_squared_angle(order):
     """Values and two derivatives against fifty terms of the series, from 0 over the seam at 1 to some turns."""

@@ -98,3 +98,17 @@ def test_long_geodesics_in_float32_are_those_of_float64(manifold, generator):
         y = manifold.exp(x.float(), u.float())
         assert manifold.point_defect(y).max() <= 1e-5
         assert (y - manifold.exp(x, u)).abs().max() <= 20 * torch.finfo(torch.float32).eps * length
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+@pytest.mark.parametrize(("manifold", "shape"), MANIFOLDS[:6], ids=str)
+def test_geodesics_of_any_rank(manifold, shape, dtype, generator):
+    """The columns beside the frame are orthonormal to it, those that rounding has made too; nothing is put back after."""
+    x = manifold.random_point(3, *shape, generator=generator, dtype=dtype)
+    for noise, length, wanted in itertools.product(directions(manifold, x, generator), LENGTHS, (False, True)):
+        u = manifold.project(x, noise.to(dtype))
+        u = (length * u / manifold.norm(x, u)).requires_grad_(wanted)
+        with torch.set_grad_enabled(wanted):
+            ends = [manifold.exp(x, u), manifold.retract(x, u)]
+        for y in ends:
+            assert manifold.point_defect(y.detach()).max() <= 100 * torch.finfo(dtype).eps, length

@@ -155,14 +155,14 @@ MUTANTS = [
         "manifolds/numerics.py",
         "torch.where(torch.isfinite(smooth), smooth - smooth.detach(), 0.0)",
         "(smooth - smooth.detach())",
-        "tests/manifolds/test_conformance.py::test_law[grassmann2-steps_of_any_length_end_on_the_manifold-float64]",
+        "tests/manifolds/test_derivatives.py::test_derivatives_that_overflow_leave_the_value",
     ),
     Mutant(
         "columns beside a frame are not orthogonal to it",
         "manifolds/rotations.py",
         "torch.linalg.qr(torch.cat([x, u], -1))[0][..., p:]",
         "torch.linalg.qr(u - x @ (x.mT @ u))[0]",
-        "tests/optim/test_huge_steps.py::test_some_huge_steps[Stiefel()-(6, 3)-torch.float32]",
+        "tests/optim/test_huge_steps.py::test_geodesics_of_any_rank[Stiefel()-(6, 3)-torch.float32]",
     ),
     Mutant(
         "lengths of rows whose squares overflow",
