@@ -56,6 +56,8 @@ class Manifold(ABC):
     max_tangent_norm: float = 1e4
     """Length ‖u‖ₓ up to which all maps are finite and differentiable. Law: they are. A geometry whose maps overflow before
     (cosh, the exponential of a matrix) says so here, on the class or on an instance."""
+    compact: bool = False
+    """Whether the manifold is compact. Law: steps of any finite length end on it then, unless `max_tangent_norm` is lowered."""
     unmet_laws: Collection[str] = ()
     """Names of laws of `retract.testing` that the manifold is known to break; `retract.testing.laws` leaves them out."""
 

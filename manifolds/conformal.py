@@ -31,7 +31,7 @@ class ConformalManifold(Manifold):
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """‖u‖ / √λ(x), (*batch, 1…): as in `Manifold.norm`, without a square of `u`, which may overflow or vanish."""
-        return numerics.norm(u, self.event_ndim) / self.conformal_factor(x) ** 0.5
+        return numerics.length(u, self.event_ndim) / self.conformal_factor(x) ** 0.5
 
     def riemannian_gradient(self, x: Tensor, egrad: Tensor) -> Tensor:
         """λ(x) `egrad`, (*batch, *event)."""

@@ -25,7 +25,7 @@ class EmbeddedManifold(Manifold):
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """‖u‖, (*batch, 1…): as in `Manifold.norm`, without a square of `u`, which may overflow or vanish."""
-        return numerics.norm(u, self.event_ndim)
+        return numerics.length(u, self.event_ndim)
 
     def riemannian_gradient(self, x: Tensor, egrad: Tensor) -> Tensor:
         """Orthogonal projection of `egrad`, (*batch, *event)."""

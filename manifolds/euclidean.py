@@ -37,7 +37,7 @@ class Euclidean(ConformalManifold, GeodesicManifold):
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """‖u‖, (*batch, 1…)."""
-        return numerics.norm(u, self.event_ndim)
+        return numerics.length(u, self.event_ndim)
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         """`a` itself."""

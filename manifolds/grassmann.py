@@ -12,7 +12,7 @@ from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..errors import GeometryError
-from . import numerics
+from . import numerics, rotations
 from .embedded import EmbeddedManifold
 from .geodesic import GeodesicManifold
 from .projective import ProjectiveSpace
@@ -38,7 +38,7 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
     >>> Grassmann(3), Grassmann(1)
     (Grassmann(3), ProjectiveSpace())
 
-    Geodesics are functions of the k × k matrix uᵀu (`numerics.trigonometric`) rather than of the SVD of u:
+    Geodesics are functions of the k × k matrix uᵀu (`rotations.trigonometric`) rather than of the SVD of u:
     the same values, also differentiable where singular values coincide.
 
     Example:
@@ -55,6 +55,7 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
     k: int = 1
     """Dimension of the subspaces."""
     event_ndim = 2
+    compact = True
     injectivity_radius = math.pi / 2
 
     def __new__(cls, k: int = 1) -> Any:
@@ -138,13 +139,13 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
         value = x + frame @ turn[..., : self.k]
         if not numerics.derivatives_wanted():
             return value
-        cosine, sine, _ = numerics.trigonometric(near.mT @ near)
+        cosine, sine, _ = rotations.trigonometric(near.mT @ near)
         return numerics.with_value(value, x @ cosine + near @ sine)
 
     def _turn(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The rotation along `u` as orthonormal columns [x q] and what it adds to a vector in their basis."""
         x, u = x.detach(), u.detach()
-        return numerics.swing(x, u, torch.zeros_like(x.mT @ u))
+        return rotations.swing(x, u, torch.zeros_like(x.mT @ u))
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """d g(c) with the aligned `y` = x c + d and g(cos θ) = θ / sin θ, (*batch, n, k).
@@ -168,7 +169,7 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
         value = v + frame @ (turn[..., self.k :] @ (frame[..., self.k :].mT @ v))
         if not numerics.derivatives_wanted():
             return value
-        _, sine, versed = numerics.trigonometric(near.mT @ near)
+        _, sine, versed = rotations.trigonometric(near.mT @ near)
         return numerics.with_value(value, v - (near @ versed + x @ sine) @ (near.mT @ v))
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:

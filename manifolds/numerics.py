@@ -21,10 +21,13 @@ __all__ = [
     "DTYPES",
     "circular",
     "derivatives_wanted",
+    "differentiated",
     "dot",
     "exceeds",
+    "finite_matrices",
     "full_precision",
     "hold_still",
+    "longest",
     "norm",
     "polar",
     "polynomial",
@@ -38,11 +41,8 @@ __all__ = [
     "shortened",
     "squares_fit",
     "svd",
-    "swing",
     "symmetric",
     "tolerance",
-    "trigonometric",
-    "turn",
     "with_value",
 ]
 
@@ -159,10 +159,29 @@ def shortened(u: Tensor, limit: Tensor | float, ndim: int) -> Tensor:
     return u * (limit / norm(u.detach(), ndim)).clamp(max=1.0)
 
 
+def length(a: Tensor, ndim: int) -> Tensor:
+    """`norm`, whose square has all derivatives at 0 too; where they can be taken it is δ there, that of `safe_sqrt`."""
+    size = norm(a.detach(), ndim)
+    if not differentiated(a):
+        return size
+    zero = size == 0
+    still = a.masked_fill(~zero, 0.0)
+    return torch.where(zero, safe_sqrt(dot(still, still, ndim)), norm(a.masked_fill(zero, 1.0), ndim))
+
+
 def safe_sqrt(square: Tensor) -> Tensor:
-    """√max(square, 0), with gradient 0 instead of infinity where the square is 0; NaN stays NaN."""
+    """√max(square, 0); NaN stays NaN.
+
+    Where it is 0 and derivatives can be taken, it is δ = ∛tiny instead, 3e-103 in float64 and 2e-13 in float32, with the
+    derivatives of √(square + δ²). So a length has slope 0 at 0, a subgradient, and in all modes and to second order its
+    square has the derivatives of `square`, to which a factor 0 would put an end: (s²)″ = 2 s′² + 2 s s″.
+    """
     positive = ~(square <= 0)
-    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+    root = square.masked_fill(~positive, 1.0).sqrt()
+    if not differentiated(square):
+        return root.masked_fill(~positive, 0.0)
+    shift = torch.finfo(square.dtype).tiny ** (1 / 3)
+    return torch.where(positive, root, (square.masked_fill(square != 0, 0.0) + shift**2).sqrt())
 
 
 def derivatives_wanted() -> bool:
@@ -171,6 +190,11 @@ def derivatives_wanted() -> bool:
     Optimizers compute without, and are spared the terms that only derivatives need.
     """
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def differentiated(a: Tensor) -> bool:
+    """Whether a derivative may be taken with respect to what `a` is made of."""
+    return (a.requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
 
 
 def with_value(value: Tensor | float, smooth: Tensor) -> Any:
@@ -284,7 +308,7 @@ def positive_qr(a: Tensor) -> Tensor:
     return q * torch.ones_like(diagonal).copysign(diagonal)
 
 
-def _finite(a: Tensor) -> Tensor:
+def finite_matrices(a: Tensor) -> Tensor:
     """Which matrices have no infinite or NaN entry, (*batch, 1, 1)."""
     return torch.isfinite(a).all(-1, keepdim=True).all(-2, keepdim=True)
 
@@ -292,7 +316,7 @@ def _finite(a: Tensor) -> Tensor:
 def svd(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Reduced singular value decomposition of `a`, (*batch, n, p), with NaN for matrices that are not finite, for which
     LAPACK raises."""
-    finite = _finite(a)
+    finite = finite_matrices(a)
     left, singular, right = torch.linalg.svd(torch.where(finite, a, 0.0), full_matrices=False)
     return torch.where(finite, left, torch.nan), torch.where(finite[..., 0], singular, torch.nan), right
 
@@ -333,74 +357,3 @@ def polar(a: Tensor) -> Tensor:
             step = step + (outside - left @ (left.mT @ outside)) / row
         q = q + step
     return with_value(value, q @ right)
-
-
-# Padé's approximant of the exponential of degree 7 is exact to rounding up to this norm (Higham 2005, Table 2.3).
-_PADE = [17297280.0, 8648640.0, 1995840.0, 277200.0, 25200.0, 1512.0, 56.0, 1.0]
-_PADE_RADIUS = 0.95
-# Newton's steps that take an orthogonal matrix off by 0.03, as at the longest steps, to rounding.
-_ORTHOGONALISATIONS = 4
-
-
-def turn(a: Tensor) -> Tensor:
-    """exp(a) − 1 for skew-symmetric `a`, (*batch, k, k), without derivatives; NaN where `a` is not finite.
-
-    1 + turn(a) is orthogonal to rounding whatever the size of `a`, where a power series loses ‖a‖ε and overflows in the end:
-    i a is Hermitian, so a = V diag(iφ) Vᴴ, and e^{iφ} − 1 = i sin φ − 2 sin²(φ/2) does not cancel. Where φ is long, that is real
-    up to φε only, and its real part orthogonal up to (φε)², which Newton's steps for q ← q (3 − qᵀq)/2 put right. Short `a`,
-    where this can be read, get by without eigenvalues: Padé's approximant (v − w)⁻¹ (v + w), v even and w odd in `a`, is
-    orthogonal as well.
-    """
-    if readable(a) and (a.numel() == 0 or float(torch.linalg.vector_norm(a, dim=(-2, -1)).amax()) <= _PADE_RADIUS):
-        square = a @ a
-        fourth = square @ square
-        powers = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), square, fourth, fourth @ square
-        even, odd = (sum(c * p for c, p in zip(_PADE[first::2], powers, strict=True)) for first in (0, 1))
-        odd = a @ odd
-        return torch.linalg.solve(even - odd, 2.0 * odd)
-    finite = _finite(a)
-    a = torch.where(finite, a, 0.0)
-    phases, vectors = torch.linalg.eigh(torch.complex(torch.zeros_like(a), -a))
-    factors = torch.complex(-2.0 * (0.5 * phases).sin().square(), phases.sin())
-    turned = ((vectors * factors.unsqueeze(-2)) @ vectors.mH).real
-    for _ in range(_ORTHOGONALISATIONS):
-        turned = turned - 0.5 * ((gap := turned + turned.mT + turned.mT @ turned) + turned @ gap)
-    return torch.where(finite, turned, torch.nan)
-
-
-def swing(x: Tensor, u: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """[x q] and exp([[a, −rᵀ], [r, 0]]) − 1, (*batch, n, m) and (*batch, m, m) with m = min(n, 2p), where q r is the part of
-    `u` off the frame `x` and `a` is skew-symmetric, (*batch, p, p).
-
-    Columns of q are orthonormal to `x` and to one another, also where `u` has fewer than p independent ones.
-    """
-    p = x.shape[-1]
-    q = torch.linalg.qr(torch.cat([x, u], -1))[0][..., p:]
-    r = q.mT @ u
-    generator = torch.cat([torch.cat([a, -r.mT], -1), torch.cat([r, r.new_zeros(*r.shape[:-1], r.shape[-2])], -1)], -2)
-    return torch.cat([x, q], -1), turn(generator)
-
-
-def trigonometric(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """cos √A, sin √A / √A and (1 − cos √A) / A for symmetric A ≥ 0, each (*batch, k, k).
-
-    The three solve c' = −A s, s' = c, k' = s with (1, 0, 0) at time 0, so one matrix exponential gives
-    them, differentiable everywhere; through the SVD of the tangent the derivative is undefined at equal
-    singular values, u = 0 among them. The blocks are balanced by c ≈ √‖A‖, which changes no result.
-    """
-    k = gram.shape[-1]
-    identity = torch.eye(k, dtype=gram.dtype, device=gram.device).expand_as(gram)
-    zero = torch.zeros_like(gram)
-    size = norm(gram.detach(), 2).sqrt()
-    balance = torch.where(size > 0, size, 1.0)
-    generator = torch.cat(
-        [
-            torch.cat([zero, -gram / balance, zero], -1),
-            torch.cat([balance * identity, zero, zero], -1),
-            torch.cat([zero, balance * identity, zero], -1),
-        ],
-        -2,
-    )
-    column = torch.linalg.matrix_exp(generator)[..., :k]
-    cosine, sine, versed = column.split(k, dim=-2)
-    return cosine, sine / balance, versed / balance.square()

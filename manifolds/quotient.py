@@ -78,7 +78,7 @@ class ScalingQuotient(ConformalManifold, QuotientManifold):
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """‖u‖ / ‖x‖, (*batch, 1…): as in `Manifold.norm`, without a square, which may overflow or vanish."""
-        return numerics.norm(u, self.event_ndim) / self.radius(x)
+        return numerics.length(u, self.event_ndim) / self.radius(x)
 
     def act(self, g: Tensor, x: Tensor) -> Tensor:
         """g x for positive `g` of shape (*batch, 1…)."""

@@ -25,6 +25,7 @@ class Spherical(GeodesicManifold):
     """Hypothesis: points are vectors, and x ↦ x/‖x‖ is a local isometry to the unit sphere."""
 
     event_ndim = 1
+    compact = True
     injectivity_radius = math.pi
     row_kernel: ClassVar[Literal["rays", "vectors", "lines"] | None] = None
     """Which formulas of the row kernels (`optim.kernels.algebra`) are those of this class: of vectors modulo positive scaling,
@@ -81,11 +82,11 @@ class Spherical(GeodesicManifold):
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """Angle 2 atan2(‖x − f y‖, ‖x + f y‖), (*batch, 1): accurate also for tiny angles and near π.
 
-        Where the points coincide it has no derivative: the first comes out as 0, the shortest subgradient, and no second
-        one is finite. ``dist(x, y)**2 / 2`` has the gradient ``-log(y, x)``, which is smooth.
+        Where the points coincide it has no derivative: the first comes out as 0, the shortest subgradient. Its square has
+        all of them: ``dist(x, y)**2 / 2`` has the gradient ``-log(y, x)``, and the metric as its Hessian there.
         """
         facing = self.alignment(x, y) * y
-        return 2.0 * torch.atan2(numerics.norm(x - facing, 1), numerics.norm(x + facing, 1))
+        return 2.0 * torch.atan2(numerics.length(x - facing, 1), numerics.norm(x + facing, 1))
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − ⟨u, v⟩ₓ (((1 − cos θ)/θ²) u + (sin θ/θ) x), (*batch, n)."""

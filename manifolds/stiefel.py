@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import numerics
+from . import numerics, rotations
 from .embedded import EmbeddedManifold
 from .geodesic import ExponentialManifold
 
@@ -37,6 +37,7 @@ class Stiefel(EmbeddedManifold, ExponentialManifold):
     """
 
     event_ndim = 2
+    compact = True
 
     def event_error(self, event: Sequence[int]) -> str | None:
         """As in `Manifold.event_error`, and n ≥ p."""
@@ -71,9 +72,9 @@ class Stiefel(EmbeddedManifold, ExponentialManifold):
     def _turned(self, x: Tensor, u: Tensor) -> Tensor:
         p, a = x.shape[-1], x.mT @ u
         a = 0.5 * (a - a.mT)
-        frame, turn = numerics.swing(x, u, 2.0 * a)
+        frame, turn = rotations.swing(x, u, 2.0 * a)
         y = x + frame @ turn[..., :p]
-        return y + y @ numerics.turn(-a)
+        return y + y @ rotations.turn(-a)
 
     def _in_basis_of_tangents(self, x: Tensor, u: Tensor) -> Tensor:
         """The blocks are balanced by c = ‖u‖, which changes no result."""

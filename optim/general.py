@@ -150,7 +150,10 @@ class RiemannianAdam(RiemannianOptimizer):
         **options: Any,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "eps_form": eps_form}
-        check_known(options, {**COMMON, **defaults})
+        try:
+            check_known(options, {**COMMON, **defaults})
+        except OptionError as error:
+            raise TypeError(f"RiemannianAdam() got an unexpected keyword argument: {error}") from None
         super().__init__(params, {**defaults, **options})
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:

@@ -214,6 +214,23 @@ def steps_are_differentiable(s: Setting) -> None:
 
 
 @law(Manifold)
+def steps_of_any_length_end_on_the_manifold(s: Setting) -> None:
+    """On a compact manifold that does not lower max_tangent_norm, maps along u give points of it and finite tangents for ‖u‖ up
+    to 1e30, and 1e100 in float64, with and without derivatives."""
+    if not s.m.compact or s.m.max_tangent_norm < Manifold.max_tangent_norm:
+        return
+    for length in (1e2, 1e5, 1e6, 1e8, 1e10, 1e15, 1e19, 1e30, *([1e100] if s.dtype == torch.float64 else [])):
+        u = s.along(length)
+        for (name, move), wanted in product(movers(s), (False, True)):
+            with torch.set_grad_enabled(wanted):
+                reached = move(s.x, u.clone().requires_grad_(wanted)).detach()
+            what = f"{name} along a tangent of length {length:g}" + wanted * ", where its derivative is wanted,"
+            s.finite(reached, what)
+            if name in ("retract", "exp"):
+                s.on(reached, what)
+
+
+@law(Manifold)
 def vmap_and_compile_agree(s: Setting) -> None:
     """torch.vmap over the points and torch.compile of every map, in one graph, give what the map gives."""
     torch.compiler.reset()  # the compiler gives up on code that it has compiled for eight other manifolds

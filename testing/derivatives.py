@@ -49,6 +49,7 @@ def smooth_maps(m: Any) -> Iterator[tuple[str, Map]]:
     yield "nearest", lambda x, u, v, y, t: x
     yield "inner(u, v)", lambda x, u, v, y, t: m.inner(x, u, v)
     yield "inner(u, u)", lambda x, u, v, y, t: m.inner(x, u, u)
+    yield "norm(u)²", lambda x, u, v, y, t: m.norm(x, u).square()
     yield "project", lambda x, u, v, y, t: m.project(x, v)
     yield "riemannian_gradient", lambda x, u, v, y, t: m.riemannian_gradient(x, v)
     yield "retract", lambda x, u, v, y, t: m.retract(x, u)
@@ -58,6 +59,7 @@ def smooth_maps(m: Any) -> Iterator[tuple[str, Map]]:
         yield "geodesic", lambda x, u, v, y, t: m.geodesic(x, v, t)
     if isinstance(m, GeodesicManifold):
         yield "log", lambda x, u, v, y, t: m.log(x, y)
+        yield "dist²", lambda x, u, v, y, t: m.dist(x, y).square()
         yield "parallel_transport", lambda x, u, v, y, t: m.parallel_transport(x, u, v)
         yield "transport_to", lambda x, u, v, y, t: m.transport_to(x, y, v)
     if isinstance(m, QuotientManifold):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from geometries import CASES, Case
 from retract.errors import GeometryError
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel, numerics
+from retract.manifolds import PSI, Euclidean, GeodesicManifold, Grassmann, Sphere, Stiefel, numerics
 from retract.testing import Law, derivatives, laws
 
 SHAPES = [
@@ -34,6 +34,35 @@ def test_everywhere_and_in_all_modes(case, law, seed, device):
 @pytest.mark.parametrize("case", SHAPES[::2], ids=lambda case: case.id)
 def test_square_frames_and_shared_lines(case, seed, device):
     derivatives.first_derivatives_equal_differences.check(case.manifold, case.shape, seed=seed, device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("inner", [torch.func.jacfwd, torch.func.jacrev])
+@pytest.mark.parametrize("outer", [torch.func.jacfwd, torch.func.jacrev])
+@pytest.mark.parametrize("case", [c for c in CASES if isinstance(c.manifold, GeodesicManifold)], ids=lambda c: c.id)
+def test_the_hessian_of_squared_lengths_is_twice_the_metric(case, outer, inner, dtype, generator):
+    """Of dist(x, ·)² at x, and of ‖·‖² at 0, in every combination of modes."""
+    m = case.manifold
+    x = m.random_point(*case.shape, generator=generator, dtype=dtype)
+    u, v = (m.random_tangent(x, generator=generator) for _ in range(2))
+    zero = torch.zeros_like(x)
+    for name, at, f in (
+        ("dist", x, lambda y: m.dist(x, y).square().sum()),
+        ("norm", zero, lambda a: m.norm(x, a).square().sum()),
+    ):
+        hessian = outer(inner(f))(at).to(dtype)  # torch makes float64 of some single numbers
+        found = torch.einsum("i,ij,j", u.flatten(), hessian.reshape(x.numel(), x.numel()), v.flatten())
+        assert torch.allclose(found, 2.0 * m.inner(x, u, v).sum(), rtol=2e-4 if dtype == torch.float32 else 1e-10), name
+
+
+@pytest.mark.parametrize("manifold", [Sphere(), PSI(), Grassmann(1)], ids=repr)
+def test_a_point_is_at_distance_0_from_itself(manifold, generator):
+    """0, or what stands for it where derivatives can be taken; the slope is the shortest subgradient."""
+    x = manifold.random_point(4, 5, generator=generator)
+    assert not manifold.dist(x, x).any()
+    at = x.clone().requires_grad_()
+    assert (manifold.dist(x, at) < 1e-12).all()
+    assert (torch.autograd.grad(manifold.dist(x, at).sum(), at)[0].abs() < 1e-12).all()
 
 
 def test_polar_to_third_order(generator):
@@ -64,6 +93,13 @@ def test_values_do_not_depend_on_whether_derivatives_are_wanted(generator):
             assert torch.equal(wanted[0], spared[0])
             assert torch.equal(wanted[1], spared[1])
             assert (wanted[2] - spared[2]).abs().max() <= 1e-14 * max(1.0, length)
+
+
+def test_derivatives_that_overflow_leave_the_value():
+    smooth = torch.tensor([2.0, torch.inf, torch.nan], requires_grad=True)
+    value = numerics.with_value(torch.tensor([1.0, 2.0, 3.0]), 3.0 * smooth)
+    assert value.tolist() == [1.0, 2.0, 3.0]
+    assert torch.autograd.grad(value.sum(), smooth)[0][0] == 3.0
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 import pytest
 import torch
 from geometries import CASES
-from retract.manifolds import PSI, Euclidean, Grassmann, ProjectiveSpace, Sphere
+from retract.manifolds import PSI, Euclidean, Grassmann, ProjectiveSpace, Sphere, numerics, rotations
 from retract.testing import LawError, basics, derivatives, geodesics, quotients, spherical
 
 BY_ID = {case.id: case for case in CASES}
@@ -39,6 +39,17 @@ def over_length(m, x, y):
     chord = m.project(x, y - x)
     length = chord.norm(dim=-1, keepdim=True)
     return chord * (m.dist(x, y) / torch.where(length > 0, length, 1.0))
+
+
+def shortest_subgradient(m, x, y):
+    """The slope is 0 where the points coincide, and so is all that is made of it."""
+    return 2 * torch.atan2(numerics.norm(x - y, 1), numerics.norm(x + y, 1))
+
+
+def by_powers(m, x, u):
+    """The geodesic through the power series of a matrix that is not normal."""
+    cosine, sine, _ = rotations.trigonometric(u.mT @ u)
+    return x @ cosine + u @ sine
 
 
 def over_cosine(m, x, y, v):
@@ -84,6 +95,8 @@ MUTANTS = [
     ("sphere", Sphere, "exp", through_theta, derivatives.second_derivatives_equal_differences),
     ("sphere", Sphere, "log", over_length, derivatives.first_derivatives_equal_differences),
     ("sphere", Sphere, "dist", lambda m, x, y: (x * y).sum(-1, True).clamp(-1, 1).acos(), derivatives.kinks_have_subgradients),
+    ("grassmann2", Grassmann, "exp", by_powers, basics.steps_of_any_length_end_on_the_manifold),
+    ("sphere", Sphere, "dist", shortest_subgradient, derivatives.second_derivatives_equal_differences),
     ("sphere", Sphere, "transport_to", over_cosine, derivatives.maps_are_finite_at_the_cut_locus),
     ("grassmann2", Grassmann, "log", through_decomposition, derivatives.first_derivatives_equal_differences),
     ("grassmann2", Grassmann, "log", through_decomposition, derivatives.half_the_squared_distance_has_minus_the_logarithm_as_gradient),
