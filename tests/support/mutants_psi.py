@@ -235,6 +235,13 @@ MUTANTS = [
         "tests/psi/test_probe_dtypes.py::test_what_is_no_eps",
     ),
     Mutant(
+        "losses left in attributes are not named",
+        "psi/probe.py",
+        "self._computed |= self._state.computed(leaves.tensors)",
+        "self._state.computed(leaves.tensors)",
+        "tests/psi/test_probe_outputs.py::test_losses_that_are_left_in_attributes_are_named[aux]",
+    ),
+    Mutant(
         "sparse gradients stay sparse",
         "psi/probe.py",
         "g.to_dense() if g.is_sparse else g",
