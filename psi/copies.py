@@ -85,7 +85,7 @@ class State:
         """Paths of attributes in which a pass, seen from inside of `exchanged`, has left tensors that depend on weights, besides
         those that it has `returned`."""
         seen: dict[int, Any] = {id(t): t for t in (*returned, *self._modules.values(), *self.scripted.values())}
-        found = {}
+        found: dict[str, None] = {}
         for path, module in self._modules.items():
             for key, value in {**module._buffers, **vars(module)}.items():
                 # A weight that weight_norm, spectral_norm or pruning computes is seen by the layer itself.
