@@ -8,7 +8,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from .trees import held
 
 __all__ = ["State", "quiet"]
 
@@ -78,6 +80,19 @@ class State:
         finally:
             for module, attributes in held:
                 object.__setattr__(module, "__dict__", attributes)
+
+    def computed(self, returned: Iterable[Tensor]) -> dict[str, None]:
+        """Paths of attributes in which a pass, seen from inside of `exchanged`, has left tensors that depend on weights, besides
+        those that it has `returned`."""
+        seen: dict[int, Any] = {id(t): t for t in (*returned, *self._modules.values(), *self.scripted.values())}
+        found: dict[str, None] = {}
+        for path, module in self._modules.items():
+            for key, value in {**module._buffers, **vars(module)}.items():
+                # A weight that weight_norm, spectral_norm or pruning computes is seen by the layer itself.
+                own = any(f"{key}{suffix}" in module._parameters for suffix in ("_v", "_orig"))
+                if any(t.grad_fn is not None for t in held(value, seen)) and not own:
+                    found[f"{path}.{key}".lstrip(".")] = None
+        return found
 
 
 class _Copier(TorchFunctionMode):

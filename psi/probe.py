@@ -62,6 +62,7 @@ class Probe:
         self._way, self._settled = WAYS[0], False
         self._used: dict[str, torch.dtype] = {}
         self._opaque: dict[str, None] = {}
+        self._computed: dict[str, None] = {}
         self._allocate()
 
     @property
@@ -79,13 +80,22 @@ class Probe:
         narrow = ", ".join(f"{name} in {dtype}" for name, dtype in self._used.items())
         shared = ", ".join(f"{path} ({kind})" for path, kind in self._state.shared.items())
         told = {
-            f"outputs of type {', '.join(self._opaque)} were not looked at": self._opaque,
+            **self._unseen,
             f"cannot be copied and was used as it is: {shared}": shared,
             f"scripted parts keep their eps: {', '.join(self._state.scripted)}": self._state.scripted,
             f"there is no {self._wide} for all operations; computed {narrow}": narrow,
             f"the model does not run in {torch.float64}; probed in {self._wide}": self._wide != torch.float64,
         }
         return [words for words, holds in told.items() if holds]
+
+    @property
+    def _unseen(self) -> dict[str, Any]:
+        """What of the things that the model computes was not looked at, in words, and whether there is any."""
+        unreturned = "attributes set in the forward pass were not looked at; return them if a loss uses them"
+        return {
+            f"outputs of type {', '.join(self._opaque)} were not looked at": self._opaque,
+            f"{unreturned}: {', '.join(self._computed)}": self._computed,
+        }
 
     def run(self, number: int, *, eps: bool = True) -> list[Tensor]:
         """What the model returns for input `number`, every tensor as float64 and detached; without its eps if so asked.
@@ -176,6 +186,8 @@ class Probe:
             with mode:
                 leaves = Leaves(self.model(*args, **kwargs))
             self._opaque |= leaves.opaque
+            if not self._settled:
+                self._computed |= self._state.computed(leaves.tensors)
             outputs = [u for t in leaves.tensors for u in _real(t, number)]
             with mode:
                 return then(outputs)
@@ -196,7 +208,7 @@ class Probe:
         generator = torch.Generator().manual_seed(functional)
         live = [t for t in outputs if t.requires_grad]
         if not live:
-            unseen = f"; outputs of type {', '.join(self._opaque)} were not looked at" if self._opaque else ""
+            unseen = "".join(f"; {words}" for words, holds in self._unseen.items() if holds)
             raise ProbeError(
                 "no output of the model is a floating-point tensor that depends on its parameters in a differentiable way "
                 f"(torch.no_grad inside the model? integer predictions?); return logits or a loss{unseen}"

@@ -61,7 +61,7 @@ class Report(Sequence[Finding]):
     ) -> None:
         self._findings = self._measured = tuple(findings)
         self.notes = tuple(notes)
-        """What a reader of the verdicts must know: outputs that were not looked at, state that could not be copied."""
+        """What a reader of the verdicts must know: outputs and attributes that were not looked at, state that could not be copied."""
         self.declared = tuple(declared)
         """Names of the parameters that `psi.declare` put on the manifold, joined ones included; none after `find`."""
         self._manifold = manifold

@@ -22,7 +22,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
 
     A layer's statistics become the mean of those of its calls, each call counting alike: as
     `torch.optim.swa_utils.update_bn` has it, and for InstanceNorm too. A layer that is called several times in a pass, or
-    in some batches only, is averaged over just these calls. One that is never called keeps its statistics, with a warning.
+    in some batches only, is averaged over just these calls; a call on no samples is none. One that is never called keeps its
+    statistics, with a warning.
 
     Each batch is the model's input: a tensor, a tuple or list of positional inputs, or a dict of keyword
     inputs. A loader of ``(inputs, targets)`` is passed as ``(x for x, _ in loader)``. The normalization layers
@@ -30,11 +31,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     momenta come out as they went in, and `num_batches_tracked` counts the calls that are averaged. Returns the number of
     batches.
 
-    Raises `RetractError` if no layer keeps running statistics or `batches` is empty, and passes on what the
-    model raises; the statistics are then as before.
+    Raises `RetractError` if no layer keeps running statistics, if `batches` is empty, or if a batch makes statistics that are
+    not finite, and passes on what the model raises; the statistics are then as before.
     """
     layers = {
-        name: _Layer(m) for name, m in model.named_modules() if isinstance(m, _NormBase) and m.running_mean is not None
+        name or "the model itself": _Layer(m)
+        for name, m in model.named_modules()
+        if isinstance(m, _NormBase) and m.running_mean is not None
     }
     if not layers:
         raise RetractError("no layer of this model keeps running statistics: there is nothing to recalibrate")
@@ -45,8 +48,9 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
         for layer in layers.values():
             layer.begin()
         for batch in batches:
-            count += 1
             _call(model, batch)
+            _check_finite(layers, count)
+            count += 1
         if count == 0:
             raise RetractError("batches is empty (a generator can be walked through only once)")
     except BaseException:
@@ -78,13 +82,23 @@ class _Layer:
         self._hook: RemovableHandle | None = None
         self.calls = 0
 
-    def _count(self, *_: Any) -> None:
-        self.calls += 1
-        # Not None, which InstanceNorm takes for 0.
-        self._layer.momentum = 1.0 / self.calls
+    @property
+    def finite(self) -> bool:
+        """Whether the statistics are numbers so far."""
+        return all(bool(torch.isfinite(buffer).all()) for buffer in self._layer.buffers(recurse=False))
+
+    def _count(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else kwargs["input"]
+        # A call on no samples has no statistics to average. SyncBatchNorm has those of the other processes, which wait for it.
+        counts = x.numel() > 0 or isinstance(self._layer, nn.SyncBatchNorm)
+        self._layer.train(counts)
+        if counts:
+            self.calls += 1
+            # Not None, which InstanceNorm takes for 0.
+            self._layer.momentum = 1.0 / self.calls
 
     def begin(self) -> None:
-        self._hook = self._layer.register_forward_pre_hook(self._count, prepend=True)
+        self._hook = self._layer.register_forward_pre_hook(self._count, prepend=True, with_kwargs=True)
         self._layer.train().reset_running_stats()
 
     def end(self) -> None:
@@ -95,6 +109,18 @@ class _Layer:
     def restore(self) -> None:
         for key, value in self._before.items():
             self._layer.get_buffer(key).copy_(value)
+
+
+def _check_finite(layers: dict[str, _Layer], number: int) -> None:
+    """Raise `RetractError` if batch `number`, counted from 0, has made statistics that are not finite."""
+    broken = [name for name, layer in layers.items() if not layer.finite]
+    if broken:
+        others = f" and of {len(broken) - 1} more layers" if len(broken) > 1 else ""
+        raise RetractError(
+            f"{broken[0]}: after batch {number}, counted from 0, the running statistics of this layer{others} are not finite, so "
+            "those of before are kept. Look for NaN and infinities in that batch and in the weights; what overflows in "
+            "half precision does not after model.float()"
+        )
 
 
 def _call(model: nn.Module, batch: Any) -> None:

@@ -1,4 +1,4 @@
-"""Finding the tensors in the outputs of a model, of any type."""
+"""Finding the tensors in the outputs of a model, of any type, and in what its modules keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import enum
 import functools
 import types
 import weakref
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import SUPPORTED_NODES
 
-__all__ = ["Leaves"]
+__all__ = ["Leaves", "held"]
 
 # What can hold no tensor, and no number that depends on one.
 _PLAIN = (
@@ -77,8 +78,34 @@ def _parts(value: Any) -> Iterable[Any] | None:
         return value.values()
     if isinstance(value, Sequence | Set):
         return value
+    return _attributes(value)
+
+
+def _attributes(value: Any) -> list[Any] | None:
+    """The attributes of an object; None if it can have none."""
     slots = [kind.__dict__["__slots__"] for kind in type(value).__mro__ if "__slots__" in kind.__dict__]
     if not hasattr(value, "__dict__") and not slots:
         return None
     names = [name for slot in slots for name in ([slot] if isinstance(slot, str) else slot)]
     return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in names)]
+
+
+def held(value: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
+    """The tensors in `value`, besides what is in `seen`, by id, where all that is met is put down.
+
+    It looks into containers of Python and into attributes, and runs no code of the objects: what a data set holds is not loaded.
+    """
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, (types.FunctionType, *_PLAIN)) or id(item) in seen:
+            continue
+        seen[id(item)] = item
+        if isinstance(item, Tensor):
+            yield item
+        elif isinstance(item, dict):
+            waiting += item.values()
+        elif isinstance(item, list | tuple | set | frozenset | deque):
+            waiting += item
+        else:
+            waiting += _attributes(item) or ()

@@ -142,7 +142,7 @@ def preparing(
     if not any(part.is_meta for part in parts):
         points = gather(parts, layouts)
         placed = place(name, points, manifold, representative)
-        refuse_stale(name, points, placed, module.named_buffers(), _RESET_AND_DECLARE)
+        refuse_stale(name, points, placed, parts, module.named_buffers(), _RESET_AND_DECLARE)
 
     def commit() -> None:
         if placed is not None:
@@ -247,7 +247,7 @@ def project_(model: nn.Module) -> None:
         layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
         points = gather(parts, layouts)
         placed = place(names[0], points, declaration.manifold)
-        refuse_stale(names[0], points, placed, model.named_buffers(), _RESET_AND_PUT)
+        refuse_stale(names[0], points, placed, parts, model.named_buffers(), _RESET_AND_PUT)
         moves.append((placed, parts, layouts))
     for placed, parts, layouts in moves:
         scatter_(placed, parts, layouts)

@@ -42,10 +42,19 @@ def place(name: str, points: Tensor, manifold: Manifold, representative: str = "
     return placed
 
 
-def refuse_stale(name: str, points: Tensor, placed: Tensor, buffers: Iterable[tuple[str, Any]], remedy: str) -> None:
-    """Raise `DeclarationError` if `placed` is elsewhere than `points`, and trained running statistics are among `buffers`."""
+def refuse_stale(
+    name: str,
+    points: Tensor,
+    placed: Tensor,
+    stored: Iterable[Tensor],
+    buffers: Iterable[tuple[str, Any]],
+    remedy: str,
+) -> None:
+    """Raise `DeclarationError` if `placed` is elsewhere than `points`, by more than the types in which they are `stored` round,
+    and trained running statistics are among `buffers`."""
     size = numerics.norm(points, points.ndim)
-    if numerics.norm(placed - points, points.ndim) <= numerics.tolerance(points.dtype) * size:
+    rounding = max(torch.finfo(tensor.dtype).eps for tensor in stored)
+    if numerics.norm(placed - points, points.ndim) <= max(rounding, numerics.tolerance(points.dtype)) * size:
         return
     for key, value in buffers:
         if key.rpartition(".")[2] == "running_var" and isinstance(value, Tensor) and (value != 1).any():
@@ -80,43 +89,66 @@ def _watches(module: nn.Module) -> list[int]:
 @torch.no_grad()
 @numerics.full_precision()
 def _place_loaded(
-    module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: Any
+    module: nn.Module,
+    state_dict: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    _: bool,
+    missing: list[str],
+    *__: Any,
 ) -> None:
     """Replace the entries of `state_dict`, which is torch's copy of the user's, that are off their manifold.
 
-    Points come through bitwise, and rows of scaling quotients stay where they are. What does not fit is left to torch.
+    Points come through bitwise, and rows of scaling quotients stay where they are. What does not fit is left to torch. Of joint
+    points of which a part is missing the network's own part moves along. Of tied names the last counts, as for torch.
 
-    Raises `DeclarationError` for rows that are no points, and where the network's `state_dict` has trained running
-    statistics, which the move would falsify. Seen from the network on which it was declared, nothing is loaded then.
+    Raises `DeclarationError` for rows that are no points, and where the `state_dict`, or for what it lacks the network, has
+    trained running statistics, which the move would falsify. Seen from the network on which it was declared, nothing is
+    loaded then.
     """
     assign = local_metadata.get("assign_to_params_buffers", False)
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(prefix + name)
+    kept = [(key, buffer) for name, buffer in module.named_buffers() if (key := prefix + name) not in state_dict]
     for entry in entries(module):
-        manifold, rows = entry.declaration.manifold, entry.declaration.rows
+        manifold, rows, parts = entry.declaration.manifold, entry.declaration.rows, entry.parts
         keys = [prefix + name for name in entry.names]
-        if isinstance(manifold, (ScalingQuotient, Euclidean)) or not all(key in state_dict for key in keys):
+        if isinstance(manifold, (ScalingQuotient, Euclidean)) or len(parts) < len(keys):  # parametrized since
             continue
-        if len(entry.parts) < len(keys):  # parametrized since
+        # Assigned, each name gets a parameter of its own.
+        ties = [[key] if assign else names[id(part)] for key, part in zip(keys, parts, strict=True)]
+        found = [[key for key in tied if key in state_dict] for tied in ties]
+        values: list[Any] = [state_dict[its[-1]] if its else part for its, part in zip(found, parts, strict=True)]
+        if not any(found) or not all(_loadable(v, part, assign) for v, part in zip(values, parts, strict=True)):
             continue
-        values: list[Any] = [state_dict[key] for key in keys]
-        if not all(_loadable(value, part, assign) for value, part in zip(values, entry.parts, strict=True)):
-            continue
+        stored = [*values, *parts]
         if not assign:
-            values = [value.to(part.device, part.dtype) for value, part in zip(values, entry.parts, strict=True)]
+            values = [value.to(part.device, part.dtype) for value, part in zip(values, parts, strict=True)]
         layouts = [rows.layout(value, manifold.event_ndim) for value in values]
         points = gather(values, layouts)
         placed = place(prefix + entry.name, points, manifold)
         moved, size = (numerics.norm(a, manifold.event_ndim) for a in (placed - points, points))
         if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # rounded as it was stored, and to stay so
             continue
-        refuse_stale(prefix + entry.name, points, placed, state_dict.items(), _LOAD_FIRST)
-        targets = [value.clone() for value in values]
+        refuse_stale(prefix + entry.name, points, placed, stored, state_dict.items(), _LOAD_FIRST)
+        refuse_stale(prefix + entry.name, points, placed, stored, kept, _RESET_AND_LOAD)
+        targets = [value.detach().clone() for value in values]
         scatter_(placed, targets, layouts)
-        state_dict.update(zip(keys, targets, strict=True))
+        for key, its, target in zip(keys, found, targets, strict=True):
+            if not its:  # it is loaded, but was not given
+                missing.append(key)
+            state_dict.update(dict.fromkeys(its or [key], target))
 
 
 _LOAD_FIRST = (
     "Load it before you declare: retract.undeclare the parameter, load, call reset_running_stats() on the normalization "
     "layers, declare, and then retract.psi.recalibrate(model, batches)"
+)
+_RESET_AND_LOAD = (
+    "They are not among what is loaded. Load them along, or call reset_running_stats() on the normalization layers, load, and "
+    "then retract.psi.recalibrate(model, batches); a parameter that no normalization layer follows is loaded by "
+    "load_state_dict of its own module, where no statistics are looked for"
 )
 
 

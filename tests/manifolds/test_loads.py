@@ -10,6 +10,7 @@ from retract.errors import DeclarationError
 from retract.manifolds import PSI, Grassmann, Rows, Sphere, Stiefel
 from retract.psi import recalibrate
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 
 def plain():
@@ -97,9 +98,11 @@ def test_what_torch_refuses_it_still_refuses():
     with pytest.raises(RuntimeError, match="size mismatch for 0.weight"):
         model.load_state_dict(state)
     del state["0.weight"]
-    with pytest.raises(RuntimeError, match="Missing key"):
-        model.load_state_dict(state)
     assert torch.equal(model[0].weight, weight)
+    with pytest.raises(RuntimeError, match='Missing key.*"0.weight"'):
+        model.load_state_dict(state)
+    check(model)  # torch has loaded the bias, and the rest of its points has come along
+    weight = model[0].weight.detach().clone()
     missing = model.load_state_dict({"3.weight": torch.ones(5, 5)}, strict=False).missing_keys
     assert "0.weight" in missing
     assert torch.equal(model[0].weight, weight)
@@ -142,6 +145,16 @@ def normalized():
     return net
 
 
+def trained():
+    """On the sphere since before it was trained."""
+    net = normalized()
+    net[1].reset_running_stats()
+    declare(net, "0.weight", Sphere())
+    for _ in range(20):
+        net(torch.randn(32, 6))
+    return net
+
+
 def test_trained_statistics_refuse_a_load_that_moves_rows():
     """In front of a BatchNorm whose statistics come along, eval mode would be wrong, and nothing would say so."""
     state = normalized().state_dict()
@@ -168,6 +181,84 @@ def test_trained_statistics_refuse_a_load_that_moves_rows():
     declare(again, "0.weight", Sphere())
     again.load_state_dict(net.state_dict())
     assert torch.equal(again.eval()(x), net(x))
+
+
+@pytest.mark.parametrize("how", ["load", "assign", "wrapper", "checkpoint"])
+def test_the_networks_own_statistics_refuse_weights_that_come_alone(how):
+    """Moving the rows that are loaded would not be seen by statistics that are not."""
+    net = trained()
+    before = copy.deepcopy(net.state_dict())
+    weights = {"0.weight": 3 * torch.randn(5, 6)}
+
+    def load(state):
+        if how == "checkpoint":
+            return set_model_state_dict(net, state, options=StateDictOptions(strict=False))
+        model = nn.ModuleDict({"net": net}) if how == "wrapper" else net
+        state = {f"net.{key}": value for key, value in state.items()} if how == "wrapper" else state
+        return model.load_state_dict(state, strict=False, assign=how == "assign")
+
+    with pytest.raises(
+        DeclarationError, match=r"(?s)moving the rows of (net.)?0.weight.*1.running_var.*not among what is loaded"
+    ):
+        load(dict(weights))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    # What moves no row, and statistics that come along, are welcome.
+    load({"0.weight": nn.functional.normalize(weights["0.weight"])})
+    load({"2.weight": torch.randn(2, 5)})
+    load({**weights, **{f"1.{key}": value for key, value in nn.BatchNorm1d(5).state_dict().items()}})
+    Sphere().check_point(net[0].weight.detach())
+
+
+def test_the_remedies_for_weights_that_come_alone():
+    net, weights, x = trained(), {"0.weight": 3 * torch.randn(5, 6)}, torch.randn(64, 6)
+    net[0].load_state_dict({"weight": torch.randn(2, 6)[[0, 0, 0, 1, 1]]})
+    Sphere().check_point(net[0].weight.detach())
+    net[1].reset_running_stats()
+    net.load_state_dict(weights, strict=False)
+    recalibrate(net, [x])
+    hidden = nn.functional.linear(x, nn.functional.normalize(weights["0.weight"]))
+    assert torch.allclose(net[1].running_var, hidden.var(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_a_part_of_joint_points_takes_the_rest_along(part, assign):
+    net = nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4))
+    declare(net, "0.weight", Sphere(), joined=("bias",))
+    state = {f"0.{part}": 3 * torch.randn_like(net[0].get_parameter(part))}
+    expected = {**net.state_dict(), **copy.deepcopy(state)}
+    joint = nn.functional.normalize(torch.cat([expected["0.weight"], expected["0.bias"][:, None]], 1), dim=1)
+    missing = net.load_state_dict(state, strict=False, assign=assign).missing_keys
+    assert sorted(missing) == sorted({"0.weight", "0.bias", "1.weight", "1.bias"} - {f"0.{part}"})
+    assert torch.allclose(net[0].weight, joint[:, :-1], atol=1e-6)
+    assert torch.allclose(net[0].bias, joint[:, -1], atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("1",), ("0",)])
+@pytest.mark.parametrize("shared", ["parameter", "module"])
+def test_tied_names(shared, names):
+    """The tensor is loaded once for each of its names, whichever was declared, and the last counts."""
+    first = nn.Linear(4, 4, bias=False)
+    net = nn.Sequential(first, first if shared == "module" else nn.Linear(4, 4, bias=False))
+    net[1].weight = first.weight
+    declare(net, "0.weight", Sphere())
+    state = {f"{name}.weight": torch.randn(4, 4) for name in names}
+    net.load_state_dict(state, strict=False)
+    assert torch.allclose(first.weight, nn.functional.normalize(state[f"{names[-1]}.weight"]), atol=1e-6)
+    assert net[1].weight is first.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_rounding_to_half_precision_is_no_move(dtype):
+    """Networks and their checkpoints in half precision pass under trained statistics; a move beyond that does not."""
+    net = trained()
+    narrow = copy.deepcopy(net).to(dtype)
+    project_(narrow)
+    net.load_state_dict(narrow.state_dict())
+    Sphere().check_point(net[0].weight.detach())
+    net.load_state_dict({"0.weight": narrow[0].weight.detach()}, strict=False)
+    with pytest.raises(DeclarationError, match="moving the rows of 0.weight"):
+        net.load_state_dict({"0.weight": narrow[0].weight.detach() * 1.03}, strict=False)
 
 
 def test_put_refuses_what_declare_refuses():

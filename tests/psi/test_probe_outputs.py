@@ -14,6 +14,7 @@ from retract.psi.trees import Leaves
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal, TransformedDistribution
 from torch.distributions.transforms import TanhTransform
+from torch.nn.utils import prune
 from torch.utils import _pytree
 
 
@@ -145,6 +146,104 @@ def test_what_cannot_be_looked_into_is_named(kind):
 
     with pytest.raises(psi.ProbeError, match=f"return logits or a loss; outputs of type {kind} were not looked at"):
         psi.find(Only(OPAQUE[kind]), torch.randn(16, 4))
+
+
+class Router(nn.Module):
+    """Leaves a loss somewhere on itself, as mixtures of experts do."""
+
+    def __init__(self, leave, layer=None):
+        super().__init__()
+        self.leave, self.linear, self.norm = leave, layer or nn.Linear(4, 6, bias=False), nn.LayerNorm(6)
+        self.losses, self.by_name, self.box, self.slots = [], {}, SimpleNamespace(loss=None), Slots(None)
+        self.hidden = [nn.Identity()]
+        self.register_buffer("kept", torch.zeros(()))
+
+    def forward(self, x):
+        h = self.linear(x)
+        self.leave(self, h.square().mean())
+        return self.norm(h)
+
+
+LEFT = {
+    "aux": lambda m, loss: setattr(m, "aux", loss),
+    "losses": lambda m, loss: m.losses.append(loss),
+    "by_name": lambda m, loss: m.by_name.update(aux=(loss,)),
+    "box": lambda m, loss: setattr(m.box, "loss", loss),
+    "slots": lambda m, loss: setattr(m.slots, "tensor", loss),
+    "hidden": lambda m, loss: setattr(m.hidden[0], "aux", loss),
+    "kept": lambda m, loss: setattr(m, "kept", 0.9 * m.kept + loss),
+    "linear.aux": lambda m, loss: setattr(m.linear, "aux", loss),
+    "aux, norm.aux": lambda m, loss: (setattr(m, "aux", loss), setattr(m.norm, "aux", 2 * loss)),
+}
+
+
+@pytest.mark.parametrize("names", LEFT)
+def test_losses_that_are_left_in_attributes_are_named(names):
+    x, told = (
+        torch.randn(16, 4),
+        "attributes set in the forward pass were not looked at; return them if a loss uses them",
+    )
+    for model in (Router(LEFT[names]), nn.Sequential(Router(LEFT[names]))):
+        path = "0." if isinstance(model, nn.Sequential) else ""
+        report = psi.find(model, x)
+        assert report.notes == (f"{told}: {path}{names.replace(', ', f', {path}')}",)
+        assert report[0].granularity == "tensor"
+        assert f"Note: {told}" in str(report)
+
+    class Only(Router):
+        def forward(self, x):
+            super().forward(x)
+
+    with pytest.raises(psi.ProbeError, match=f"return logits or a loss; {told}: {names}"):
+        psi.find(Only(LEFT[names]), x)
+
+
+class DataSet(collections.abc.Sequence):
+    """A data set: what it holds is made when asked for."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise AssertionError("was read")
+
+
+NOT_LEFT = {
+    "nothing": lambda m, loss: None,
+    "a number": lambda m, loss: setattr(m, "aux", loss.item()),
+    "detached": lambda m, loss: setattr(m, "aux", loss.detach()),
+    "words": lambda m, loss: setattr(m, "aux", "loss"),
+    "a data set": lambda m, loss: setattr(m, "data", DataSet()),
+    "a circle": lambda m, loss: setattr(m.box, "itself", [m.box, m, m.leave]),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_LEFT)
+def test_attributes_that_are_no_part_of_what_is_trained(kind):
+    model, x = Router(NOT_LEFT[kind]), torch.randn(16, 4)
+    model.cache = model(x)  # from a call before, and not touched in a pass
+    assert psi.find(model, x).notes == ()
+
+
+def test_what_is_returned_as_well_was_looked_at():
+    class Both(Router):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, {"aux": self.aux}
+
+    report = psi.find(Both(LEFT["aux"]), torch.randn(16, 4))
+    assert report.notes == ()
+    assert report[0].granularity == "none"
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "computed",
+    [nn.utils.weight_norm, nn.utils.spectral_norm, lambda m: prune.l1_unstructured(m, "weight", 2), nn.Sequential],
+)
+def test_weights_that_a_layer_computes_are_its_own(computed):
+    layer = computed(nn.Linear(4, 6))
+    assert psi.find(Router(NOT_LEFT["nothing"], layer), torch.randn(16, 4)).notes == ()
 
 
 def test_what_can_hold_no_tensor_is_no_matter():

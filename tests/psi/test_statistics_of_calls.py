@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from retract import psi
+from retract.errors import RetractError
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -103,3 +104,69 @@ def test_a_layer_that_is_never_called_keeps_what_it_has_and_is_named():
     assert (model["unused"].running_mean == 7).all()
     assert model["unused"].momentum == 0.1
     assert float(model["used"].running_mean.mean()) > 0.5
+
+
+def test_calls_on_no_samples_do_not_count():
+    """torch leaves the statistics alone then: at the 0 and 1 of their reset, if it is the first call."""
+    norm, x = nn.BatchNorm1d(3), torch.randn(3, 16, 3) + 5
+    nothing = torch.empty(0, 3)
+    psi.recalibrate(Uses(norm), [(nothing,), (x[0], nothing), (nothing, x[1])])
+    assert torch.allclose(norm.running_mean, x[:2].mean((0, 1)), atol=1e-5)
+    assert norm.num_batches_tracked == 2
+    before = copy.deepcopy(norm.state_dict())
+    with pytest.warns(UserWarning, match="norm: not called in 1 batches"):
+        psi.recalibrate(Uses(norm), [(nothing,)])
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+
+
+def spoiled(way):
+    """A batch, or a network, in which numbers cease to be finite in front of the second layer; good batches; its name."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    good, bad, culprit = [torch.randn(8, 3) for _ in range(3)], torch.randn(8, 3), "2"
+    if way in ("NaN", "infinity"):
+        bad[4, 1], culprit = float("nan" if way == "NaN" else "inf"), "0"
+    elif way == "in the network":
+        bad = bad.repeat(2, 1)
+        model[1].register_forward_hook(lambda _, inputs, y: y / (len(y) != len(bad)))
+    elif way == "float16":
+        model, good, bad = model.half(), [x.half() for x in good], bad.half()
+        bad[0] = 3e4  # finite, but its variance is not
+        culprit = "0"
+    return model, good, bad, culprit
+
+
+@pytest.mark.parametrize("way", ["NaN", "infinity", "in the network", "float16"])
+@pytest.mark.parametrize("place", [0, 2])
+def test_statistics_that_are_not_finite_are_not_kept(way, place):
+    model, good, bad, culprit = spoiled(way)
+    psi.recalibrate(model, good)
+    before, momenta = copy.deepcopy(model.state_dict()), [model[i].momentum for i in (0, 2, 3)]
+    model[2].eval()
+    modes = [module.training for module in model.modules()]
+    batches = [*good[:place], bad, *good[place:]]
+    with pytest.raises(
+        RetractError, match=rf"^{culprit}: after batch {place}, counted from 0, the running statistics of this layer"
+    ):
+        psi.recalibrate(model, batches)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert [module.training for module in model.modules()] == modes
+    assert [model[i].momentum for i in (0, 2, 3)] == momenta
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    psi.recalibrate(model, good)
+
+
+def test_the_model_itself_and_batches_that_fail_halfway():
+    norm = nn.InstanceNorm1d(3, track_running_stats=True)
+    with pytest.raises(RetractError, match="^the model itself: after batch 0"):
+        psi.recalibrate(norm, [torch.full((2, 3, 4), torch.inf)])
+
+    def batches():
+        yield torch.randn(2, 3, 4)
+        raise OSError("disk")
+
+    before = copy.deepcopy(norm.state_dict())
+    with pytest.raises(OSError, match="disk"):
+        psi.recalibrate(norm, batches())
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+    assert norm.momentum == 0.1

@@ -11,6 +11,20 @@ MUTANTS = [
         "tests/psi/test_statistics_of_calls.py::test_every_call_counts_alike[(2, 2)-batch]",
     ),
     Mutant(
+        "statistics that are not finite are kept",
+        "psi/statistics.py",
+        "            _check_finite(layers, count)\n",
+        "",
+        "tests/psi/test_statistics_of_calls.py::test_statistics_that_are_not_finite_are_not_kept[2-NaN]",
+    ),
+    Mutant(
+        "a call on no samples counts",
+        "psi/statistics.py",
+        "counts = x.numel() > 0 or ",
+        "counts = True or ",
+        "tests/psi/test_statistics_of_calls.py::test_calls_on_no_samples_do_not_count",
+    ),
+    Mutant(
         "a second psi.declare keeps what it calls none",
         "psi/found.py",
         "[entry.name for entry in written if entry not in stays and entry.name not in names]",
@@ -219,6 +233,13 @@ MUTANTS = [
         "    if not torch.equal(torch.where(mask, bound, x), x.clamp(min=bound)):\n        return None\n",
         "",
         "tests/psi/test_probe_dtypes.py::test_what_is_no_eps",
+    ),
+    Mutant(
+        "losses left in attributes are not named",
+        "psi/probe.py",
+        "self._computed |= self._state.computed(leaves.tensors)",
+        "self._state.computed(leaves.tensors)",
+        "tests/psi/test_probe_outputs.py::test_losses_that_are_left_in_attributes_are_named[aux]",
     ),
     Mutant(
         "sparse gradients stay sparse",
