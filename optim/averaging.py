@@ -14,7 +14,7 @@ from ..manifolds.numerics import full_precision
 from ..manifolds.parameters.declare import walk
 from ..manifolds.parameters.rows import gather, scatter_
 from .execution.points import PointSet
-from .groups import own_geometry
+from .groups import tensor_geometry
 from .options import number
 
 __all__ = ["get_multi_avg_fn"]
@@ -32,52 +32,52 @@ def get_multi_avg_fn(model: nn.Module, decay: float | None = None) -> Averaging:
     >>> averaged = AveragedModel(model, multi_avg_fn=retract.optim.get_multi_avg_fn(model))
     >>> averaged.update_parameters(model)  # after every epoch, or with a decay after every step
 
-    The mean of arrays is no mean of points: it leaves the sphere, and of PSI rows, whose norm means nothing, the long
-    ones decide it. Here a share w of the way along the geodesic from the average x to the new point y is walked,
-    x ← exp(x, w log(x, y)), with w = 1/(n + 1) after n points (`decay` None: SWA, equal weights) or w = 1 − `decay`
-    (EMA). That is the inductive mean (Sturm 2003; Salehian et al. 2015 on the sphere), in flat space
-    the mean itself. It does not depend on the representatives, and on quotients keeps the average's own: PSI rows
-    the norm they had in the first model. Where the logarithm is not known (Stiefel, geoopt's manifolds) it is the
-    point nearest to x + w (y − x). Undeclared parameters, and buffers, are averaged as torch does, bitwise.
+    The mean of arrays is not a mean of points: it leaves the sphere, and the longest PSI rows dominate it although their norms
+    have no meaning. Here the average x moves a share w of the way along the geodesic to the new point y,
+    x ← exp(x, w log(x, y)), with w = 1/(n + 1) after n points (`decay` None: SWA, equal weights) or w = 1 − `decay` (EMA). That
+    is the inductive mean (Sturm 2003; Salehian et al. 2015 on the sphere); in flat space it is the mean. It does not depend on
+    the representatives, and keeps those of the average: PSI rows keep their norm in the first model. Where the logarithm is
+    not known (Stiefel, geoopt's manifolds) the new average is the point nearest to x + w (y − x). Undeclared parameters and
+    buffers are averaged as by torch, bitwise.
 
-    Running statistics are not those of the averaged weights; compute them when all is averaged, with
+    The running statistics of the average do not match its weights; compute them at the end, with
     `torch.optim.swa_utils.update_bn` or `retract.psi.recalibrate`.
 
     Args:
-        model: the network that is trained, declarations and all. Its copy in the `AveragedModel`, and what is given to
-            ``update_parameters``, correspond to it parameter by parameter, as `AveragedModel` itself has it.
+        model: the network in training, with its declarations. The parameters of the `AveragedModel` and of the model passed to
+            ``update_parameters`` must correspond to its parameters one by one, as `AveragedModel` requires.
         decay: None, or the share in [0, 1] of the average that each update keeps.
 
     Raises:
         OptionError: a `decay` outside its interval; while averaging, parameters that are not those of `model`, or a
             joint point whose parts differ in dtype or device.
-        DeclarationError: as `retract.declared`, also while averaging.
+        DeclarationError: the declarations of `model` are not valid (`retract.declared`), also while averaging.
     """
-    keep = None if decay is None else number("decay", decay)
-    if keep is not None and not 0.0 <= keep <= 1.0:
+    share = None if decay is None else number("decay", decay)
+    if share is not None and not 0.0 <= share <= 1.0:
         raise OptionError(f"decay={decay!r} is outside [0, 1]; it is the share of the average that each update keeps")
-    flat = _equal_weights if keep is None else get_ema_multi_avg_fn(keep)
+    flat = _equal_weights if share is None else get_ema_multi_avg_fn(share)
     list(_curved(model))
 
     @torch.no_grad()
     @full_precision()
     def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-        place = _places(model, averaged)
-        weight = 1.0 / (int(num_averaged) + 1) if keep is None else 1.0 - keep
+        positions = _positions(model, averaged)
+        weight = 1.0 / (int(num_averaged) + 1) if share is None else 1.0 - share
         rest = set(range(len(averaged)))
         for points in _curved(model):
-            its = [place[part] for part in points.parts if part in place]
-            if not its:
+            indices = [positions[part] for part in points.parts if part in positions]
+            if not indices:
                 continue
-            if len(its) < len(points.parts):
+            if len(indices) < len(points.parts):
                 raise OptionError(
-                    f"the parts of {points.name} differ in dtype or device, and AveragedModel hands them over one by one; "
-                    "convert or move them alike"
+                    f"the parts of {points.name} differ in dtype or device, and AveragedModel averages those separately; "
+                    "convert them to one dtype, on one device"
                 )
-            rest.difference_update(its)
-            targets = [averaged[i] for i in its]
+            rest.difference_update(indices)
+            targets = [averaged[i] for i in indices]
             layouts = [points.rows.layout(target, points.manifold.event_ndim) for target in targets]
-            x, y = gather(targets, layouts), gather([current[i] for i in its], layouts)
+            x, y = gather(targets, layouts), gather([current[i] for i in indices], layouts)
             scatter_(_between(points.manifold, x, y, weight), targets, layouts)
         if rest:
             flat([averaged[i] for i in sorted(rest)], [current[i] for i in sorted(rest)], num_averaged)
@@ -86,52 +86,52 @@ def get_multi_avg_fn(model: nn.Module, decay: float | None = None) -> Averaging:
 
 
 def _between(manifold: Manifold, x: Tensor, y: Tensor, weight: float) -> Tensor:
-    """The point a share `weight` of the way from `x` to `y`, (*batch, *event), at x's representative."""
+    """The point a share `weight` of the way from `x` to `y`, (*batch, *event), at the representative of `x`."""
     if isinstance(manifold, GeodesicManifold):
         return manifold.nearest(manifold.exp(x, manifold.log(x, y) * weight))
     return manifold.nearest(x + (y - x) * weight)
 
 
 def _equal_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
-    """torch's equal weights; its function for lists divides integers (counters of batches), which raises."""
+    """torch's average with equal weights; its function for lists raises for integers (counters of batches)."""
     if averaged[0].is_floating_point() or averaged[0].is_complex():
         get_swa_multi_avg_fn()(averaged, current, num_averaged)
     else:
-        for mine, its in zip(averaged, current, strict=True):
-            mine.copy_(get_swa_avg_fn()(mine, its, num_averaged))
+        for mean, value in zip(averaged, current, strict=True):
+            mean.copy_(get_swa_avg_fn()(mean, value, num_averaged))
 
 
 def _curved(model: nn.Module) -> Iterator[PointSet]:
-    """Every point set of `model` that does not lie in flat space, as an optimizer would take it."""
+    """Every point set of `model` that is not in flat space."""
     taken: set[Tensor] = set()
     for names, parts, declaration in walk(model):
         taken.update(parts)
         if not isinstance(declaration.manifold, Euclidean):
             yield PointSet(names[0], parts, declaration.manifold, declaration.rows)
     for name, p in model.named_parameters():
-        manifold, rows = (Euclidean(0), Rows()) if p in taken else own_geometry(p)
+        manifold, rows = (Euclidean(0), Rows()) if p in taken else tensor_geometry(p)
         if not isinstance(manifold, Euclidean):
             yield PointSet(name, (p,), manifold, rows)
 
 
-def _places(model: nn.Module, averaged: Sequence[Tensor]) -> dict[Tensor, int]:
-    """Where in `averaged` each parameter of `model` has its counterpart.
+def _positions(model: nn.Module, averaged: Sequence[Tensor]) -> dict[Tensor, int]:
+    """Parameter of `model` → index of its counterpart in `averaged`.
 
-    `AveragedModel` pairs tensors in their order, and hands them over in one list per dtype and device: all parameters
-    of it, then perhaps all buffers. A copy on a device of its own has one list per dtype.
+    `AveragedModel` pairs tensors by order, in one list per dtype and device: the parameters, then the buffers if they are
+    averaged. An average that is kept on another device has one list per dtype.
     """
     first = averaged[0]
-    alike = [
+    of_dtype = [
         [tensor for tensor in tensors if tensor.dtype == first.dtype]
         for tensors in (model.parameters(), model.buffers())
     ]
-    here = [[tensor for tensor in tensors if tensor.device == first.device] for tensors in alike]
+    of_device = [[tensor for tensor in tensors if tensor.device == first.device] for tensors in of_dtype]
     shapes = [tensor.shape for tensor in averaged]
-    for parameters, buffers in (alike, here):
+    for parameters, buffers in (of_dtype, of_device):
         for expected in (parameters, parameters + buffers):
             if shapes == [tensor.shape for tensor in expected]:
                 return {parameter: i for i, parameter in enumerate(parameters)}
     raise OptionError(
-        f"AveragedModel hands over {len(averaged)} tensors of {first.dtype} on {first.device} that are not the parameters of "
-        "the model given to get_multi_avg_fn(model); make both from the same model"
+        f"AveragedModel averages {len(averaged)} tensors of {first.dtype} on {first.device} that are not the parameters of "
+        "the model passed to get_multi_avg_fn(model); create both from the same model"
     )

@@ -1,4 +1,4 @@
-"""What goes into the state_dict of an optimizer, and how one is taken back: checked, matched by name, and copied."""
+"""Saving and loading the state_dict of an optimizer: checked, matched by name, and copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import StateError
 from ..manifolds import Rows
-from .execution.points import number_dtype
+from .execution.points import scalar_dtype
 from .options import FOREIGN, FORMER, FORMER_WORDS, plain
 
 if TYPE_CHECKING:
@@ -22,68 +22,69 @@ __all__ = ["check_owners", "merge", "pack", "restore"]
 _FLAT = "Euclidean(event_ndim=0)"
 _GEOMETRY = (("manifold", _FLAT), ("rows", repr(Rows())), ("joined", ""))
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What DistributedDataParallel, torch.compile and others put into the names of parameters."""
+"""Names of modules that DistributedDataParallel, torch.compile and others insert into the names of parameters."""
 
 
 def check_owners(optimizer: RiemannianOptimizer) -> None:
-    """Raise `StateError` for state of a parameter that is in no group any more, which torch ends in a bare KeyError."""
-    held = {p for group in optimizer.param_groups for p in group["params"]}
+    """Raise `StateError` for state of a parameter that is in no group any more; torch would raise a bare KeyError."""
+    grouped = {p for group in optimizer.param_groups for p in group["params"]}
     labels = {part: points.name for points in optimizer._table.values() for part in points.parts} | optimizer._names
     for p in optimizer.state:
-        if isinstance(p, Tensor) and p not in held:
+        if isinstance(p, Tensor) and p not in grouped:
             new = [
                 f"parameter {i} of group {number}"
                 for number, group in enumerate(optimizer.param_groups)
                 for i, other in enumerate(group["params"])
                 if other not in labels
             ]
-            took = f"; {', '.join(new)} took a place that nobody gave it here" if new else ""
+            added = f"; {', '.join(new)} was put into a group without add_param_group" if new else ""
             raise StateError(
-                f"{labels.get(p, 'a parameter')} of shape {tuple(p.shape)} has state and is in no group any more{took}. Build a "
-                "new optimizer from retract.param_groups(model), or put the parameter back; for one that is to be forgotten, del "
+                f"{labels.get(p, 'a parameter')} of shape {tuple(p.shape)} has state and is in no group any more{added}. Build a "
+                "new optimizer from retract.param_groups(model), or put the parameter back; to drop its state, del "
                 "optimizer.state[parameter]"
             )
 
 
 def pack(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, Any]:
-    """torch's state_dict `found` as copies, which later steps do not change, with names and plain values."""
+    """torch's state_dict `found` with copies of its tensors, plain values, and the names of parameters."""
     groups = []
-    for group, its in zip(optimizer.param_groups, found["param_groups"], strict=True):
+    for group, saved in zip(optimizer.param_groups, found["param_groups"], strict=True):
         names = _names(optimizer, group)
-        groups.append({**_copied(its), **({"names": names} if names else {})})
+        groups.append({**_copied(saved), **({"names": names} if names else {})})
     return {**found, "state": _copied(found["state"]), "param_groups": groups}
 
 
 def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict `found` as it can be loaded: its groups checked, in the order of `optimizer`, and with the options that
-    they do not say as they are here.
+    """The state_dict `found` ready to be loaded: groups checked, in the order of `optimizer`, and with the present values of
+    options that it does not have.
 
-    Raises `StateError` if it was saved with another geometry, rule, or other parameters, `OptionError` for options that
-    cannot be honoured.
+    Raises `StateError` if it was saved with another geometry, rule, or other parameters, `OptionError` for options that the
+    manifold of a group does not support.
     """
     merged = []
     groups = _in_order(optimizer, [*map(_renamed, found["param_groups"])])
-    for group, its, settings in zip(optimizer.param_groups, groups, optimizer.settings(), strict=True):
+    for group, saved, settings in zip(optimizer.param_groups, groups, optimizer._current_settings(), strict=True):
         for key, default in _GEOMETRY:
-            if its.get(key, default) != group[key]:
+            if saved.get(key, default) != group[key]:
                 raise StateError(
-                    f"the state_dict was saved with {key} {its.get(key, default)!r}, this group has {group[key]!r}: "
-                    "its state means something else. Build the optimizer with the same declarations, or start afresh"
+                    f"the state_dict was saved with {key} {saved.get(key, default)!r}, this group has {group[key]!r}: "
+                    "its state means something else. Build the optimizer with the same declarations, or start without the state"
                 )
-        if len(group["params"]) != len(its["params"]):
+        if len(group["params"]) != len(saved["params"]):
             raise StateError(
-                f"a group of the state_dict has {len(its['params'])} parameters, that of this optimizer {len(group['params'])}: it "
-                "was saved with others"
+                f"a group of the state_dict has {len(saved['params'])} parameters, that of this optimizer {len(group['params'])}: "
+                "it was saved with other parameters. Build the optimizer from the same model"
             )
         rule = optimizer.rule
-        decoupled = its.get("decoupled_weight_decay") and its.get("weight_decay")
-        if not rule.options <= set(its) or its.get("amsgrad") or decoupled:
+        decoupled = saved.get("decoupled_weight_decay") and saved.get("weight_decay")
+        if not rule.options <= set(saved) or saved.get("amsgrad") or decoupled:
             raise StateError(
                 f"the state_dict is of another rule: {type(optimizer).__name__} needs {', '.join(sorted(rule.options))}, and has "
                 "neither amsgrad nor decoupled weight decay"
             )
-        kept = {key: value for key, value in group.items() if key not in ("params", "param_names")}
-        both = {**kept, **{key: value for key, value in its.items() if key in kept or key not in (*FOREIGN, "names")}}
+        present = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+        loaded = {key: value for key, value in saved.items() if key in present or key not in (*FOREIGN, "names")}
+        both = {**present, **loaded}
         merged.append({**both, **settings.valid(both)})
     for key, p in _pairs(optimizer, merged):
         _check_shapes(optimizer, p, found["state"].get(key, {}))
@@ -91,7 +92,7 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
 
 
 def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved group in the words of this version."""
+    """A saved group with the names of this version."""
     found = {FORMER.get(key, key): value for key, value in group.items()}
     for key in ("manifold", "rows"):
         for former, word in FORMER_WORDS.items():
@@ -101,8 +102,8 @@ def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(optimizer: RiemannianOptimizer, loaded: Mapping[str, Any]) -> None:
-    """Finish what torch has made of `loaded`: it shares tensors with it, and casts all state to the dtype of its parameter,
-    which would round numbers per point to half precision."""
+    """Finish the loading of `loaded`: torch shares its tensors, and casts all state to the dtype of the parameter, which would
+    round scalars per point to half precision."""
     state, rule = optimizer.state, optimizer.rule
     params = dict(_pairs(optimizer, loaded["param_groups"]))
     capturable = {p for group in optimizer.param_groups if group["capturable"] for p in group["params"]}
@@ -113,9 +114,9 @@ def restore(optimizer: RiemannianOptimizer, loaded: Mapping[str, Any]) -> None:
             continue
         for name, value in saved.items():
             if name in ("radius", *rule.scalars) and isinstance(value, Tensor):
-                dtype = number_dtype(optimizer._table[p].layouts()[0], p) if p in optimizer._table else value.dtype
+                dtype = scalar_dtype(optimizer._table[p].layouts()[0], p) if p in optimizer._table else value.dtype
                 state[p][name] = value.detach().to(device=p.device, dtype=dtype, copy=True)
-            elif name == "step":  # a number in torch's state_dicts of old
+            elif name == "step":  # a number in state_dicts of early versions of torch
                 place = p.device if p in capturable else state[p][name].device if isinstance(value, Tensor) else None
                 state[p][name] = torch.as_tensor(value).detach().to(dtype=torch.float32, device=place, copy=True)
             elif not isinstance(value, Tensor) or state[p][name] is value:
@@ -123,90 +124,94 @@ def restore(optimizer: RiemannianOptimizer, loaded: Mapping[str, Any]) -> None:
 
 
 def _pairs(optimizer: RiemannianOptimizer, saved: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Tensor]]:
-    """Key in a state_dict → parameter."""
+    """Pairs of a key in a state_dict and the parameter that it belongs to."""
     return [
         pair
-        for group, its in zip(optimizer.param_groups, saved, strict=True)
-        for pair in zip(its["params"], group["params"], strict=True)
+        for group, saved_group in zip(optimizer.param_groups, saved, strict=True)
+        for pair in zip(saved_group["params"], group["params"], strict=True)
     ]
 
 
 def _names(optimizer: RiemannianOptimizer, group: Mapping[str, Any]) -> list[str]:
-    """Those of all parameters of `group`, or none."""
+    """The names of all parameters of `group`, or none if one has no name."""
     names = [optimizer._names.get(p) for p in group["params"]]
     return [] if None in names else names  # type: ignore[return-value]
 
 
 def _bare(names: Sequence[str]) -> list[str]:
-    """`names` without what wrappers put into them, where they still tell the parameters apart."""
+    """`names` without the parts that wrappers insert, if they remain distinct."""
     bare = [".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in names]
     return bare if len(set(bare)) == len(bare) else [*names]
 
 
 def _in_order(optimizer: RiemannianOptimizer, saved: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`saved` groups and their parameters in the order of those of `optimizer`.
+    """The `saved` groups and their parameters in the order of `optimizer`.
 
-    They are matched by name where both sides have names, else by their places, as torch does. Keys that are strings are
-    names already, which torch.distributed.checkpoint has put in order.
+    They are matched by name where both sides have names, otherwise by order, as in torch. String keys are names that
+    torch.distributed.checkpoint has already ordered.
     """
-    mine = optimizer.param_groups
-    if len(mine) != len(saved):
-        raise StateError(f"the state_dict has {len(saved)} groups, this optimizer {len(mine)}")
-    here = [_names(optimizer, group) for group in mine]
-    there = [its.get("names") or its.get("param_names") or [] for its in saved]
-    by_name = all(here) and all(len(names) == len(its["params"]) > 0 for names, its in zip(there, saved, strict=True))
-    if by_name and not any(isinstance(key, str) for its in saved for key in its["params"]):
-        return _matched(here, there, saved)
+    groups = optimizer.param_groups
+    if len(groups) != len(saved):
+        raise StateError(
+            f"the state_dict has {len(saved)} groups, this optimizer {len(groups)}: it was saved with other parameters. Build "
+            "the optimizer from the same model"
+        )
+    names = [_names(optimizer, group) for group in groups]
+    saved_names = [group.get("names") or group.get("param_names") or [] for group in saved]
+    counts = [len(group["params"]) for group in saved]
+    by_name = all(names) and all(len(n) == count > 0 for n, count in zip(saved_names, counts, strict=True))
+    if by_name and not any(isinstance(key, str) for group in saved for key in group["params"]):
+        return _matched(names, saved_names, saved)
     return [*saved]
 
 
 def _matched(
-    here: Sequence[Sequence[str]], there: Sequence[Sequence[str]], saved: Sequence[dict[str, Any]]
+    names: Sequence[Sequence[str]], saved_names: Sequence[Sequence[str]], saved: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    sizes = [len(names) for names in here], [len(names) for names in there]
-    own = _split(_bare([name for names in here for name in names]), sizes[0])
-    its = _split(_bare([name for names in there for name in names]), sizes[1])
-    by_names = {frozenset(names): i for i, names in enumerate(its)}
+    """The `saved` groups, each with its parameters in the order of the group of the same `names`."""
+    bare, saved_bare = _bare_groups(names), _bare_groups(saved_names)
+    by_names = {frozenset(group_names): i for i, group_names in enumerate(saved_bare)}
     found = []
-    for number, names in enumerate(own):
-        if frozenset(names) not in by_names:
-            nearest = max(its, key=lambda other: len(set(other) & set(names)))
+    for number, group_names in enumerate(bare):
+        if frozenset(group_names) not in by_names:
+            nearest = max(saved_bare, key=lambda other: len(set(other) & set(group_names)))
             raise StateError(
                 f"the state_dict was saved with other parameters than group {number} of this optimizer: "
-                f"{_told(set(nearest) - set(names))} only there, {_told(set(names) - set(nearest))} only here. Build the optimizer "
-                "from the same model; where parameters were renamed, rename them under 'names' in the state_dict's groups, or "
-                "take 'names' out to load by order"
+                f"{_listed(set(nearest) - set(group_names))} only there, {_listed(set(group_names) - set(nearest))} only here. "
+                "Build the optimizer from the same model; where parameters were renamed, rename them under 'names' in the "
+                "state_dict's groups, or delete 'names' to load by order"
             )
-        i = by_names[frozenset(names)]
-        place = {name: j for j, name in enumerate(names)}
-        order = [its[i].index(name) for name in names]
+        i = by_names[frozenset(group_names)]
+        index = {name: j for j, name in enumerate(group_names)}
+        order = [saved_bare[i].index(name) for name in group_names]
         group = {**saved[i], "params": [saved[i]["params"][j] for j in order]}
         if "param_names" in group:
             group["param_names"] = [group["param_names"][j] for j in order]
         if group.get("joined"):
-            group["joined"] = _renumbered(group["joined"], [place[name] for name in its[i]])
+            group["joined"] = _renumbered(group["joined"], [index[name] for name in saved_bare[i]])
         found.append(group)
     return found
 
 
-def _renumbered(joined: str, places: Sequence[int]) -> str:
-    """The places in `joined` ("0+1, 2+3") as they are here, first part by first part."""
-    points = [[places[int(part)] for part in parts.split("+")] for parts in joined.split(", ")]
+def _renumbered(joined: str, indices: Sequence[int]) -> str:
+    """`joined` ("0+1, 2+3") with the new `indices` of the parameters, sorted by first part."""
+    points = [[indices[int(part)] for part in parts.split("+")] for parts in joined.split(", ")]
     return ", ".join("+".join(map(str, parts)) for parts in sorted(points))
 
 
-def _split(names: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
-    rest = iter(names)
-    return [[next(rest) for _ in range(size)] for size in sizes]
+def _bare_groups(names: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The names of each group without the parts that wrappers insert."""
+    rest = iter(_bare([name for group in names for name in group]))
+    return [[next(rest) for _ in group] for group in names]
 
 
-def _told(names: set[str]) -> str:
-    few = sorted(names)[:3]
-    return ", ".join(few) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if few else "none"
+def _listed(names: set[str]) -> str:
+    first = sorted(names)[:3]
+    return ", ".join(first) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if first else "none"
 
 
 def _check_shapes(optimizer: RiemannianOptimizer, p: Tensor, saved: Mapping[str, Any]) -> None:
-    """Raise `StateError` for state that was made by a parameter of another shape."""
+    """Raise `StateError` for state of a parameter of another shape."""
     rule, points = optimizer.rule, optimizer._table.get(p)
     for name, value in saved.items():
         if name in rule.vectors:
@@ -228,7 +233,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
-        return {key: _copied(its) for key, its in value.items()}
+        return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list):
         return [*map(_copied, value)]
     if type(value) is tuple:

@@ -1,4 +1,4 @@
-"""Clipping the whole gradient by its norm in the metric."""
+"""Clipping of the whole gradient by its length in the metric."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["clip_riemannian_norm_"]
 def clip_riemannian_norm_(optimizer: RiemannianOptimizer, max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
     """Scale all gradients of `optimizer` in place so that their joint length in the metric is at most `max_norm`.
 
-    The length is √Σ ‖Riemannian gradient‖² over all points, which for PSI rows is the same at every
-    representative; `torch.nn.utils.clip_grad_norm_` sees the representative's norm instead.
+    The length is √Σ ‖Riemannian gradient‖² over all points, which for PSI rows does not depend on the representative; the
+    length that `torch.nn.utils.clip_grad_norm_` measures does.
 
     Example:
         >>> import torch, retract
@@ -30,8 +30,8 @@ def clip_riemannian_norm_(optimizer: RiemannianOptimizer, max_norm: float, error
         5.0
 
     Args:
-        optimizer: one of this library.
-        max_norm: the length that is admitted.
+        optimizer: an optimizer of this library.
+        max_norm: the largest admitted length.
         error_if_nonfinite: whether a length that is not finite raises.
 
     Returns:
@@ -39,25 +39,25 @@ def clip_riemannian_norm_(optimizer: RiemannianOptimizer, max_norm: float, error
 
     Raises:
         GradientError: a length that is not finite, if `error_if_nonfinite`.
-        OptionError: an optimizer that knows no manifolds, such as the wrapper of a framework.
+        OptionError: an optimizer of another library, such as the wrapper of a framework.
     """
     if not isinstance(optimizer, RiemannianOptimizer):
         raise OptionError(
-            f"{type(optimizer).__name__} knows no manifolds, so there is no metric to clip in; pass the optimizer that it "
+            f"{type(optimizer).__name__} has no manifolds, so there is no metric to clip in; pass the optimizer that it "
             "wraps (with Accelerate optimizer.optimizer), or clip with torch.nn.utils.clip_grad_norm_"
         )
     lengths, grads = [], []
-    for points, its in optimizer._gradients():
+    for points, egrads in optimizer._gradients():
         layouts = points.layouts()
         x = gather(points.parts, layouts)
-        gradient = points.manifold.riemannian_gradient(x, gather(its, layouts))
+        gradient = points.manifold.riemannian_gradient(x, gather(egrads, layouts))
         lengths.append(numerics.norm(points.manifold.norm(x, gradient).flatten(), 1))
-        grads.extend(its)
+        grads.extend(egrads)
     if not lengths:
         return torch.tensor(0.0)
     total = numerics.norm(torch.cat([length.to(lengths[0].device) for length in lengths]), 1).squeeze()
     if error_if_nonfinite and not torch.isfinite(total):
-        raise GradientError(f"the length of the gradient is {float(total)}; pass error_if_nonfinite=False to go on")
+        raise GradientError(f"the length of the gradient is {float(total)}; pass error_if_nonfinite=False to continue")
     factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
     for grad in grads:
         grad.mul_(factor.to(grad.device, grad.dtype))

@@ -1,4 +1,4 @@
-"""The two general optimizers: stochastic gradient descent and Adam, on every manifold."""
+"""The general optimizers: stochastic gradient descent and Adam on every manifold."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["RiemannianAdam", "RiemannianSGD"]
 
 
 FLAT_LR = 1e-3
-"""Adam's default rate in flat space, torch's: how far a coordinate moves."""
+"""Adam's default rate in flat space, torch's: the length of a step of a coordinate."""
 ANGLE = 0.1
-"""Adam's default rate on any other manifold: how far a point turns, in radians (docs/training.md has what was measured)."""
+"""Adam's default rate on any other manifold: the angle of a step in radians (measured in docs/training.md)."""
 
 
 class RiemannianSGD(RiemannianOptimizer):
-    """Stochastic gradient descent with momentum on any manifold; on Euclidean groups `torch.optim.SGD`.
+    """Stochastic gradient descent with momentum on any manifold; equal to `torch.optim.SGD` on Euclidean groups.
 
     With the Riemannian gradient γ, momentum ρ, dampening τ, learning rate η, retraction R and vector transport T
 
@@ -48,24 +48,25 @@ class RiemannianSGD(RiemannianOptimizer):
         lr: learning rate η, a number or a one-element tensor.
         momentum: ρ in [0, 1).
         dampening: τ, as in torch.
-        weight_decay: L2 factor, on Euclidean groups only; others refuse it.
-        nesterov: look ahead along the buffer, as in torch.
+        weight_decay: L2 factor, on Euclidean groups only; on others it raises.
+        nesterov: Nesterov momentum, as in torch.
         momentum_form: ``"heavy_ball"`` (torch: η outside the buffer) or ``"velocity"`` (η inside).
         motion: ``"retract"`` or ``"exp"``.
-        transport: how the buffer is carried: ``"manifold"`` (the manifold's transport after a retraction,
+        transport: the transport of the buffer: ``"manifold"`` (the manifold's transport after a retraction,
             parallel transport after an exponential), ``"project"``, ``"parallel"`` or ``"none"``.
         max_point_norm: largest length of a point's gradient in the metric, None for no clipping.
         orthogonality: α of the penalty between the rows of a tensor (Cho & Lee 2017), for unit directions.
         radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, ``"free"`` lets it
-            grow and brings it back by powers of two.
+            grow and rescales it by powers of two.
         maximize, capturable, differentiable: as in torch.
-        foreach, fused: fast paths; an explicit True that cannot be honoured raises.
+        foreach, fused: fast paths; an explicit True raises where the path is not available.
 
     `max_point_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
-    not applied there. Every option can be set per group.
+    ignored there. Every option can be set per group.
 
     Raises:
-        OptionError, GeometryError: as `add_param_group`.
+        OptionError: an invalid option, or one that the manifold does not support.
+        GeometryError: a parameter that does not fit its manifold, or is not on it.
     """
 
     rule = Momentum()
@@ -96,14 +97,13 @@ class RiemannianSGD(RiemannianOptimizer):
 
 
 class RiemannianAdam(RiemannianOptimizer):
-    """Adam on any manifold, with one second moment per point; on ``Euclidean(0)`` `torch.optim.Adam`.
+    """Adam on any manifold, with one second moment per point; equal to `torch.optim.Adam` on ``Euclidean(0)``.
 
-    The second moment of a point is the squared length of its gradient, so that a step is about as long as `lr`, in the
-    metric of the manifold: on PSI, Sphere and ProjectiveSpace the point turns by about `lr` radians, whatever the number of
-    its coordinates and the size of its gradient. A frame of p columns (Stiefel, Grassmann(p)) moves by `lr` as a whole, each
-    column by about lr/√p.
+    The second moment of a point averages the squared length of its gradient, so a step is about `lr` long in the metric: on
+    PSI, Sphere and ProjectiveSpace a point turns by about `lr` radians, whatever its dimension and the size of its gradient. A
+    frame of p columns (Stiefel, Grassmann(p)) moves by `lr` as a whole, each column by about lr/√p.
 
-    With ‖γ‖ the length of the Riemannian gradient of a point, step t, retraction R and vector transport T
+    With the length ‖γ‖ of the Riemannian gradient of a point, step t, retraction R and vector transport T
 
         m ← β₁ m + (1 − β₁) γ,    v ← β₂ v + (1 − β₂) ‖γ‖²,
         x ← R(x, −η m̂ / (√v̂ + ε)),    m ← T(m),    m̂ = m / (1 − β₁ᵗ),    v̂ = v / (1 − β₂ᵗ)
@@ -121,19 +121,20 @@ class RiemannianAdam(RiemannianOptimizer):
 
     Args:
         params: parameters, groups, or ``retract.param_groups(model)``.
-        lr: learning rate, a number or a one-element tensor. None: torch's 0.001 for groups in flat space, where it is how
-            far a coordinate moves, and 0.1 for groups on any other manifold, where it is an angle. That is for a schedule that
-            falls; at a constant rate 0.03 is nearer to the best (docs/training.md, "Learning rates").
+        lr: learning rate, a number or a one-element tensor. None: torch's 0.001 for groups in flat space, where it is the step
+            of a coordinate, and 0.1 for groups on any other manifold, where it is an angle. That suits a decreasing schedule;
+            at a constant rate 0.03 is nearer to the best (docs/training.md, "Learning rates").
         betas: decay of the first and the second moment, each in [0, 1).
         eps: ε ≥ 0.
+        weight_decay: L2 factor, on Euclidean groups only; on others it raises.
         eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
-
         options: `motion`, `transport`, `max_point_norm`, `orthogonality`, `radius`, `maximize`, `capturable`,
             `differentiable`, `foreach` and `fused`, as in `RiemannianSGD`.
 
     Raises:
-        OptionError: as `add_param_group`; for a group without a rate whose parameters live in flat space and elsewhere, too.
-        GeometryError: as `add_param_group`.
+        OptionError: an invalid option, or one that the manifold does not support; no `lr` for a group with parameters both in
+            flat space and on other manifolds.
+        GeometryError: a parameter that does not fit its manifold, or is not on it.
     """
 
     rule = Adam()
@@ -157,11 +158,11 @@ class RiemannianAdam(RiemannianOptimizer):
         super().__init__(params, {**defaults, **options})
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
-        flat = [isinstance(its.manifold, Euclidean) for its in points]
+        flat = [isinstance(point_set.manifold, Euclidean) for point_set in points]
         if any(flat) and not all(flat):
             raise OptionError(
                 f"lr=None in a group with {points[flat.index(True)].name} in flat space and {points[flat.index(False)].name} on "
-                f"{points[flat.index(False)].manifold!r}: their rates mean different things. Give lr, or groups of their own, as "
-                "retract.param_groups(model) makes them"
+                f"{points[flat.index(False)].manifold!r}: rates mean different things there. Set lr, or put the parameters into "
+                "separate groups, as retract.param_groups(model) does"
             )
         return FLAT_LR if all(flat) else ANGLE

@@ -1,4 +1,4 @@
-"""`Memory`: what an update remembers about a batch of points between steps, laid out like the points."""
+"""`Memory`: the state of a batch of points, in the layout of the points."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ __all__ = ["Memory"]
 
 @dataclass
 class Memory:
-    """State of one batch of points during a step.
+    """The state of one batch of points during a step.
 
-    Updates change the tensors in place or put new ones in their place; the executor writes either back.
+    Updates change the tensors in place or replace them; the executor writes them back.
     """
 
     dtype: torch.dtype
-    """Of the parameter, which may be narrower than that of the points."""
+    """The dtype of the parameter, which may be narrower than that of the points."""
     fresh: bool
     """Whether the vectors were created for this step."""
     vectors: dict[str, Tensor] = field(default_factory=dict)
     """Tangent vectors at the points, (points, n)."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
-    """Numbers per point, (points, 1)."""
+    """Scalars per point, (points, 1)."""
     step: Tensor | None = None
-    """Number of this step, from 1; None for rules that do not count."""
+    """The number of this step, from 1; None for rules that do not count steps."""

@@ -1,4 +1,4 @@
-"""Moving the points, and carrying along what is tangent to them."""
+"""The motion of points, and the transport of their tangent vectors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["move"]
 
 
 def move(manifold: Manifold, x: Tensor, u: Tensor, memory: Memory, options: Options) -> Tensor:
-    """New points, (points, n), after the tangent step `u`; carries ``memory.vectors``."""
+    """The new points, (points, n), after the tangent step `u`; transports ``memory.vectors`` to them."""
     flat = isinstance(manifold, Euclidean)
     motion = "retract" if flat else options["motion"]
     transport = "none" if flat or not memory.vectors else options["transport"]
@@ -33,8 +33,8 @@ def move(manifold: Manifold, x: Tensor, u: Tensor, memory: Memory, options: Opti
 
 
 def _exp(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
-    """The exponential, put back on the manifold: it keeps to it in exact arithmetic and for tangent `u` only, and rounding
-    adds up. As with a retraction, a point that does not move stays as it is, wherever it lies."""
+    """The exponential followed by `nearest`, since it stays on the manifold only for exactly tangent `u` and in exact
+    arithmetic. A point with u = 0 is returned unchanged, as by a retraction."""
     assert isinstance(manifold, ExponentialManifold)
     y = manifold.exp(x, u)
     return numerics.hold_still(u, manifold.nearest(y), y, manifold.event_ndim)

@@ -1,4 +1,4 @@
-"""The options of a parameter group: their names, their admissible values, and what a manifold can honour of them."""
+"""The options of a parameter group: their names, admissible values, and the manifolds that support them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 Options = Mapping[str, Any]
-"""A parameter group, read by name. Options that a rule does not have are absent."""
+"""A parameter group, read by name. Options that the rule does not have are absent."""
 
 
 @dataclass(frozen=True)
 class _Number:
-    """A real number that passes `test`, as a number or a tensor of one element."""
+    """A validator for a real number, or a tensor of one element, that passes `test`."""
 
     test: Callable[[float], bool]
     failure: str
@@ -57,7 +57,7 @@ class _Number:
 
 @dataclass(frozen=True)
 class _Choice:
-    """One of several values."""
+    """A validator for one of several values."""
 
     choices: tuple[Any, ...]
 
@@ -68,7 +68,7 @@ class _Choice:
 
 
 def _betas(name: str, value: Any) -> Any:
-    """A pair of numbers in [0, 1)."""
+    """`value` as a tuple; raises `OptionError` unless it is a pair of numbers in [0, 1)."""
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise OptionError(f"{name}={value!r} is not a pair of numbers")
     for beta in value:
@@ -81,11 +81,11 @@ class Option(NamedTuple):
     """One option of a parameter group."""
 
     valid: Callable[[str, Any], Any]
-    """The value as a group keeps it; raises `OptionError` for one that is not admissible."""
+    """Returns the value in its normal form; raises `OptionError` for one that is not admissible."""
     default: Any = None
     readers: str = ""
-    """Who has to look again when it changes: ``points``, since not every manifold or parameter can honour every value, and
-    ``plan``, since it decides how a group runs. ``kernel``: it is one of the numbers or choices of a row kernel."""
+    """The uses of the option: ``points``, if not every manifold or parameter supports every value; ``plan``, if it decides how
+    a group runs; ``kernel``, if it enters the numbers or choices of a row kernel."""
 
 
 _fraction = _Number(lambda a: 0.0 <= a < 1.0, "is outside [0, 1)")
@@ -119,7 +119,7 @@ OPTIONS = {
     "eps_form": Option(_Choice(("outside", "inside")), "outside", "plan kernel"),
     **COMMON,
 }
-"""All options of the optimizers here. A rule of a user's own may have others, which are not looked at."""
+"""All options of the optimizers here. The options of a user's rule are not checked."""
 
 
 def read_by(reader: str) -> tuple[str, ...]:
@@ -136,8 +136,8 @@ _KEPT_BY_OTHERS = frozenset(
         *("initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "lr_scale"),
     }
 )
-"""Keys of a group that are no options: torch's and our own, those that schedulers write (torch's, and timm's lr_scale), and
-``"name"``, by which Lightning and others call a group."""
+"""Keys of a group that are not options: those of torch and of this library, of schedulers (torch's, and timm's lr_scale), and
+``"name"``, which Lightning and others read."""
 _ELSEWHERE = {
     "learning_rate": "lr",
     "step_size": "lr",
@@ -150,25 +150,25 @@ _ELSEWHERE = {
     "beta1": "betas",
     "beta2": "betas",
 }
-"""What other libraries call our options, where the spelling does not show it."""
+"""Names of other libraries for these options, where they are spelled differently."""
 
 FORMER = {"max_grad_norm": "max_point_norm"}
-"""What options were called in state_dicts of earlier versions."""
+"""Names of options in state_dicts of earlier versions."""
 FORMER_WORDS = {"Grassmann(1)": "ProjectiveSpace()", "Rows(axis=": "Rows(dim="}
-"""What manifolds and rows were called there."""
+"""Names of manifolds and rows in state_dicts of earlier versions."""
 FOREIGN = ("amsgrad", "decoupled_weight_decay", "compile")
-"""Options of torch.optim.Adam, and one of earlier versions, that have no counterpart here."""
+"""Options of torch.optim.Adam, and one of earlier versions, without a counterpart here."""
 
 
 def check_names(keys: Collection[Any], defaults: Options) -> None:
-    """Raise `OptionError` for a key of a group that is no option of this optimizer, and for an option that is gone.
+    """Raise `OptionError` for a key of a group that is not an option of this optimizer, and for a missing option.
 
-    Known are the names of `defaults`, what torch and schedulers keep in a group, and what begins with an underscore.
+    Known keys are the names of `defaults`, the keys of torch and of schedulers, and all that begin with an underscore.
     """
     check_known([key for key in keys if key not in _KEPT_BY_OTHERS], defaults)
     for name in defaults:
         if name not in keys:
-            raise OptionError(f"a group has lost its option {name!r}; set it again")
+            raise OptionError(f"the option {name!r} is missing from a group; set it again")
 
 
 def check_known(keys: Collection[Any], defaults: Options) -> None:
@@ -188,7 +188,7 @@ def check_known(keys: Collection[Any], defaults: Options) -> None:
 
 
 def valid(name: str, value: Any) -> Any:
-    """`value` of the option `name` as a group keeps it: NumPy's numbers as Python's, a pair as a tuple.
+    """`value` of the option `name` in its normal form: NumPy's numbers as Python's, a pair as a tuple.
 
     Raises `OptionError` for a value that is not admissible.
     """
@@ -216,10 +216,10 @@ def check_together(options: Options) -> None:
 
 
 def read_numbers(options: Options) -> Options:
-    """`options` with every tensor in it read as a number; lr is left, which a step may need as a tensor.
+    """`options` with all tensors but lr, which a step may need as a tensor, read as numbers.
 
-    A tensor may hold another number than at the last step, so it is checked as `valid` does; lr only on a CPU, since
-    reading it waits for the device.
+    A tensor may have changed since the last step, so its value is checked by `valid`; lr only on a CPU, since reading it
+    would wait for the device.
     """
     lr = options.get("lr")
     if isinstance(lr, Tensor) and lr.device.type == "cpu":
@@ -236,14 +236,13 @@ def read_numbers(options: Options) -> Options:
 
 
 def check_point(name: str, manifold: Manifold, options: Options) -> None:
-    """Raise `OptionError` if `manifold` cannot honour the options of its group; `name` is the parameter's."""
+    """Raise `OptionError` if `manifold` does not support the options of its group; `name` is that of the parameter."""
     if isinstance(manifold, Euclidean):
         return
     if options["weight_decay"] != 0:
         raise OptionError(
-            f"weight_decay={options['weight_decay']} on {name}: on {manifold!r} it does not shrink anything that matters "
-            "(on a quotient it only changes the learning rate). Decay the other parameters alone: "
-            "param_groups(model, euclidean={'weight_decay': …})"
+            f"weight_decay={options['weight_decay']} on {name}: on {manifold!r} it does not regularize (on a quotient it only "
+            "changes the learning rate). Decay the other parameters alone: param_groups(model, euclidean={'weight_decay': …})"
         )
     motion, transport = options["motion"], options["transport"]
     if motion == "exp" and not isinstance(manifold, ExponentialManifold):
@@ -262,7 +261,7 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
 
 
 def number(name: str, value: Any) -> float:
-    """`value`, also of a one-element tensor; raises `OptionError` for what is no number."""
+    """`value`, or that of a one-element tensor, as a float; raises `OptionError` for other values."""
     if type(value) is float:
         return value
     if isinstance(value, Tensor):
@@ -271,7 +270,9 @@ def number(name: str, value: Any) -> float:
                 f"{name} as a tensor needs one element with a value, not shape {tuple(value.shape)} on {value.device}"
             )
         if value.requires_grad and name != "lr":
-            raise OptionError(f"{name} requires a gradient, but of the options a step has one for lr alone; detach it")
+            raise OptionError(
+                f"{name} requires a gradient, but a step is differentiable in no option but lr; detach it"
+            )
         real = not (value.is_complex() or value.dtype == torch.bool)
         value = value.detach()
     else:
@@ -289,10 +290,10 @@ def number(name: str, value: Any) -> float:
 
 
 def plain(value: Any) -> Any:
-    """`value` with NumPy's numbers in it as Python's, which ``torch.load(weights_only=True)`` reads; tensors as they are."""
+    """`value` with NumPy's numbers as Python's, which ``torch.load(weights_only=True)`` reads; tensors are unchanged."""
     if type(value) in (*_PLAIN, bool, str):
         return value
-    if isinstance(value, list | tuple) and any(plain(its) is not its for its in value):
+    if isinstance(value, list | tuple) and any(plain(item) is not item for item in value):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
     if type(value).__module__ == "numpy" and value.ndim == 0:
         return value.item()

@@ -1,4 +1,4 @@
-"""Named optimizers: compositions of `RiemannianSGD` and `RiemannianAdam`, nothing more."""
+"""Named optimizers: `RiemannianSGD` and `RiemannianAdam` with other defaults."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["PSISGD", "SGDG", "AdamG"]
 class PSISGD(RiemannianSGD):
     """PSI-SGD, and with ``momentum`` PSI-SGDM (Yi 2022, eqs. 10, 11 and Algorithm 1), for PSI groups.
 
-    The paper carries the buffer without transport (its Remark 2); ``"project"`` and ``"parallel"`` are exact
-    alternatives. On PSI the Riemannian gradient is γ = ‖w‖² ∇L, and the steps are
+    The paper does not transport the buffer (Remark 2); ``"project"`` and ``"parallel"`` are exact alternatives. On PSI the
+    Riemannian gradient is γ = ‖w‖² ∇L, and the steps are
 
         u ← ρ u − η γ,    w ← w + u.
 
@@ -30,13 +30,13 @@ class PSISGD(RiemannianSGD):
         >>> optimizer.step()
 
     Args:
-        params: groups, one of them on a manifold: ``retract.param_groups(model)``.
-        lr: η, how far a point turns per unit of its gradient's length.
+        params: groups, at least one of them on a manifold: ``retract.param_groups(model)``.
+        lr: η, the tangent of the angle of a step per unit of gradient length.
         momentum: ρ in [0, 1).
-        transport, radius, options: as in `RiemannianSGD`; ``momentum_form="velocity"`` unless it is given.
+        transport, radius, options: as in `RiemannianSGD`, with ``momentum_form="velocity"`` by default.
 
     Raises:
-        OptionError: no parameter is on a manifold; otherwise as `RiemannianSGD`.
+        OptionError: no parameter is on a manifold, or an option is invalid.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class PSISGD(RiemannianSGD):
 class SGDG(RiemannianSGD):
     """SGD-G (Cho & Lee 2017, Algorithm 3), for ``Grassmann(1)`` groups.
 
-    Along the geodesic, with the gradient g shortened to `max_point_norm` and the momentum carried in parallel:
+    Steps go along geodesics, with the gradient g clipped to `max_point_norm` and parallel transport of the momentum:
 
         u ← ρ u − η g,    w ← cos ‖u‖ w + sin ‖u‖ u/‖u‖,    u ← cos ‖u‖ u − ‖u‖ sin ‖u‖ w.
 
-    The penalty (α/2)‖Y Yᵀ − 1‖² between the rows Y of one tensor is meant for tensors with fewer rows than coordinates per row; the authors leave the others out, since
-    more rows than coordinates cannot be orthonormal. The paper trains the other parameters with η = 0.01 and Nesterov momentum:
-    ``param_groups(model, euclidean={"lr": 0.01, "nesterov": True, "momentum_form": "heavy_ball"})``.
+    The penalty (α/2)‖Y Yᵀ − 1‖² between the rows Y of a tensor is meant for tensors with fewer rows than coordinates per row;
+    the authors omit it for others, whose rows cannot be orthonormal. The paper trains the other parameters with η = 0.01 and
+    Nesterov momentum: ``param_groups(model, euclidean={"lr": 0.01, "nesterov": True, "momentum_form": "heavy_ball"})``.
 
     Example:
         >>> import torch, retract
@@ -74,16 +74,16 @@ class SGDG(RiemannianSGD):
         >>> optimizer.step()
 
     Args:
-        params: groups, one of them on a manifold: ``retract.param_groups(model)``.
+        params: groups, at least one of them on a manifold: ``retract.param_groups(model)``.
         lr: η.
         momentum: ρ in [0, 1).
         max_point_norm: largest length of a row's gradient; None for no clipping.
         orthogonality: α.
-        options: as in `RiemannianSGD`; ``momentum_form="velocity"``, ``motion="exp"`` and ``transport="parallel"`` unless they
-            are given.
+        options: as in `RiemannianSGD`, with ``momentum_form="velocity"``, ``motion="exp"`` and ``transport="parallel"`` by
+            default.
 
     Raises:
-        OptionError: no parameter is on a manifold; otherwise as `RiemannianSGD`.
+        OptionError: no parameter is on a manifold, or an option is invalid.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class SGDG(RiemannianSGD):
 
 
 class AdamG(RiemannianAdam):
-    """Adam-G (Cho & Lee 2017, Algorithm 4), for ``Grassmann(1)`` groups: one second moment v per row, ε under its root,
+    """Adam-G (Cho & Lee 2017, Algorithm 4), for ``Grassmann(1)`` groups: one second moment v per row, ε under the root,
 
         m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) ‖g‖²,    u = −η √(1 − β₂ᵗ)/(1 − β₁ᵗ) m/√(v + ε),
 
-    and w moves along the geodesic of u, with m carried in parallel. The penalty is that of `SGDG`.
+    and w moves along the geodesic of u, with parallel transport of m. The penalty is that of `SGDG`.
 
     Example:
         >>> import torch, retract
@@ -117,16 +117,15 @@ class AdamG(RiemannianAdam):
         >>> optimizer.step()
 
     Args:
-        params: groups, one of them on a manifold: ``retract.param_groups(model)``.
+        params: groups, at least one of them on a manifold: ``retract.param_groups(model)``.
         lr: η.
         betas: β₁ and β₂, each in [0, 1).
         eps: ε ≥ 0.
         max_point_norm, orthogonality: as in `SGDG`.
-        options: as in `RiemannianAdam`; ``eps_form="inside"``, ``motion="exp"`` and ``transport="parallel"`` unless they are
-            given.
+        options: as in `RiemannianAdam`, with ``eps_form="inside"``, ``motion="exp"`` and ``transport="parallel"`` by default.
 
     Raises:
-        OptionError: no parameter is on a manifold; otherwise as `RiemannianAdam`.
+        OptionError: no parameter is on a manifold, or an option is invalid.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ class AdamG(RiemannianAdam):
 def _need_manifold(optimizer: RiemannianOptimizer) -> None:
     if not optimizer._names_manifold:
         raise OptionError(
-            f"{type(optimizer).__name__} got no parameter on a manifold and would silently be its Euclidean namesake: "
-            "declare weights with retract.declare and pass retract.param_groups(model), or name a manifold in a group. If "
-            "psi.declare found none, its report says why"
+            f"{type(optimizer).__name__} got no parameter on a manifold, and would train all of them in flat space: declare "
+            "weights with retract.declare and pass retract.param_groups(model), or set the manifold of a group. If psi.declare "
+            "found none, its report says why"
         )

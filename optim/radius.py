@@ -1,8 +1,8 @@
-"""Which representative of a scaling quotient the parameter holds: the option `radius`.
+"""The option `radius`: which representative of a point of a scaling quotient the parameter stores.
 
-In the quotient the norm of a row means nothing. The running statistics of a BatchNorm behind it remember
-it all the same, and floating point has its range. So each update may rescale rows along the way, with
-every tangent vector stored at them: the path in the quotient stays what it was (Theorem 1 of Yi 2022).
+The norm of a row has no meaning in the quotient, but the running statistics of the next BatchNorm depend on it, and floating
+point has a limited range. So an update may rescale rows, together with the tangent vectors stored at them; the path in the
+quotient does not change (Theorem 1 of Yi 2022).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _HOLD, _FREE = SimpleNamespace(hold=True, free=False), SimpleNamespace(hold=Fals
 
 
 def band(dtype: torch.dtype) -> tuple[float, float]:
-    """Norms between which ``"free"`` leaves the rows of a parameter of `dtype` alone."""
+    """The lowest and the highest norm at which ``"free"`` does not rescale rows of a parameter of `dtype`."""
     return BAND.get(dtype, DEFAULT_BAND)
 
 
 def rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | None:
-    """Factor by which this step rescales rows of norm `radius`, (points, 1), or None for no rescaling.
+    """The factor by which this step rescales rows of norm `radius`, (points, 1), or None for no rescaling.
 
-    ``"hold"``: to the norm that the row had at its first step, kept in ``memory.scalars["radius"]``. ``"free"``: by a power of two,
-    once the norm has left the band. As `algebra.rescaling`; steps with lr = 0 leave rows alone.
+    ``"hold"``: to the norm of the row at its first step, stored in ``memory.scalars["radius"]``. ``"free"``: by a power of two,
+    once the norm has left the `band`. The formula is `algebra.rescaling`. Steps with lr = 0 do not rescale.
     """
     held = options["radius"] == "hold"
     if held and "radius" not in memory.scalars:

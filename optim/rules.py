@@ -1,8 +1,8 @@
-"""Update rules: numbers per point, from which the one update makes the new vectors and the step.
+"""Update rules: the coefficients per point from which the update forms the new vectors and the step.
 
-A rule sees neither points nor gradients, only the length of each point's gradient, what it keeps itself, and the options. It
-answers with `Coefficients`. So a rule is written once and runs on every manifold, on every path and in every backend, and
-whatever it does is independent of the representative (Theorem 1 of Yi 2022).
+A rule sees neither points nor gradients, only the length of each point's gradient, its stored scalars, and the options. It
+returns `Coefficients`. So it runs on every manifold, path and backend, and does not depend on the representative (Theorem 1 of
+Yi 2022).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["Adam", "Coefficients", "Momentum", "Rule"]
 
 
 class Coefficients(NamedTuple):
-    """What a step makes of the Riemannian gradient γ and a tangent vector v that is kept from step to step:
+    """The coefficients of a step in the Riemannian gradient γ and a stored tangent vector v:
 
-        v ← keep · v + take · γ,    step = along · v + ahead · γ    (v: the new one).
+        v ← keep · v + take · γ,    step = along · v + ahead · γ    (with the new v).
 
-    Each is a number, or a tensor with one per point, (points, 1). For a rule with several vectors `keep`, `take` and `along`
-    are mappings with an entry per name; the step is the sum.
+    Each is a number, or a tensor of scalars per point, (points, 1). For a rule with several vectors `keep`, `take` and `along`
+    are mappings from names, and the step is the sum over them.
 
     Example:
         >>> Coefficients(keep=0.9, take=1.0, along=-0.1)  # heavy ball at lr = 0.1
@@ -41,7 +41,7 @@ class Coefficients(NamedTuple):
 
     def of(self, name: str) -> tuple[Any, Any, Any]:
         """`keep`, `take` and `along` of the vector `name`."""
-        keep, take, along = (each[name] if isinstance(each, Mapping) else each for each in self[:3])
+        keep, take, along = (factor[name] if isinstance(factor, Mapping) else factor for factor in self[:3])
         return keep, take, along
 
 
@@ -49,18 +49,18 @@ class Rule(ABC):
     """An update rule as a value."""
 
     vectors: Sequence[str] = ()
-    """Names of the tangent vectors that it keeps per point."""
+    """Names of the stored tangent vectors."""
     scalars: Sequence[str] = ()
-    """Names of the numbers that it keeps per point."""
+    """Names of the stored scalars per point."""
     options: frozenset[str] = frozenset()
-    """Options that tell it from other rules."""
+    """Names of the options that identify the rule in a state_dict."""
     counts_steps = False
-    """Whether it needs the number of the step."""
+    """Whether the rule needs the number of the step."""
     reads_lengths = True
-    """Whether it needs the lengths of the gradients, which cost a pass over them."""
+    """Whether the rule needs the lengths of the gradients, which cost a pass over them."""
 
     def needs(self, options: Options) -> Sequence[str]:
-        """Those of `vectors` that a step with these options starts if they are not there yet."""
+        """Names of the `vectors` that a step with these options creates if they are missing."""
         return self.vectors
 
     @abstractmethod
@@ -68,10 +68,10 @@ class Rule(ABC):
         """The coefficients of a step.
 
         Args:
-            length: of each point's Riemannian gradient in the metric, after clipping, (points, 1).
+            length: lengths of the Riemannian gradients in the metric, after clipping, (points, 1).
             memory: ``memory.scalars[name]``, (points, 1), to be changed in place or replaced; ``memory.fresh``, whether the vectors
-                are new, and 0; ``memory.step``, the number of this step from 1, a tensor, if `counts_steps`.
-            options: of the group.
+                are new and 0; ``memory.step``, the number of this step from 1 as a tensor, if `counts_steps`.
+            options: the options of the group.
         """
 
 
@@ -81,7 +81,7 @@ class Momentum(Rule):
 
     ``"heavy_ball"`` (torch): b ← ρ b + (1 − τ) γ, step −η b. ``"velocity"`` (Yi 2022, eq. 11; Cho & Lee 2017):
     u ← ρ u − η (1 − τ) γ, step u. They agree as long as η is constant. As in torch, the first gradient enters
-    a fresh buffer undamped. At ρ = 0 a buffer that is there waits, unused.
+    a fresh buffer undamped. At ρ = 0 an existing buffer is kept and not used.
     """
 
     vectors = ("momentum_buffer",)
@@ -103,8 +103,8 @@ class Momentum(Rule):
         return Coefficients(rho, take, -lr * along, -lr * ahead)
 
 
-class AdamNumbers(NamedTuple):
-    """What a step of Adam computes with, as in `algebra.adam`."""
+class AdamFactors(NamedTuple):
+    """The arguments of `algebra.adam` that are the same for all points."""
 
     beta2: Any
     rest: Any
@@ -126,20 +126,20 @@ class Adam(Rule):
     scalars = ("exp_avg_sq",)
     counts_steps = True
 
-    def numbers(self, step: Any, options: Options) -> AdamNumbers:
-        """Those of step number `step`."""
+    def factors(self, step: Any, options: Options) -> AdamFactors:
+        """The factors of step number `step`, from 1."""
         (beta1, beta2), lr = options["betas"], options["lr"]
-        return AdamNumbers(
+        return AdamFactors(
             beta2, (1.0 - beta2) ** 0.5, lr / (1.0 - beta1**step), (1.0 - beta2**step) ** 0.5, options["eps"]
         )
 
     def __call__(self, length: Tensor, memory: Memory, options: Options) -> Coefficients:
         assert memory.step is not None
         beta1 = options["betas"][0]
-        # Reading the counter would wait for the device, so a captured step computes with it as a tensor.
+        # Reading the counter would wait for the device, so a captured step computes with a tensor.
         as_tensor = options["capturable"] or options["differentiable"]
         step = memory.step.to(length.dtype) if as_tensor else memory.step.item()
         inside = options["eps_form"] == "inside"
-        square, along = algebra.adam(length, memory.scalars["exp_avg_sq"], *self.numbers(step, options), inside)
+        square, along = algebra.adam(length, memory.scalars["exp_avg_sq"], *self.factors(step, options), inside)
         memory.scalars["exp_avg_sq"] = square
         return Coefficients(beta1, 1.0 - beta1, along)

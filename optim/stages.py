@@ -1,4 +1,4 @@
-"""What happens to a Euclidean gradient before the update makes it Riemannian."""
+"""The ambient stages: changes of the Euclidean gradient before it becomes Riemannian."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["ambient", "is_penalised", "orthogonality_gradient"]
 
 
 def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, among: Tensor | None = None) -> Tensor:
-    """Euclidean gradient after sign, weight decay (Euclidean points) and orthogonality penalty (unit
-    directions), (points, n); never written in place. `among` as in `orthogonality_gradient`."""
+    """The Euclidean gradient after sign, weight decay (Euclidean points) and orthogonality penalty (unit directions),
+    (points, n); `egrad` is not written to. `among` as in `orthogonality_gradient`."""
     if options["maximize"]:
         egrad = -egrad
     if isinstance(manifold, Euclidean):
@@ -24,21 +24,19 @@ def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, amon
 
 
 def is_penalised(manifold: Manifold, options: Options) -> bool:
-    """Whether `ambient` adds the orthogonality penalty, which couples points; flat space has no unit directions."""
+    """Whether `ambient` adds the orthogonality penalty, which couples points."""
     return bool(options["orthogonality"]) and isinstance(manifold, Spherical)
 
 
 def orthogonality_gradient(manifold: Spherical, x: Tensor, alpha: float, among: Tensor | None = None) -> Tensor:
-    """Gradient of (α/2)‖Y Yᵀ − 1‖² with Y the rows of `x` at norm 1, (points, n).
+    """Gradient of the penalty (α/2)‖Y Yᵀ − 1‖² in `x`, (points, n), where Y are the rows at norm 1.
 
-    Where `x` are some of the points only, `among` is Y of all, (all points, n).
-
-    That is 2α (Y Yᵀ Y − Y) in Y (Cho & Lee 2017, §4.2), and its projection over ‖x‖ in `x`. It couples all
-    points of one parameter.
+    In Y it is 2α (Y Yᵀ Y − Y) (Cho & Lee 2017, §4.2), and in `x` the projection of that over ‖x‖. It couples all points of a
+    parameter: where `x` has only some of them, `among` is Y of all, (all points, n).
     """
     size = numerics.norm(x, 1)
     y = x / size
-    every = y if among is None else among
-    points, n = every.shape
-    cubic = y @ (every.mT @ every) if n < points else (y @ every.mT) @ every
+    units = y if among is None else among
+    points, n = units.shape
+    cubic = y @ (units.mT @ units) if n < points else (y @ units.mT) @ units
     return manifold.project(x, 2.0 * alpha * (cubic - y)) / size

@@ -1,4 +1,4 @@
-"""The one update. SGD, Adam, PSI-SGD, PSI-SGDM, SGDG and Adam-G are choices of manifold, rule and options."""
+"""The update of all optimizers: SGD, Adam, PSI-SGD, PSI-SGDM, SGDG and Adam-G are choices of manifold, rule and options."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
 
         v ← keep · v + take · γ,    u = along · v + ahead · γ,    y = R(x, u),    v ← T(v),
 
-    where R is the retraction or the exponential, and T the transport. On a scaling quotient x, γ and v are first brought to the
-    representative that `radius` asks for. `memory` is changed, the arrays are not.
+    where R is the retraction or the exponential, and T the transport. On a scaling quotient x, γ and v are first moved to the
+    representative that the option `radius` selects. `memory` is changed in place; `x` and `egrad` are not.
     """
     gradient = manifold.riemannian_gradient(x, ambient(manifold, x, egrad, options))
     if isinstance(manifold, ScalingQuotient):
@@ -51,7 +51,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
 
 
 def _times(factor: Any, a: Tensor) -> Tensor | None:
-    """The product; None for the number 0, which would make NaN of infinity."""
+    """factor · a; None for the number 0, since 0 · ∞ would be NaN."""
     if isinstance(factor, (int, float)):
         return None if factor == 0 else a if factor == 1 else a * factor
     return a * factor

@@ -193,7 +193,7 @@ class Layout(NamedTuple):
         """`tensor` as points, (*batch, *event); a view where one exists."""
         return self.arrange(tensor).reshape(self.batch + self.event)
 
-    def lying(self, tensor: Tensor) -> Tensor:
+    def as_matrix(self, tensor: Tensor) -> Tensor:
         """As `split`, in one operation, for a tensor whose memory is the contiguous matrix of points."""
         (points,), (n,) = self.batch, self.event
         return tensor.as_strided((points, n), (n, 1))

@@ -37,7 +37,7 @@ class Cut(NamedTuple):
         """Length of a full run."""
         return -(-self.length // self.size)
 
-    def own(self, full: Tensor) -> Tensor:
+    def local(self, full: Tensor) -> Tensor:
         """This process' part of the whole tensor, a view."""
         if self.axis is None:
             return full
@@ -102,4 +102,4 @@ def whole(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def write_(tensor: DTensor, full: Tensor) -> None:
     """Write this process' part of `full` into the DTensor `tensor`."""
-    tensor.to_local().copy_(cut_of("the tensor", tensor).own(full))
+    tensor.to_local().copy_(cut_of("the tensor", tensor).local(full))

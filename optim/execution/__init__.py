@@ -1,1 +1,1 @@
-"""Who runs the update on which arrays: paths, plans, and what they work on. No formula."""
+"""Execution of the update: paths, plans, and the arrays they work on. No formula."""

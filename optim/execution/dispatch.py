@@ -1,17 +1,17 @@
-"""How a parameter group runs: which path its points take, decided in one place. Layout and choice only; no formula.
+"""The execution of a parameter group: the choice of a path for each point set, and the plans of the paths. No formula.
 
 =============  ====================================================================================================
 path           runs
 =============  ====================================================================================================
-*reference*    one point set at a time through `update.update`: everything, and always when `capturable` or
+*reference*    one point set at a time through `update.update`: all manifolds and rules; always with `capturable` or
                `differentiable`
 *foreach*      rows of many parameters through torch's functions for lists: PSI, Sphere, ProjectiveSpace, on any device
-*fused*        row kernels: the same
+*fused*        row kernels: the same manifolds, on devices with a backend
 torch          Euclidean points whose rule torch has, on torch's path of the same name
 =============  ====================================================================================================
 
-`foreach` and `fused` are read as in torch: with both at None the fastest path that is installed runs, an explicit value
-of either leaves the other at False.
+`foreach` and `fused` mean what they mean in torch: with both at None the fastest installed path runs, and an explicit value
+of one leaves the other at False.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ..kernels.launch import Kernel
 from ..options import Options, read_by
 from ..rules import Adam, Rule
 from .euclidean import Torch, torch_has
-from .operands import Operand, operand
+from .operands import Operand, make_operand
 from .plan import Plan
 from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
@@ -42,25 +42,25 @@ from .rows import Fused, Lists
 __all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "paths"]
 
 TINY = 2**14
-"""Elements up to which torch's foreach beats its fused path on a CPU: 6 µs a tensor against 12 at 64 elements, level
-at 2^15, 650 against 1,100 at 2^20."""
+"""Elements up to which torch's foreach path is faster than its fused path on a CPU: 6 µs a tensor against 12 at 64 elements,
+equal at 2^15, 650 against 1,100 at 2^20."""
 BACKENDS = {
     "cpu": ("numba", "..kernels.numba_rows", (torch.float32, torch.float64)),
     "cuda": ("triton", "..kernels.triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
-"""Row kernels, by type of device: the package that they need, their module, a `launch.Kernel`, and the dtypes that they take."""
+"""Row kernels by type of device: the package that they need, their module, a `launch.Kernel`, and the dtypes they support."""
 _DECISIVE = read_by("plan")
 
 
 @cache
 def _kernel(package: str, module: str) -> Kernel | str:
-    """The backend, or why it is not there."""
+    """The backend, or the reason why it is not available."""
     if importlib.util.find_spec(package) is None:
         return f"{package} is not installed; install it with {install('fused')}"
     try:
         return cast(Kernel, importlib.import_module(module, __package__))
     except ImportError as error:
-        return f"{package} cannot be used ({error}); mend that, or reinstall it with {install('fused')}"
+        return f"{package} cannot be imported ({error}); fix that, or reinstall it with {install('fused')}"
 
 
 def has_rows(manifold: Manifold) -> bool:
@@ -69,9 +69,9 @@ def has_rows(manifold: Manifold) -> bool:
 
 
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rule: Rule) -> Kernel | str:
-    """The row kernels for such points, or why there are none and what to do."""
+    """The row kernels for such points, or the reason why there are none."""
     if len(rule.vectors) > 1:
-        return f"row kernels move one vector with each point, and {type(rule).__name__} has {len(rule.vectors)}"
+        return f"row kernels support one vector per point, and {type(rule).__name__} has {len(rule.vectors)}"
     if not has_rows(manifold):
         return f"there is no row kernel for {manifold!r}, only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel"
     if device.type not in BACKENDS:
@@ -79,12 +79,12 @@ def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rul
     package, module, dtypes = BACKENDS[device.type]
     if dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"row kernels on {device.type} take {names}, not {str(dtype).removeprefix('torch.')}"
+        return f"row kernels on {device.type} support {names}, not {str(dtype).removeprefix('torch.')}"
     return _kernel(package, module)
 
 
 def check_path(points: PointSet, rule: Rule, options: Options) -> None:
-    """Raise `OptionError` if `points` cannot take the path that the options ask for, with the reason and a way out."""
+    """Raise `OptionError` if `points` cannot take the requested path."""
     part, manifold = points.parts[0], points.manifold
     if part.is_meta:
         return
@@ -92,34 +92,34 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         found = kernel_for(manifold, part.dtype, part.device, rule)
         if isinstance(found, str):
             raise OptionError(
-                f"fused=True on {points.name}: {found}. Or leave fused at None for the fastest path there is"
+                f"fused=True on {points.name}: {found}. Or leave fused at None for the fastest available path"
             )
     if options["foreach"] and not isinstance(manifold, Euclidean) and not has_rows(manifold):
         raise OptionError(
-            f"foreach=True on {points.name}: torch's functions for lists are used for vectors on PSI, Sphere and ProjectiveSpace, for "
-            f"classes with a row_kernel, and in flat space, not on {manifold!r}. Or leave foreach at None"
+            f"foreach=True on {points.name}: torch's functions for lists support PSI, Sphere, ProjectiveSpace, classes with a "
+            f"row_kernel and flat space, not {manifold!r}. Leave foreach at None"
         )
 
 
-def choose(each: Operand, rule: Rule, options: Options) -> tuple[str, str]:
-    """The path of one point set, and why it takes that one."""
-    manifold, part = each.points.manifold, each.points.parts[0]
+def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
+    """The path of one point set, and the reason."""
+    manifold, part = operand.points.manifold, operand.points.parts[0]
     foreach, fused = options["foreach"], options["fused"]
     automatic = foreach is None and fused is None
     for name in ("capturable", "differentiable"):
         if options[name]:
             return "reference", f"{name}=True"
-    if part.is_meta or not all(p.numel() for p in each.points.parts):
+    if part.is_meta or not all(p.numel() for p in operand.points.parts):
         return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
-        # Half precision is computed in float32 and rounded once, which torch does on its fused path only. On a CPU that path
-        # is none for SGD: the kernel of 2.13 leaves most of a parameter in half precision where it is.
-        whole = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
+        # Half precision is computed in float32 and rounded once, which torch does on its fused path only, and for SGD on a CPU
+        # not even there: the kernel of 2.13 does not update most of a parameter in half precision.
+        precise = not half or (fused and (isinstance(rule, Adam) or part.device.type != "cpu"))
         if not torch_has(manifold, rule, options):
             return "reference", f"torch.optim has no such rule for {manifold!r}"
-        if not each.contiguous or not whole:
-            return "reference", "it is copied to contiguous rows" if whole else f"{part.dtype} is computed in float32"
+        if not operand.contiguous or not precise:
+            return "reference", "it is copied to contiguous rows" if precise else f"{part.dtype} is computed in float32"
         if automatic:
             fused = part.device.type == "cpu" and part.numel() > TINY
             foreach = not fused
@@ -149,7 +149,7 @@ def _plan(path: str, operands: Sequence[Operand], state: State, rule: Rule) -> P
 
 
 class Path(NamedTuple):
-    """Which path a parameter takes, and why."""
+    """The path of a parameter, and the reason."""
 
     name: str
     geometry: str
@@ -158,7 +158,7 @@ class Path(NamedTuple):
 
 
 class Paths(tuple[Path, ...]):
-    """Of all parameters of an optimizer, as a table that prints."""
+    """The paths of all parameters of an optimizer; prints as a table."""
 
     __slots__ = ()
 
@@ -171,22 +171,22 @@ class Paths(tuple[Path, ...]):
 def paths(
     params: Sequence[Tensor], table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options
 ) -> list[Path]:
-    """Those of one group in its next step; a parameter without a gradient as if it had one."""
+    """The paths of one group in its next step; a parameter without a gradient is treated as if it had one."""
     found = []
     for points in point_sets(params, table):
         if any(map(passed_over, points.parts)):
             path, reason = "none", "it is frozen, and no update is defined for its kind"
         elif any(map(is_sharded, points.parts)):
-            path, reason = "sharded", "each process steps what it has of it"
+            path, reason = "sharded", "each process updates its shard"
         else:
             grads = points.gradients() or [part.detach() for part in points.parts]
-            path, reason = choose(operand(points, grads, state, rule, options), rule, options)
+            path, reason = choose(make_operand(points, grads, state, rule, options), rule, options)
         found.append(Path(points.name, repr(points.manifold), path, reason))
     return found
 
 
 class Group:
-    """One parameter group from step to step: its plans, kept as long as nothing but addresses changes."""
+    """The execution of one parameter group; its plans are reused as long as nothing but addresses changes."""
 
     def __init__(self) -> None:
         self._params: list[Tensor] = []
@@ -196,17 +196,17 @@ class Group:
 
     @property
     def plans(self) -> Sequence[Plan]:
-        """In the order in which `prepare` gives their work."""
+        """The plans, in the order of the functions that `prepare` returns."""
         return self._plans
 
     def prepare(
         self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:
-        """What a step of the group does, checked. Writes nothing.
+        """Check a step of the group, and return the functions that carry it out; writes nothing.
 
-        `known` says that each parameter's state is still the dict that it was in the last step.
+        `known`: whether the state of each parameter is the same dict as in the last step.
 
-        Raises `GradientError`, `StateError` and `OptionError` for what cannot be done.
+        Raises `GradientError`, `StateError` and `OptionError` for gradients, state and options that do not fit.
         """
         settings = (*rule.needs(options), *(options.get(name) for name in _DECISIVE))
         params: list[Tensor] = options["params"]
@@ -226,11 +226,11 @@ class Group:
                 continue
             check_path(points, rule, options)
             check_state(points, state, rule)
-            its = operand(points, grads, state, rule, options)
-            path, _ = choose(its, rule, options)
+            operand = make_operand(points, grads, state, rule, options)
+            path, _ = choose(operand, rule, options)
             part = points.parts[0]
-            kinds.setdefault((path, points.manifold, part.dtype, part.device, its.kept), []).append(its)
-        self._plans = [_plan(key[0], its, state, rule) for key, its in kinds.items()]
+            kinds.setdefault((path, points.manifold, part.dtype, part.device, operand.state_names), []).append(operand)
+        self._plans = [_plan(key[0], operands, state, rule) for key, operands in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work
         self._params = list(params)

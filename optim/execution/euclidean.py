@@ -1,4 +1,4 @@
-"""Euclidean points through torch's own functions: the rule, the state and the numbers of `torch.optim`."""
+"""Euclidean points through torch's functions, with the results and the state of `torch.optim`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def torch_has(manifold: Manifold, rule: Rule, options: Options) -> bool:
 
 
 class Torch(ArrayPlan):
-    """Euclidean points that are contiguous, of one dtype and device, on torch's *foreach*, *fused* or plain path."""
+    """The plan for contiguous Euclidean points of one dtype and device on torch's *foreach*, *fused* or plain path."""
 
     half = True
 
     def __init__(self, operands: Sequence[Operand], state: State, rule: Rule, *, foreach: bool, fused: bool) -> None:
         super().__init__(operands, state, rule)
         self._paths: dict[str, Any] = {"foreach": foreach, "fused": fused}
-        self.silent = fused  # torch's own kernels do not raise versions
+        self.silent = fused  # torch's kernels do not raise versions
 
-    def run(self, arrays: Arrays, holders: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
+    def run(self, arrays: Arrays, params: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
         common: dict[str, Any] = {name: options[name] for name in ("weight_decay", "maximize")}
         common["lr"] = float(options["lr"])
         if isinstance(self.rule, Adam):
@@ -71,11 +71,11 @@ class Torch(ArrayPlan):
         params, grads, moving = arrays.params, arrays.grads, options["momentum"] != 0
         vectors: list[Any] = arrays.vectors["momentum_buffer"] if moving else [None] * len(grads)
         if self._paths["foreach"] and options["nesterov"]:
-            grads = [grad.clone() for grad in grads]  # torch writes to what it is given
+            grads = [grad.clone() for grad in grads]  # torch writes to the gradients
         for (new, _), members in self.batches(params, fresh):
-            mine, theirs, moved = params, grads, vectors
+            p, g, b = params, grads, vectors
             if len(members) < len(grads):
-                mine, theirs, moved = ([its[i] for i in members] for its in (params, grads, vectors))
+                p, g, b = ([tensors[i] for i in members] for tensors in (params, grads, vectors))
             numbers: dict[str, Any] = {
                 "momentum": options["momentum"],
                 # A fresh buffer is 0 here, and the first gradient enters it undamped.
@@ -84,7 +84,7 @@ class Torch(ArrayPlan):
                 **common,
             }
             if self._paths["fused"]:
-                # Without torch's grouping by device and dtype, which a plan has behind it.
-                torch._fused_sgd_(mine, theirs, moved if moving else [], is_first_step=False, **numbers)
+                # Without torch's grouping by device and dtype, which the plan has done.
+                torch._fused_sgd_(p, g, b if moving else [], is_first_step=False, **numbers)
             else:
-                sgd(mine, theirs, moved, **self._paths, **numbers)
+                sgd(p, g, b, **self._paths, **numbers)

@@ -1,8 +1,8 @@
-"""What a step works on: parameters, gradients and state, as matrices of points.
+"""The operands of a step: parameters, gradients and state, as matrices of points.
 
-An `Operand` is one point set in a step. `Arrays` are point sets that are stored as contiguous matrices; what costs time per
-parameter and step is to make sure that nothing but addresses has changed since the last one, and it happens here, once for
-all paths.
+An `Operand` is one point set in a step. `Arrays` are point sets that are stored as contiguous matrices. Most of the time per
+parameter and step goes into checking that nothing but addresses has changed since the last step; that is here, once for all
+paths.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from ...manifolds.parameters.rows import Layout, gather, scatter_
 from ..kernels.lists import Stack
 from ..options import Options
 from ..rules import Rule
-from .points import PointSet, State, new_number
+from .points import PointSet, State, new_scalar
 
-__all__ = ["Arrays", "Operand", "operand", "raise_versions", "real"]
+__all__ = ["Arrays", "Operand", "make_operand", "raise_versions", "real"]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
 
 
 class Operand(NamedTuple):
-    """One point set in a step, with its state; what is new there enters the optimizer's state with the step."""
+    """One point set in a step, with its state; new state is added to the optimizer's by `add_to`."""
 
     points: PointSet
     grads: Sequence[Tensor]
     layouts: Sequence[Layout]
     vectors: Mapping[str, Sequence[Tensor]]
-    """By name, one per part."""
+    """State vectors by name, one tensor per part."""
     scalars: Mapping[str, Tensor]
-    """By name, the held norm among them."""
+    """Scalars per point by name, with the norm to hold."""
     fresh: bool
     """Whether vectors that the rule needs are new."""
-    unheld: bool
-    """Whether a norm is to be held, and is not there yet."""
+    radius_unset: bool
+    """Whether the norm to hold is set by this step."""
 
     @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of its state. Point sets that run together have the same, so that no list has gaps."""
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state; the same for all point sets of a plan, so that no list has gaps."""
         return (*self.vectors, *self.scalars)
 
-    def enter(self, state: State) -> None:
-        """Put what is new into `state`."""
+    def add_to(self, state: State) -> None:
+        """Add new entries to `state`."""
         for name, vectors in self.vectors.items():
             for part, vector in zip(self.points.parts, vectors, strict=True):
                 state[part].setdefault(name, vector)
-        for name, number in self.scalars.items():
-            state[self.points.parts[0]].setdefault(name, number)
+        for name, scalar in self.scalars.items():
+            state[self.points.parts[0]].setdefault(name, scalar)
 
     @property
     def contiguous(self) -> bool:
@@ -72,55 +72,56 @@ class Operand(NamedTuple):
         )
 
     def copied(self) -> Operand:
-        """The same, of vectors, as contiguous matrices in float32 or better: (points, n), and (points, 1) for numbers."""
+        """A copy as contiguous matrices in float32 or better: (points, n), and (points, 1) for scalars; for vectors only."""
         x = gather(self.points.parts, self.layouts).contiguous()
         grad = gather(self.grads, self.layouts).to(x.dtype).contiguous()
         vectors = {name: [gather(parts, self.layouts).contiguous()] for name, parts in self.vectors.items()}
         scalars = {
-            name: self.layouts[0].split_scalars(number).to(x.dtype).contiguous()
-            for name, number in self.scalars.items()
+            name: self.layouts[0].split_scalars(scalar).to(x.dtype).contiguous()
+            for name, scalar in self.scalars.items()
         }
         points = PointSet(self.points.name, (x,), self.points.manifold, Rows())
         return self._replace(points=points, grads=[grad], layouts=points.layouts(), vectors=vectors, scalars=scalars)
 
     def write_back(self, copy: Operand) -> None:
-        """Bring what a step has changed in a `copied` one home."""
+        """Write the results in `copy`, made by `copied`, to the parameter and its state."""
         scatter_(copy.points.parts[0], self.points.parts, self.layouts)
         for name, (vector,) in copy.vectors.items():
             scatter_(vector, self.vectors[name], self.layouts)
-        for name, number in copy.scalars.items():
-            self.layouts[0].split_scalars(self.scalars[name]).copy_(number)
+        for name, scalar in copy.scalars.items():
+            self.layouts[0].split_scalars(self.scalars[name]).copy_(scalar)
 
 
 def real(dtype: torch.dtype) -> torch.dtype:
-    """In which the geometry of a parameter of `dtype` is computed, and its numbers per point are kept."""
+    """The dtype of computations and of scalars per point for a parameter of `dtype`."""
     return dtype if dtype == torch.float64 else torch.float32
 
 
-def operand(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> Operand:
-    """`points` in a step with `options`; reads `state` only."""
+def make_operand(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> Operand:
+    """The operand of `points` in a step with `options`; `state` is only read."""
     layouts, first = points.layouts(), points.parts[0]
-    own: Sequence[Mapping[str, Any]] = [state.get(part, {}) for part in points.parts]
-    needed, there = rule.needs(options), [name for name in rule.vectors if all(name in its for its in own)]
+    stored: Sequence[Mapping[str, Any]] = [state.get(part, {}) for part in points.parts]
+    needed = rule.needs(options)
+    existing = [name for name in rule.vectors if all(name in entry for entry in stored)]
     vectors = {
         name: [
-            its[name] if name in its else torch.zeros_like(part, memory_format=torch.preserve_format)
-            for part, its in zip(points.parts, own, strict=True)
+            entry[name] if name in entry else torch.zeros_like(part, memory_format=torch.preserve_format)
+            for part, entry in zip(points.parts, stored, strict=True)
         ]
         for name in rule.vectors
-        if name in needed or name in there
+        if name in needed or name in existing
     }
     held = isinstance(points.manifold, ScalingQuotient) and options["radius"] == "hold"
     scalars = {
-        name: own[0][name] if name in own[0] else new_number(name, rule, layouts[0], first)
+        name: stored[0][name] if name in stored[0] else new_scalar(name, rule, layouts[0], first)
         for name in (*rule.scalars, *(["radius"] if held else []))
     }
-    fresh = any(name not in there for name in needed)
-    return Operand(points, grads, layouts, vectors, scalars, fresh, held and "radius" not in own[0])
+    fresh = any(name not in existing for name in needed)
+    return Operand(points, grads, layouts, vectors, scalars, fresh, held and "radius" not in stored[0])
 
 
 def raise_versions(written: Iterable[Tensor]) -> None:
-    """Tell autograd of what a kernel has written to behind its back: graphs that have saved it must not run any more."""
+    """Raise the versions of tensors that a kernel has written to, so that graphs that have saved them refuse to run."""
     torch.autograd.graph.increment_version(written)
 
 
@@ -128,35 +129,35 @@ class Arrays:
     """The parameters, gradients and state of `operands`, all contiguous, of one dtype on one device, with the same state."""
 
     def __init__(self, operands: Sequence[Operand], rule: Rule) -> None:
-        if len({each.kept for each in operands}) > 1:
-            raise ValueError("some point sets have state that others do not have; plan them apart")
-        self.params = [each.points.parts[0] for each in operands]
-        self.grads: list[Any] = [each.grads[0] for each in operands]
-        self.layouts = [each.layouts[0] for each in operands]
-        self.vectors = {name: [each.vectors[name][0] for each in operands] for name in operands[0].vectors}
-        self.scalars = {name: [each.scalars[name] for each in operands] for name in operands[0].scalars}
+        if len({operand.state_names for operand in operands}) > 1:
+            raise ValueError("some point sets have state that others do not have; put them into separate plans")
+        self.params = [operand.points.parts[0] for operand in operands]
+        self.grads: list[Any] = [operand.grads[0] for operand in operands]
+        self.layouts = [operand.layouts[0] for operand in operands]
+        self.vectors = {name: [operand.vectors[name][0] for operand in operands] for name in operands[0].vectors}
+        self.scalars = {name: [operand.scalars[name] for operand in operands] for name in operands[0].scalars}
         self.addresses = {name: _addresses(tensors) for name, tensors in (self.vectors | self.scalars).items()}
-        """Of the state, which stays where it is."""
-        self.places, self.sources = _addresses(self.params), _addresses(self.grads)
-        """Addresses of parameters and gradients."""
+        """Addresses of the state, by name; they do not change."""
+        self.param_addresses, self.grad_addresses = _addresses(self.params), _addresses(self.grads)
         self.written = [*self.params, *chain(*self.vectors.values(), *map(self.scalars.__getitem__, rule.scalars))]
-        """What every step writes to; a norm that is held is written once."""
+        """The tensors that every step writes to; a held norm is written once."""
         self._absent = [name for name in rule.vectors if name not in self.vectors]
         self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._sizes, self._strides = list(map(_size, self.params)), list(map(_stride, self.params))
         self._plain = all(map(_contiguous, self.params))
         self._stack: Stack | None = None
 
-    def read(self, own: Sequence[Mapping[str, Any]]) -> bool:
-        """Take over where parameters and gradients are now; False if anything else about them or their state, `own`, has changed.
+    def read(self, entries: Sequence[Mapping[str, Any]]) -> bool:
+        """Update the addresses of parameters and gradients; False if anything else about them or about their state, the
+        `entries`, has changed.
 
-        This is what a small tensor costs: a dozen calls each, all through `map`.
+        These dozen calls per tensor, all through `map`, are the cost of small tensors.
         """
         params, grads = self.params, list(map(_grad, self.params))
         try:
-            places, self.sources = _addresses(params), _addresses(grads)
-            state = [(list(map(itemgetter(name), own)), tensors) for name, tensors in self._state()]
-        except (TypeError, RuntimeError, KeyError):  # no gradient, or a sparse one; state that is gone
+            addresses, self.grad_addresses = _addresses(params), _addresses(grads)
+            state = [(list(map(itemgetter(name), entries)), tensors) for name, tensors in self._state()]
+        except (TypeError, RuntimeError, KeyError):  # no gradient, a sparse one, or missing state
             return False
         if list(map(_size, params)) != self._sizes or list(map(_stride, params)) != self._strides:
             return False
@@ -166,25 +167,25 @@ class Arrays:
             return False
         if self._device >= 0 and any(grad.get_device() != self._device for grad in grads):
             return False
-        if not np.array_equal(places, self.places):
-            # The same memory is the same dtype on the same device.
+        if not np.array_equal(addresses, self.param_addresses):
+            # At the same address, dtype and device are the same.
             if any(p.dtype != self._dtype or p.get_device() != self._device for p in params):
                 return False
-            self.places, self._stack = places, None
-        for (found, tensors), stay in zip(state, self.addresses.values(), strict=True):
-            if not all(map(is_, found, tensors)) or not np.array_equal(_addresses(tensors), stay):
+            self.param_addresses, self._stack = addresses, None
+        for (found, tensors), before in zip(state, self.addresses.values(), strict=True):
+            if not all(map(is_, found, tensors)) or not np.array_equal(_addresses(tensors), before):
                 return False
         self.grads = grads
-        return not any(name in its for name in self._absent for its in own)
+        return not any(name in entry for name in self._absent for entry in entries)
 
     def stack(self) -> Stack:
-        """All as matrices, which are views, made again when parameters have moved in memory."""
-        grads = [layout.lying(grad) for layout, grad in zip(self.layouts, self.grads, strict=True)]
+        """All arrays as matrices: views, made again when the addresses of parameters change."""
+        grads = [layout.as_matrix(grad) for layout, grad in zip(self.layouts, self.grads, strict=True)]
         if self._stack is None:
             vectors = {name: self._split(tensors) for name, tensors in self.vectors.items()}
             scalars = {
-                name: [layout.split_scalars(a) for layout, a in zip(self.layouts, numbers, strict=True)]
-                for name, numbers in self.scalars.items()
+                name: [layout.split_scalars(a) for layout, a in zip(self.layouts, scalars, strict=True)]
+                for name, scalars in self.scalars.items()
             }
             self._stack = Stack(self._split(self.params), grads, vectors, scalars)
         return self._stack._replace(g=grads)

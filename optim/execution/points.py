@@ -1,4 +1,4 @@
-"""`PointSet`: the points that one parameter holds, or several joined ones; an entry of an optimizer's table."""
+"""`PointSet`: the points of one parameter, or of several joined ones; an entry of an optimizer's table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...manifolds.parameters.declare import check_memory
 from ...manifolds.parameters.rows import Layout, overlaps
 from ..rules import Rule
 
-__all__ = ["PointSet", "State", "check_state", "count_steps", "new_number", "number_dtype", "passed_over", "point_sets"]
+__all__ = ["PointSet", "State", "check_state", "count_steps", "new_scalar", "passed_over", "point_sets", "scalar_dtype"]
 
 State = dict[Tensor, dict[str, Any]]
 
@@ -35,10 +35,10 @@ class PointSet:
         return [self.rows.layout(part, self.manifold.event_ndim) for part in self.parts]
 
     def gradients(self) -> list[Tensor]:
-        """The gradients of the parts, or nothing if none has one.
+        """The gradients of the parts, or an empty list if none has one.
 
-        Raises `GradientError` if only some have one, for one that is sparse or does not fit its parameter, and for a
-        parameter of a dtype that the updates are not defined for.
+        Raises `GradientError` if only some parts have a gradient, for a gradient that is sparse or does not fit its
+        parameter, and for a parameter of a dtype without updates.
         """
         grads = [part.grad for part in self.parts if part.grad is not None]
         if grads and len(grads) < len(self.parts):
@@ -65,7 +65,7 @@ class PointSet:
 def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, PointSet]) -> Iterator[PointSet]:
     """The point sets of a group's `params`, each once.
 
-    Raises `StateError` for a parameter that none of them holds: nobody has said where it lives.
+    Raises `StateError` for a parameter that is not in `table`: its manifold is unknown.
     """
     joined = {part for p in params if p in table for part in table[p].parts[1:]}
     for i, p in enumerate(params):
@@ -73,15 +73,17 @@ def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, PointSet]) -> It
             yield table[p]
         elif p not in joined:
             raise StateError(
-                f"parameter {i} of a group, {_describe(p)}, is not the one that the optimizer was built with: whoever put it "
-                "there (Accelerate does so for FSDP2 and XLA) could not say on which manifold it lives. Build the optimizer "
-                "from the prepared model, with retract.param_groups, or use add_param_group"
+                f"parameter {i} of a group, {_describe(p)}, is not the one that the optimizer was built with, so its manifold is "
+                "unknown (Accelerate replaces parameters for FSDP2 and XLA). Build the optimizer from the prepared model, with "
+                "retract.param_groups, or use add_param_group"
             )
 
 
 def passed_over(p: Tensor) -> bool:
-    """Whether `p` is frozen and of a kind that no update is defined for (quantized, integer, complex, sparse, an expanded
-    view): it may stand in a group, as in torch's optimizers, and nothing is asked of it until it gets a gradient."""
+    """Whether `p` is frozen and of a kind without updates (quantized, integer, complex, sparse, an expanded view).
+
+    As in torch's optimizers, such a parameter may be in a group, and is not checked until it gets a gradient.
+    """
     return not p.requires_grad and p.grad is None and (not _is_dense(p) or overlaps(p))
 
 
@@ -90,57 +92,56 @@ def _is_dense(p: Tensor) -> bool:
 
 
 def _kind(p: Tensor) -> str:
-    """Dtype, and layout where it is not dense."""
+    """The dtype of `p`, with its layout if that is not strided."""
     return str(p.dtype) if p.layout == torch.strided else f"{p.dtype}, {p.layout}"
 
 
 def check_state(points: PointSet, state: State, rule: Rule) -> None:
-    """Raise `StateError` where `state` no longer fits its parameter, `GeometryError` where that cannot be written to."""
+    """Raise `StateError` if `state` does not fit its parameter, `GeometryError` if the parameter cannot be written to."""
     for part in points.parts:
         check_memory(points.name, part)
-        own = state.get(part, {})
+        entry = state.get(part, {})
         for name in rule.vectors:
-            if name in own and not (_fits(own[name], part.shape, part.device) and own[name].dtype == part.dtype):
-                _raise_unfit(points.name, part, name, own[name])
-        if rule.counts_steps and "step" in own and not _fits(own["step"], ()):
-            _raise_unfit(points.name, part, "step", own["step"])
-    own, part = state.get(points.parts[0], {}), points.parts[0]
+            if name in entry and not (_fits(entry[name], part.shape, part.device) and entry[name].dtype == part.dtype):
+                _raise_unfit(points.name, part, name, entry[name])
+        if rule.counts_steps and "step" in entry and not _fits(entry["step"], ()):
+            _raise_unfit(points.name, part, "step", entry["step"])
+    entry, part = state.get(points.parts[0], {}), points.parts[0]
     for name in (*rule.scalars, "radius"):
-        if name in own and not _fits(own[name], points.layouts()[0].scalar, part.device):
-            _raise_unfit(points.name, part, name, own[name])
+        if name in entry and not _fits(entry[name], points.layouts()[0].scalar, part.device):
+            _raise_unfit(points.name, part, name, entry[name])
 
 
 def _fits(value: Any, shape: Sequence[int], device: torch.device | None = None) -> bool:
-    """Whether `value`, which may be anything, can be read and written as floating-point numbers of `shape`, on `device` or
-    wherever it is."""
+    """Whether `value` is a writable floating-point tensor of `shape`, on `device` or on any if that is None."""
     strided = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
     return strided and value.shape == shape and device in (None, value.device) and not overlaps(value)
 
 
-def _raise_unfit(label: str, part: Tensor, name: str, its: Any) -> None:
+def _raise_unfit(label: str, part: Tensor, name: str, value: Any) -> None:
     raise StateError(
-        f"{label} is {_describe(part)}, its {name} {_describe(its)}: the parameter or its state was changed under a running "
+        f"{label} is {_describe(part)}, its {name} {_describe(value)}: the parameter or its state was changed under a running "
         "optimizer. Build a new one, or convert its state_dict and load that"
     )
 
 
-def new_number(name: str, rule: Rule, layout: Layout, part: Tensor) -> Tensor:
-    """A number per point before its first step, of `layout.scalar` shape: 0, or −1 for a norm that is not held yet."""
+def new_scalar(name: str, rule: Rule, layout: Layout, part: Tensor) -> Tensor:
+    """A scalar per point before the first step, of shape `layout.scalar`: 0, or −1 for a norm to be set."""
     fill = 0.0 if name in rule.scalars else -1.0
-    return torch.full(layout.scalar, fill, dtype=number_dtype(layout, part), device=part.device)
+    return torch.full(layout.scalar, fill, dtype=scalar_dtype(layout, part), device=part.device)
 
 
-def number_dtype(layout: Layout, part: Tensor) -> torch.dtype:
-    """In which a number per point is kept: per coordinate like the coordinates, any other in float32 or better."""
+def scalar_dtype(layout: Layout, part: Tensor) -> torch.dtype:
+    """The dtype of scalars per point: that of `part` where points are coordinates, otherwise float32 or better."""
     return part.dtype if part.dtype == torch.float64 or not layout.event else torch.float32
 
 
-def count_steps(own: Sequence[dict[str, Any]], by: int = 1, device: torch.device | None = None) -> list[Tensor]:
-    """The numbers of steps kept in each of `own`, from 0, raised `by`; on `device` for steps that must not wait for it."""
-    for its in own:
-        if "step" not in its:
-            its["step"] = torch.zeros((), dtype=torch.float32, device=device)
-    steps: list[Tensor] = [its["step"] for its in own]
+def count_steps(entries: Sequence[dict[str, Any]], by: int = 1, device: torch.device | None = None) -> list[Tensor]:
+    """The step counters in `entries`, raised `by`; new ones start at 0, on `device` for steps that must not wait for it."""
+    for entry in entries:
+        if "step" not in entry:
+            entry["step"] = torch.zeros((), dtype=torch.float32, device=device)
+    steps: list[Tensor] = [entry["step"] for entry in entries]
     if by:
         torch._foreach_add_(steps, by)
     return steps

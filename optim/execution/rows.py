@@ -1,4 +1,4 @@
-"""Points that are vectors and look locally like the unit sphere: by a row kernel in one call, or by torch's functions for lists."""
+"""Plans for rows, on manifolds with the algebra of `kernels`: a row kernel in one call, or torch's functions for lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...manifolds import Spherical
 from ..kernels import lists
-from ..kernels.launch import GIVEN, GRADIENT, POINTS, Kernel, Update, X, is_constant, table_of, update_of
+from ..kernels.launch import COEFFICIENTS, GRADIENT, POINTS, Kernel, Update, X, is_constant, table_of, update_of
 from ..memory import Memory
 from ..options import Options, read_by
 from ..rules import Adam, Momentum, Rule
@@ -23,54 +23,57 @@ from .points import State
 __all__ = ["Fused", "Lists"]
 
 _READ = read_by("kernel")
-PIECE, LEVEL_PIECE = 2**19, 2**21
-"""Elements that `Lists` steps at a time, or one row: temporaries of more leave the cache. A step without any takes more."""
+PIECE, ADDITIVE_PIECE = 2**19, 2**21
+"""Elements that `Lists` steps at a time, at least one row: larger temporaries leave the cache. Additive steps have none."""
 
 
 class _Rows(ArrayPlan):
-    """What both have in common: the update as choices and numbers."""
+    """A plan with the update as choices and numbers, the base of both."""
 
     def __init__(self, operands: Sequence[Operand], state: State, rule: Rule) -> None:
         super().__init__(operands, state, rule)
         self._last: tuple[Any, Any] = (None, None)
 
     def update(self, batch: tuple[bool, float | None], dtype: torch.dtype, options: Options) -> tuple[Update, Memory]:
-        """The options as numbers for parameters of `dtype`, and what a rule is told of a batch but for its scalars: those of the
-        last step as long as nothing has changed. What a rule of a user's own reads is not known, so it is asked at every step."""
+        """The options as choices and numbers for parameters of `dtype`, and the memory of a batch without scalars.
+
+        Both are reused as long as nothing has changed. A user's rule is called at every step, since the options that it reads
+        are not known.
+        """
         key = (batch, dtype, *(options.get(name) for name in _READ))
         known = type(self.rule) in (Adam, Momentum) and not isinstance(options["lr"], Tensor)
         if not known or key != self._last[0]:
             assert isinstance(self.manifold, Spherical)
             fresh, step = batch
             memory = Memory(dtype, fresh, step=None if step is None else torch.tensor(step))
-            moving = any(name in self.kept for name in self.rule.vectors)
+            moving = any(name in self.state_names for name in self.rule.vectors)
             self._last = key, (update_of(self.manifold, self.rule, options, memory, moving), memory)
         found: tuple[Update, Memory] = self._last[1]
         return found
 
     def penalised(self, stack: lists.Stack, options: Options) -> tuple[lists.Stack, Options]:
-        """With the orthogonality penalty in contiguous gradients, and the options for what is left to do."""
+        """`stack` with the orthogonality penalty added to contiguous gradients, and the options for the rest of the step."""
         pairs = zip(stack.x, stack.g, strict=True)
         grads = [ambient(self.manifold, x, g, options).contiguous() for x, g in pairs]
         return stack._replace(g=grads), {**options, "maximize": False}
 
 
 class Lists(_Rows):
-    """By `lists.step`, a few parameters at a time."""
+    """Rows through `lists.step`, a few parameters at a time."""
 
-    def run(self, arrays: Arrays, holders: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
+    def run(self, arrays: Arrays, params: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
         stack = arrays.stack()
         if options["orthogonality"]:
             stack, options = self.penalised(stack, options)
-        for batch, members in self.batches(holders, fresh):
-            update, memory = self.update(batch, holders[0].dtype, options)
-            size = LEVEL_PIECE if update.choices.level else PIECE
-            for piece in stack.of(members).pieces(size):
+        for batch, members in self.batches(params, fresh):
+            update, memory = self.update(batch, params[0].dtype, options)
+            size = ADDITIVE_PIECE if update.choices.additive else PIECE
+            for piece in stack.select(members).pieces(size):
                 lists.step(piece, update, self.rule, memory, options)
 
 
 class Fused(_Rows):
-    """By a kernel that is handed addresses, all points in one call."""
+    """Rows through a kernel that reads addresses, all points in one call."""
 
     half = True
     silent = True
@@ -81,27 +84,27 @@ class Fused(_Rows):
         self._device = self.points[0].parts[0].device
         self._schedules: dict[bytes, Any] = {}
         self._table = None if self.arrays is None else self._table_of(self.arrays)
-        self._asks = not (type(rule) is Adam or is_constant(rule))
+        self._calls_rule = not (type(rule) is Adam or is_constant(rule))
 
-    def run(self, arrays: Arrays, holders: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
+    def run(self, arrays: Arrays, params: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
         table = self._table if arrays is self.arrays and self._table is not None else self._table_of(arrays)
-        table[:, X], table[:, GRADIENT] = arrays.places, arrays.sources
-        stack = arrays.stack() if self._asks or options["orthogonality"] else None
+        table[:, X], table[:, GRADIENT] = arrays.param_addresses, arrays.grad_addresses
+        stack = arrays.stack() if self._calls_rule or options["orthogonality"] else None
         if stack is not None and options["orthogonality"]:
             stack, options = self.penalised(stack, options)
             table[:, GRADIENT] = [grad.data_ptr() for grad in stack.g]
-        for batch, members in self.batches(holders, fresh):
+        for batch, members in self.batches(params, fresh):
             part = table if len(members) == len(table) else np.ascontiguousarray(table[members])
             sizes = part[:, POINTS:].tobytes()
             if sizes not in self._schedules:
                 self._schedules[sizes] = self._kernel.schedule(part)
-            update, memory = self.update(batch, holders[0].dtype, options)
-            if update.choices.given:
+            update, memory = self.update(batch, params[0].dtype, options)
+            if update.choices.per_point:
                 assert stack is not None
-                given = lists.given(stack.of(members), update, self.rule, memory, options)
+                coefficients = lists.coefficients_per_point(stack.select(members), update, self.rule, memory, options)
                 ends = np.cumsum(part[:, POINTS])
                 part = part.copy()
-                part[:, GIVEN] = given.data_ptr() + 32 * (ends - part[:, POINTS])
+                part[:, COEFFICIENTS] = coefficients.data_ptr() + 32 * (ends - part[:, POINTS])
             self._kernel.step(part, self._schedules[sizes], update, arrays.params[0].dtype, self._device)
 
     def _table_of(self, arrays: Arrays) -> np.ndarray:

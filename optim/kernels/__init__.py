@@ -1,1 +1,1 @@
-"""The rows: dot products in, linear combinations out. One algebra, and a backend for torch, for Numba and for Triton."""
+"""Kernels for rows: one algebra, bound to torch, Numba and Triton."""

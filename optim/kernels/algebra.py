@@ -1,21 +1,22 @@
-"""One step of one row, as algebra on its dot products: the only place where the formulas of the row kernels stand.
+"""One step of one row, as algebra on its dot products: the only place with the formulas of the row kernels.
 
 A row is a point x, (n,), with its Euclidean gradient g and at most one tangent vector v, on a manifold that looks locally
 like the unit sphere: unit vectors (the sphere, lines), or PSI, whose metric is ⟨a, b⟩ₓ = a·b/‖x‖². Every step is
 
-    v' = keep · v + take · γ        γ: the Riemannian gradient; the four numbers: `rules.Coefficients`
+    v' = keep · v + take · γ        γ: the Riemannian gradient; the four factors: `rules.Coefficients`
     u  = along · v' + ahead · γ
     y  = R(u)                       the retraction or the exponential
-    v  ← T(v')                      how the vector is carried
+    v  ← T(v')                      the transport
 
-and all of it is linear in x, g and v, with coefficients that depend on dot products alone. A backend takes the dot products,
-calls the functions below in their order, and forms the linear combinations.
+and all of it is linear in x, g and v, with coefficients that depend on dot products alone. A backend computes the dot
+products, calls the functions below in their order, and forms the linear combinations.
 
-As they stand the functions work on torch's arrays, with an entry per row. `bind` exchanges the six operations that they are
-made of, sqrt, sin, cos, where, full_like and power_below, for Numba's, which work on numbers, or Triton's, on blocks. ``C`` holds the choices, a `launch.Choices`, which a compiler sees as constants.
-Two branches are written `where(condition, a, b)`, and both are computed; nothing here reads or writes memory.
+The functions work on torch tensors with an entry per row. `bind` replaces the six operations that they use, sqrt, sin, cos,
+where, full_like and power_below, by Numba's, which work on scalars, or Triton's, which work on blocks. ``C`` is a
+`launch.Choices`, constant for a compiler. Branches are written `where(condition, a, b)`, and both are computed. Nothing here
+reads or writes memory.
 
-The truth is `optim.update.update`, which works with the manifolds' own maps; tests compare both for all choices.
+The reference is `optim.update.update`, which calls the maps of the manifold; tests compare the two for all choices.
 """
 
 from types import FunctionType, SimpleNamespace
@@ -42,10 +43,11 @@ def bind(operations, compiled=lambda function: function):
 
 
 def rescaling(r, held, low, high, tiny, C):
-    """s, by which a row of PSI of norm `r` is rescaled before it moves, with its vector: the same point of the quotient.
+    """The factor s by which a row of PSI of norm `r` is rescaled before the step, together with its vector.
 
-    Hold: back to the norm `held`, unless that is not set (−1) or the quotient is not a number. Free: by a power of two, which
-    changes no bit of the direction, once the norm has left [low, high]. A row of norm √tiny counts as zero, and stays.
+    Hold: back to the norm `held`, unless that is not set (−1) or the ratio is not finite. Free: by a power of two, which
+    changes no bit of the direction, once the norm has left [low, high]. A row of norm √tiny counts as zero and is not
+    rescaled.
     """
     s = full_like(r, 1.0)
     if C.hold:
@@ -63,7 +65,7 @@ def adam(length, square, beta2, rest, rate, correction, eps, inside):
     `rest` is √(1 − β₂), `rate` lr/(1 − β₁ᵗ), `correction` √(1 − β₂ᵗ) (Kingma & Ba 2015, Algorithm 1). Inside, ε is added under
     the root (Cho & Lee 2017, Algorithm 4), otherwise to it.
     """
-    part = rest * length  # whose square overflows later than that of the length
+    part = rest * length  # its square overflows later than that of the length
     square = beta2 * square + part * part
     if inside:
         along = -rate * correction / sqrt(square + eps)
@@ -75,8 +77,8 @@ def adam(length, square, beta2, rest, rate, correction, eps, inside):
 def clipped(hh, r, limit, C):
     """f = λ and ℓ, with the Riemannian gradient γ = λ h and its length ℓ, shortened to `limit` where it is longer.
 
-    On PSI λ = r² = ‖x‖² and h = g, for the gradient of what is scale-invariant is normal to x; on unit vectors λ = 1 and
-    h = g − (x·g) x. In the metric the length is ‖g‖ r, or ‖h‖; `hh` is the square of ‖g‖ or ‖h‖, and read only if it is needed.
+    On PSI λ = r² = ‖x‖² and h = g, since the gradient of a scale-invariant function is orthogonal to x; on unit vectors λ = 1
+    and h = g − (x·g) x. The length in the metric is ‖g‖ r or ‖h‖; `hh` is ‖g‖² or ‖h‖², and used only if `C` asks for lengths.
     """
     f, length = full_like(r, 1.0), full_like(r, 0.0)
     if not C.unit:
@@ -94,7 +96,7 @@ def clipped(hh, r, limit, C):
 def direction(f, s, xg, sign, keep, take, along, ahead, C):
     """(kept, vg, vx) and (along, ug, ux) in v' = kept v + vg g + vx x and u = along v' + ug g + ux x.
 
-    v is a tangent vector at the row before it is rescaled by `s`, and γ too. `sign` is −1 to climb.
+    v and γ are tangent at the row before it is rescaled by `s`. `sign` is −1 to maximize.
     """
     f = f * s * sign
     kept, vg, ug = keep * s, take * f, ahead * f
@@ -111,11 +113,11 @@ def sinc(theta):
 
 
 def motion(xx, xu, uu, r, n_root, rounding, C):
-    """k_x and k_u in y = k_x X + k_u u, and ‖y‖², from the products of X = s x, the row where it moves from, and u; r = ‖X‖.
+    """k_x and k_u in y = k_x X + k_u u, and ‖y‖², from the dot products of u and the rescaled row X = s x; r = ‖X‖.
 
     The retraction is X + u on PSI and (X + u)/‖X + u‖ on unit vectors. The exponential is cos θ X + (sin θ/θ) u with θ = ‖u‖ in
-    the metric; it keeps to the unit sphere but for rounding, so y is put back where ‖y‖ is off by more than the rounding
-    of a sum of n products, (8 + √n) ε. Where u = 0 nothing moves.
+    the metric. It stays on the unit sphere up to rounding, so y is normalized where ‖y‖ is off by more than the rounding of a
+    sum of n products, (8 + √n) ε. Where u = 0 nothing moves.
     """
     k_x, k_u = full_like(xx, 1.0), full_like(xx, 1.0)
     if C.exp:
@@ -137,12 +139,12 @@ def motion(xx, xu, uu, r, n_root, rounding, C):
 
 
 def carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C):
-    """t_v, t_x and t_u in the vector t_v v' + t_x X + t_u u that is stored at y, from products of X, u and v'.
+    """t_v, t_x and t_u in the transported vector t_v v' + t_x X + t_u u at y, from the dot products of X, u and v'.
 
-    Projected: v' − y (y·v')/‖y‖². Along the great circle of an exponential:
-    v' − ⟨u, v'⟩ ((1 − cos θ)/θ² u + (sin θ/θ) X). Along that between X and y = R(u), with z = φ y the representative of y
-    nearest to X: (v' − ⟨z, v'⟩/(1 + ⟨X, z⟩) (X + z))/φ; where z = −X up to rounding, (v' − ⟨z, v'⟩ z)/φ. φ is ‖X‖/‖y‖ on PSI, the
-    sign of X·y on lines, and 1 on the sphere.
+    Projection: v' − y (y·v')/‖y‖². Parallel transport along the exponential:
+    v' − ⟨u, v'⟩ ((1 − cos θ)/θ² u + (sin θ/θ) X). Parallel transport along the geodesic from X to y = R(u), with z = φ y the
+    representative of y nearest to X: (v' − ⟨z, v'⟩/(1 + ⟨X, z⟩) (X + z))/φ, and (v' − ⟨z, v'⟩ z)/φ where z = −X up to rounding.
+    φ is ‖X‖/‖y‖ on PSI, the sign of X·y on lines, and 1 on the sphere.
     """
     t_v, t_x, t_u = full_like(xx, 1.0), full_like(xx, 0.0), full_like(xx, 0.0)
     metric = full_like(xx, 1.0)
@@ -175,7 +177,7 @@ def carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C):
 
 
 def combination(s, kept, vg, vx, along, ug, ux, k_x, k_u, t_v, t_x, t_u):
-    """The step on the row and vector as they are stored: y = y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v."""
+    """The coefficients of the step on the stored row and vector: y = y_x x + y_g g + y_v v, v ← w_x x + w_g g + w_v v."""
     k_x, t_x, both = k_x * s, t_x * s, t_v + t_u * along
     y_x, y_g, y_v = k_x + k_u * (ux + along * vx), k_u * (ug + along * vg), k_u * along * kept
     w_x, w_g, w_v = both * vx + t_u * ux + t_x, both * vg + t_u * ug, both * kept

@@ -1,29 +1,27 @@
-"""What a row kernel is told: where the rows lie, and the update as numbers.
+"""The arguments of a row kernel: a table of addresses, and the update as choices and numbers.
 
-A row kernel moves points that are rows of contiguous matrices, one pass over memory, for manifolds that look
-locally like the unit sphere. Every backend is one module with the two functions of `Kernel`.
+A row kernel moves points that are rows of contiguous matrices, in one pass over memory, for manifolds that are locally
+isometric to the unit sphere. A backend is a module with the two functions of `Kernel`.
 
 **The table**, int64, (matrices, 8), one row per matrix of points:
 
-=============  ==================================================================================
-column         holds
-=============  ==================================================================================
-`X`            address of the points, (points, n), read and written
-`GRADIENT`     address of the Euclidean gradient, (points, n), read only
-`VECTOR`       address of the momentum or first moment, (points, n), read and written; 0: there is none
-`RADIUS`       address of the norms to hold, (points,), on PSI; 0: none are held
-`SQUARE`       address of the second moments, (points,), for Adam; 0: there are none
-`GIVEN`        address of the coefficients of a rule, (points, 4), float64; 0: all points have those of the update
-`POINTS`       number of rows
-`COORDINATES`  n
-=============  ==================================================================================
+==============  ==================================================================================
+column          holds
+==============  ==================================================================================
+`X`             address of the points, (points, n), read and written
+`GRADIENT`      address of the Euclidean gradient, (points, n), read only
+`VECTOR`        address of the momentum or first moment, (points, n), read and written; 0: none
+`RADIUS`        address of the norms to hold, (points,), on PSI; 0: none
+`SQUARE`        address of the second moments, (points,), for Adam; 0: none
+`COEFFICIENTS`  address of a rule's coefficients per point, (points, 4), float64; 0: those of the update for all points
+`POINTS`        number of rows
+`COORDINATES`   n
+==============  ==================================================================================
 
-Of the matrices of one table, either all have a vector or none; norms and second moments are there wherever the update
-reads them. Everything that an address points at is contiguous, row-major and of one dtype, on one device. A held norm of −1
-stands for one that this step has to set.
+Either all matrices of a table have a vector or none; norms and second moments exist wherever the update reads them. All
+arrays are contiguous, row-major and of one dtype, on one device. A held norm of −1 is to be set by this step.
 
-What a backend computes of a row stands in `algebra`; sums are in float32 or better. Nothing may change where a step with a zero
-gradient and lr = 0 would change a bit.
+The formulas are in `algebra`; sums are in float32 or better. A step with lr = 0 and a zero gradient must not change a bit.
 """
 
 from __future__ import annotations
@@ -42,8 +40,8 @@ from ..radius import band
 from ..rules import Adam, Coefficients, Rule
 
 __all__ = [
+    "COEFFICIENTS",
     "COORDINATES",
-    "GIVEN",
     "GRADIENT",
     "POINTS",
     "RADIUS",
@@ -59,42 +57,42 @@ __all__ = [
     "update_of",
 ]
 
-X, GRADIENT, VECTOR, RADIUS, SQUARE, GIVEN, POINTS, COORDINATES = range(8)
+X, GRADIENT, VECTOR, RADIUS, SQUARE, COEFFICIENTS, POINTS, COORDINATES = range(8)
 
 
 class Choices(NamedTuple):
-    """What the algebra of a step is compiled for."""
+    """The constants that the algebra of a step is compiled for."""
 
     unit: bool
-    """Unit vectors; otherwise PSI."""
+    """Whether points are unit vectors; otherwise they are on PSI."""
     lines: bool
-    """Of which x and −x are the same point."""
+    """Whether x and −x are the same point."""
     exp: bool
-    """The exponential instead of the retraction."""
+    """Whether the motion is the exponential; otherwise the retraction."""
     adam: bool
     inside: bool
-    """Adam's ε under the root."""
+    """Whether Adam's ε is under the root."""
     project: bool
     parallel: bool
-    """How the vector is carried, if not unchanged."""
+    """The transport of the vector; it is left unchanged where both are False."""
     hold: bool
     free: bool
-    """How rows of PSI are rescaled."""
-    records: bool
-    """Whether a norm to hold that is not set yet is set."""
+    """The rescaling of rows of PSI."""
+    store_radius: bool
+    """Whether the norm of a row is stored at its first step."""
     clip: bool
-    given: bool
-    """Whether a rule has given each point its coefficients."""
+    per_point: bool
+    """Whether each point has its own coefficients, from a user's rule."""
     measures: bool
     """Whether the lengths of the gradients are needed."""
     moving: bool
-    """Whether there is a vector."""
-    level: bool
-    """Whether the step needs no products of rows but their squares: y = X + u, and the vector is not carried."""
+    """Whether a vector is stored with each point."""
+    additive: bool
+    """Whether the step is y = X + u with the vector left unchanged, which needs no dot products but squares."""
 
 
 class Numbers(NamedTuple):
-    """The numbers of a step that all rows have in common; `algebra` says what they mean, `Adam.numbers` the last five."""
+    """The numbers of a step, the same for all rows; see `algebra` for their meaning, `AdamFactors` for the last five."""
 
     sign: float
     limit: float
@@ -119,18 +117,18 @@ class Update(NamedTuple):
 
 
 class Kernel(Protocol):
-    """A backend: a module with these two functions. Tables of one schedule may be one array with new addresses."""
+    """A backend: a module with these two functions. The tables of a schedule may be one array with changing addresses."""
 
     def schedule(self, table: np.ndarray) -> Any:
-        """What the backend wants to keep for tables with these last two columns; made once, handed to every step."""
+        """What the backend prepares once for all tables with these last two columns; passed to every step."""
 
     def step(self, table: np.ndarray, schedule: Any, update: Update, dtype: torch.dtype, device: torch.device) -> None:
-        """One step of every row of `table`, in place; returns when it is done, or queued on the current stream."""
+        """One step of every row of `table`, in place; returns when it is done or queued on the current stream."""
 
 
 def table_of(sizes: Sequence[Sequence[int]], addresses: Mapping[str, np.ndarray], rule: Rule) -> np.ndarray:
-    """The table of matrices with points and coordinates in `sizes` and state at `addresses`, by name; without the addresses of
-    points and gradients, which change from step to step."""
+    """The table of matrices with `sizes` (points, coordinates) and the `addresses` of state, by name; the addresses of points
+    and gradients are left at 0, since they change between steps."""
     table = np.zeros((len(sizes), COORDINATES + 1), dtype=np.int64)
     table[:, POINTS:] = sizes
     columns = {"radius": RADIUS, **dict.fromkeys(rule.vectors[:1], VECTOR)}
@@ -142,44 +140,44 @@ def table_of(sizes: Sequence[Sequence[int]], addresses: Mapping[str, np.ndarray]
 
 
 def is_constant(rule: Rule) -> bool:
-    """Whether `rule` has one vector at most, and the same coefficients for all points."""
+    """Whether `rule` has at most one vector, and the same coefficients for all points."""
     return not rule.reads_lengths and not rule.scalars and len(rule.vectors) <= 1
 
 
 def update_of(manifold: Spherical, rule: Rule, options: Options, memory: Memory, moving: bool) -> Update:
-    """The options of a group as choices and numbers, for a `manifold` that has row kernels; `moving`: whether there is a vector."""
+    """The options of a group as choices and numbers, for a `manifold` with row kernels; `moving` as in `Choices`."""
     lr, limit = float(options["lr"]), options["max_point_norm"]
     unit, exp, transport = manifold.row_kernel != "rays", options["motion"] == "exp", options["transport"]
     if transport == "manifold":
         transport = "project" if unit and not exp else "parallel"
-    carried = transport != "none" and moving
+    transported = transport != "none" and moving
     held = not unit and options["radius"] == "hold"
     adam = type(rule) is Adam
-    given = not adam and not is_constant(rule)
+    per_point = not adam and not is_constant(rule)
     choices = Choices(
         unit=unit,
         lines=manifold.row_kernel == "lines",
         exp=exp,
         adam=adam,
         inside=options.get("eps_form") == "inside",
-        project=carried and transport == "project",
-        parallel=carried and transport == "parallel",
+        project=transported and transport == "project",
+        parallel=transported and transport == "parallel",
         hold=held and lr != 0,
         free=not unit and not held and lr != 0,
-        records=held,
+        store_radius=held,
         clip=limit is not None,
-        given=given,
-        measures=adam or limit is not None or (given and rule.reads_lengths),
+        per_point=per_point,
+        measures=adam or limit is not None or (per_point and rule.reads_lengths),
         moving=moving,
-        level=not unit and not exp and not carried,
+        additive=not unit and not exp and not transported,
     )
     options = {**options, "lr": lr}
     coefficients, rest = Coefficients(), (0.0, 0.0, 0.0, 1.0, 0.0)
     if isinstance(rule, Adam) and adam:
         assert memory.step is not None
-        beta1, rest = options["betas"][0], rule.numbers(memory.step.item(), options)
+        beta1, rest = options["betas"][0], rule.factors(memory.step.item(), options)
         coefficients = Coefficients(beta1, 1.0 - beta1)
-    elif not given:
+    elif not per_point:
         coefficients = rule(torch.empty(0), memory, options)
     sign, limit = -1.0 if options["maximize"] else 1.0, math.inf if limit is None else limit
     return Update(choices, Numbers(*map(float, (sign, limit, *coefficients, *band(memory.dtype), *rest))))

@@ -1,7 +1,7 @@
 """Rows of many parameters through `torch._foreach_*`: the backend that needs nothing but torch, on any device.
 
-Dot products are taken matrix by matrix and strung together, so that the algebra runs once for all points; the linear
-combinations are formed in place. Numbers per point are float64.
+Dot products are computed matrix by matrix and concatenated, so that the algebra runs once for all points; the linear
+combinations are formed in place. Scalars per point are float64.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..rules import Coefficients, Rule
 from . import algebra
 from .launch import Choices, Update
 
-__all__ = ["Stack", "given", "step"]
+__all__ = ["Stack", "coefficients_per_point", "step"]
 
 
 class Stack(NamedTuple):
@@ -28,23 +28,23 @@ class Stack(NamedTuple):
     x: list[Tensor]
     """Points, (points, n), of one dtype, float32 or float64."""
     g: list[Tensor]
-    """As the points."""
+    """Euclidean gradients, shaped like the points."""
     vectors: dict[str, list[Tensor]]
-    """By name, as the points."""
+    """State vectors by name, shaped like the points."""
     scalars: dict[str, list[Tensor]]
-    """By name, (points, 1)."""
+    """Scalars per point by name, (points, 1)."""
 
     def map(self, function: Callable[[list[Tensor]], list[Tensor]]) -> Stack:
-        """With `function` applied to every list."""
-        vectors, scalars = ({name: function(arrays) for name, arrays in its.items()} for its in self[2:])
+        """The stack with `function` applied to every list."""
+        vectors, scalars = ({name: function(arrays) for name, arrays in state.items()} for state in self[2:])
         return Stack(function(self.x), function(self.g), vectors, scalars)
 
-    def of(self, members: Sequence[int]) -> Stack:
-        """The matrices at the indices `members`."""
+    def select(self, members: Sequence[int]) -> Stack:
+        """The stack of the matrices at the indices `members`."""
         return self if len(members) == len(self.x) else self.map(lambda arrays: [arrays[i] for i in members])
 
     def pieces(self, size: int) -> Iterator[Stack]:
-        """In runs of at most `size` elements, or of one row; a large matrix is cut between rows."""
+        """The stack in runs of at most `size` elements, or of one row; a large matrix is cut between rows."""
         sizes = [g.numel() for g in self.g]
         if sum(sizes) <= size:
             yield self
@@ -63,17 +63,17 @@ class Stack(NamedTuple):
         filled = 0
         for i, g in enumerate(self.g):
             if run and filled + g.numel() > size:
-                yield self.of(run)
+                yield self.select(run)
                 run, filled = [], 0
             run.append(i)
             filled += g.numel()
-        yield self.of(run)
+        yield self.select(run)
 
 
 def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Options) -> None:
-    """One step of `stack`, in place but for its gradients.
+    """One step of `stack`, in place; gradients are not written to.
 
-    The `rule` is asked for its coefficients, with `memory` and `options`, where `update` does not have them.
+    Coefficients that are not in `update` are those of `rule` with `memory` and `options`.
     """
     (C, N), (x, g, vectors, scalars) = update, stack
     info, points = torch.finfo(x[0].dtype), [part.shape[0] for part in x]
@@ -90,7 +90,7 @@ def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Opti
 
     xx, r, g = _measured(x, g, C)
     radius, one, zero = r, torch.ones_like(r), torch.zeros_like(r)
-    held = column("radius") if C.records else zero
+    held = column("radius") if C.store_radius else zero
     s = algebra.rescaling(r, held, N.low, N.high, tiny, C) if C.hold or C.free else one
     f, length = algebra.clipped(_squares(g) if C.measures else zero, r, N.limit, C)
     coefficients = Coefficients(N.keep, N.take, N.along, N.ahead)
@@ -100,7 +100,7 @@ def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Opti
         )
         store("exp_avg_sq", second)
         coefficients = coefficients._replace(along=along)
-    elif C.given:
+    elif C.per_point:
         coefficients = _ask(rule, length.unsqueeze(1), stack, memory, options)
     steps = []  # u = Σ c w
     for name, v in vectors.items():
@@ -119,7 +119,7 @@ def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Opti
         for other, by in steps[1:]:
             torch._foreach_addcmul_(w, other, spread(by))
     k_x, k_u = one, one
-    if not C.level:
+    if not C.additive:
         xw, ww = _dots(x, w), _squares(w)
         xu, uu = c * xw * s, c * c * ww
         xx, r = xx * s * s, r * s
@@ -128,30 +128,30 @@ def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Opti
             counts = torch.tensor([points, [part.shape[1] for part in x]], device=r.device)
             root = counts[1].double().sqrt().repeat_interleave(counts[0], output_size=len(r))
         k_x, k_u, norm2 = algebra.motion(xx, xu, uu, r, root, rounding, C)
-    carried = []
+    transported = []
     if C.project or C.parallel:
         for v in vectors.values():
             xv, uv = (xw if w is v else _dots(x, v)) * s, c * (ww if w is v else _dots(w, v))
             t_v, t_x, t_u = algebra.carry(xx, xu, uu, xv, uv, k_x, k_u, norm2, r, rounding, tiny, C)
-            carried.append((v, torch._foreach_mul(x, spread(t_x * s)), t_v, t_u * c))
-    if C.level and N.along == 1 and w is not g and len(steps) == 1:  # y = s x + v', in one pass
+            transported.append((v, torch._foreach_mul(x, spread(t_x * s)), t_v, t_u * c))
+    if C.additive and N.along == 1 and w is not g and len(steps) == 1:  # y = s x + v', in one pass
         for matrix, vector, factor in zip(x, w, spread(s), strict=True):
             torch.addcmul(vector, matrix, factor, out=matrix)
     else:
-        if C.hold or C.free or not C.level:
+        if C.hold or C.free or not C.additive:
             torch._foreach_mul_(x, spread(k_x * s))
         torch._foreach_addcmul_(x, w, spread(k_u * c))
-    for v, part, t_v, t_w in carried:
+    for v, part, t_v, t_w in transported:
         if w is not v:
             torch._foreach_addcmul_(part, w, spread(t_w))
         torch._foreach_mul_(v, spread(t_v + t_w if w is v else t_v))
         torch._foreach_add_(v, part)
-    if C.records:
+    if C.store_radius:
         store("radius", torch.where(held < 0, radius, held))
 
 
-def given(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Options) -> Tensor:
-    """The coefficients that `rule` gives each point, for a kernel: (points of all, 4), float64. Keeps the rule's numbers."""
+def coefficients_per_point(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Options) -> Tensor:
+    """The coefficients of `rule` for each point, (points of all, 4), float64; stores the rule's scalars per point."""
     (C, N), (x, g, *_) = update, stack
     xx, r, g = _measured(x, g, C)
     length = algebra.clipped(_squares(g) if C.measures else xx, r, N.limit, C)[1]
@@ -161,8 +161,10 @@ def given(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Opt
 
 
 def _measured(x: list[Tensor], g: list[Tensor], C: Choices) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """x·x and ‖x‖ of all points, (points of all,), and the gradients; on unit vectors without their parts along x: of one that is
-    almost normal, sums of x and g would leave rounding alone."""
+    """x·x and ‖x‖ of all points, (points of all,), and the gradients, on unit vectors without their parts along x.
+
+    Combinations of x and an almost normal g would otherwise cancel to rounding errors.
+    """
     xx = _squares(x)
     r = xx.sqrt().clamp(min=torch.finfo(x[0].dtype).tiny ** 0.5)
     if C.unit:
@@ -172,7 +174,7 @@ def _measured(x: list[Tensor], g: list[Tensor], C: Choices) -> tuple[Tensor, Ten
 
 
 def _ask(rule: Rule, length: Tensor, stack: Stack, memory: Memory, options: Options) -> Coefficients:
-    """What `rule` answers; its numbers per point, (points of all, 1), float64, go back to where they are kept."""
+    """The coefficients of `rule`, which sees its scalars per point as (points of all, 1), float64; they are stored again."""
     scalars = {name: stack.scalars[name] for name in rule.scalars}
     memory.scalars = {name: torch.cat(numbers).double() for name, numbers in scalars.items()}
     coefficients = rule(length, memory, {**options, "lr": float(options["lr"])})
@@ -182,7 +184,7 @@ def _ask(rule: Rule, length: Tensor, stack: Stack, memory: Memory, options: Opti
 
 
 def _flat(number: Any) -> Any:
-    """A number, or one per point as (points,)."""
+    """`number`, with a scalar per point as (points,)."""
     return number.reshape(-1) if isinstance(number, Tensor) and number.ndim else number
 
 
@@ -196,8 +198,11 @@ def _dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 
 
 def _squares(a: Sequence[Tensor]) -> Tensor:
-    """a·a of every row of every matrix; summed again in float64 where squares of float32 overflow or vanish, or may do so and
-    cannot be read."""
+    """a·a of every row of every matrix, (points of all,), float64.
+
+    Squares in float32 that overflow or underflow are summed again in float64; off the CPU, where testing for that would wait
+    for the device, all are.
+    """
     if a[0].dtype == torch.float32 and not a[0].is_cpu:
         return torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in a]).square()
     size = torch.cat([torch.linalg.vector_norm(p, dim=1) for p in a])

@@ -1,4 +1,4 @@
-"""What the row kernel in Numba does over the coordinates of a row, or a block of them: sums, and linear combinations."""
+"""The loops of Numba's row kernel over the coordinates of a block of a row: dot products and linear combinations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = [
 ]  # fmt: skip
 
 FEWEST = 1e-32
-"""Sums of squares below are taken again in float64."""
-# Values that are not finite keep their meaning: neither nnan nor ninf.
+"""Sums of squares below this are computed again in float64."""
+# Without nnan and ninf: NaN and infinity keep their meaning.
 OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 part = numba.njit(**OPTIONS)
 
@@ -34,7 +34,7 @@ def pointer(typingctx: Any, address: Any, like: Any) -> Any:
 
 @intrinsic
 def ticket(typingctx: Any, address: Any) -> Any:
-    """Adds 1 to the int64 at `address`, atomically; what it was before."""
+    """Add 1 to the int64 at `address` atomically; returns the value before."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -45,7 +45,7 @@ def ticket(typingctx: Any, address: Any) -> Any:
 
 @part
 def points_and_gradient(x, g, n, zero):
-    """x·x and x·g, in the precision of `zero` as all sums here."""
+    """x·x and x·g, summed in the type of `zero`, like all sums here."""
     real, xx, xg = type(zero), zero, zero
     for i in range(n):
         a = real(x[i])
@@ -124,7 +124,7 @@ def combine(x, g, v, to_x, to_v, n):
 
 @part
 def combine_alone(x, g, to_x, n):
-    """The same without v."""
+    """x ← (x, g)·to_x, for rows without a vector."""
     y_x, y_g, _ = to_x
     for i in range(n):
         x[i] = y_x * x[i] + y_g * g[i]
@@ -139,5 +139,5 @@ def scale(x, factor, n):
 
 @part
 def fits(square):
-    """Whether a sum of squares in float32 has neither overflowed nor lost digits to numbers below the normal ones."""
+    """Whether a sum of squares in float32 has neither overflowed nor lost digits to subnormal numbers."""
     return FEWEST < square < math.inf or square == 0

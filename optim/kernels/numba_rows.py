@@ -1,7 +1,7 @@
 """Row kernels for the CPU, in Numba: float32 and float64.
 
-Each row is read from memory once; the later passes over it find it in cache. Sums run over blocks of a row, whose
-order does not depend on the threads. A float32 row whose squares overflow or vanish is done again with float64 sums.
+Each row is read from memory once; later passes over it find it in cache. Sums run over blocks of a row, in an order that
+does not depend on the threads. A float32 row whose squares overflow or underflow is computed again with float64 sums.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from numba import types
 
 from . import algebra, launch
 from . import numba_loops as loops
-from .launch import COORDINATES, GIVEN, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Choices, Numbers, Update, X
+from .launch import COEFFICIENTS, COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Choices, Numbers, Update, X
 from .threads import share
 
 __all__ = ["schedule", "step"]
 
 BLOCK = 2**12
-"""Elements that are summed in the rows' own precision before their sum enters a float64."""
+"""Elements that are summed in the precision of the rows before their sum is added to a float64."""
 ROUGH = 1.0
-"""Multiples of x in a step of unit vectors above which its rounding shows in the norm of the row."""
+"""The multiple of x in a step of unit vectors above which rounding shows in the norm of the row."""
 TASK = 2**15
 """Elements per task, about; 4,096 cost a tenth more on ResNet-50's weights."""
 COUNTER, CHOICES = 6, 7
-"""Of a `Job`: table and its length, task starts and their number, numbers, bytes of a coordinate, counter of tasks
-taken, choices."""
+"""Indices in `Job.words`, which has: table and its length, task starts and their number, numbers, bytes per coordinate,
+counter of tasks taken, choices."""
 
 _WORDS, _NUMBERS = CHOICES + len(Choices._fields), len(Numbers._fields)
 
@@ -72,12 +72,12 @@ _motion, _carry, _combination = _row_algebra.motion, _row_algebra.carry, _row_al
 
 
 @loops.part
-def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last):
-    """One row, at the addresses px, pg and pv (0: no vector), with sums in the precision of `wide`.
+def _row(px, pg, pv, n, size, row, scalars, C, N, constants, zero, wide, last):
+    """One step of the row at the addresses px, pg and pv (0: no vector), with sums in the type of `wide`.
 
-    Returns whether that was enough. Where squares overflow or vanish, and it is not the `last` try, nothing has moved.
+    Returns False, before anything is written, if squares overflow or underflow and this is not the `last` try.
     """
-    real, (radius, second, given), (tiny, eps) = type(zero), per_point, constants
+    real, (radius, second, given), (tiny, eps) = type(zero), scalars, constants
     xx, xg, hh, held, square = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, n, BLOCK):
         m = min(BLOCK, n - start)
@@ -101,7 +101,7 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
         if not last and not loops.fits(hh):
             return False
     r, s = max(math.sqrt(xx), tiny), 1.0
-    if C.records:
+    if C.store_radius:
         held = float(radius[row])
     if C.hold or C.free:
         s = _rescaling(r, held, N.low, N.high, tiny, C)
@@ -109,12 +109,13 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
     keep, take, along, ahead = N.keep, N.take, N.along, N.ahead
     if C.adam:
         square, along = _adam(length, float(second[row]), N.beta2, N.rest, N.rate, N.correction, N.eps, C.inside)
-    if C.given:
+    if C.per_point:
         keep, take, along, ahead = given[4 * row], given[4 * row + 1], given[4 * row + 2], given[4 * row + 3]
     kept, vg, vx, along, ug, ux = _direction(f, s, xg, N.sign, keep, take, along, ahead, C)
-    if C.unit and (C.adam or C.given) and C.moving:
-        # Where a gradient is almost normal, x and g all but cancel in v', and a rule like Adam brings what rounding has left of
-        # it to the length of a step. Formed twice, in another order, it would be two vectors, and the row miss the manifold.
+    if C.unit and (C.adam or C.per_point) and C.moving:
+        # Where the gradient is almost normal, x and g nearly cancel in v', and a rule like Adam scales the remaining rounding
+        # errors to the length of a step. Computed twice in different orders, v' would be two vectors, and the row would leave
+        # the manifold. So it is formed once, and stored.
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
             x, g = loops.pointer(px + start * size, zero), loops.pointer(pg + start * size, zero)
@@ -122,7 +123,7 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
         kept, vg, vx = 1.0, 0.0, 0.0
     k_x, k_u, t_v, t_x, t_u = 1.0, 1.0, 1.0, 0.0, 0.0
     xu, uu, xv, uv = 0.0, 0.0, 0.0, 0.0
-    if not C.level:
+    if not C.additive:
         for start in range(0, n, BLOCK):
             m = min(BLOCK, n - start)
             x, g = loops.pointer(px + start * size, zero), loops.pointer(pg + start * size, zero)
@@ -136,8 +137,8 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
                 a, b = loops.products_alone(x, g, real(ug), real(ux), m, wide)
             xu += a
             uu += b
-        # Of a vector that has been formed, the square is that of a step of a rule that reads lengths, which is short.
-        if not last and not (C.unit and (C.adam or C.given) and C.moving) and not uu + abs(uv) < math.inf:
+        # A vector that was formed above belongs to a rule that reads lengths: its step is short, and its square fits.
+        if not last and not (C.unit and (C.adam or C.per_point) and C.moving) and not uu + abs(uv) < math.inf:
             return False
         xx, xu, xv = s * s * xx, s * xu, s * xv
         k_x, k_u, norm2 = _motion(xx, xu, uu, s * r, math.sqrt(n), eps, C)
@@ -153,13 +154,13 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
         else:
             loops.combine_alone(x, g, to_x, m)
     if C.unit and abs(ux) + abs(along * vx) > ROUGH and uu > 0:
-        # The gradient was almost normal, and x and g have all but cancelled.
+        # The gradient was almost normal, and x and g have nearly cancelled.
         yy = 0.0
         for start in range(0, n, BLOCK):
             yy += loops.square(loops.pointer(px + start * size, zero), min(BLOCK, n - start), wide)
         for start in range(0, n, BLOCK):
             loops.scale(loops.pointer(px + start * size, zero), real(1.0 / math.sqrt(yy)), min(BLOCK, n - start))
-    if C.records and held < 0:
+    if C.store_radius and held < 0:
         radius[row] = r
     if C.adam:
         second[row] = square
@@ -168,12 +169,12 @@ def _row(px, pg, pv, n, size, row, per_point, C, N, constants, zero, wide, last)
 
 @loops.part
 def _run(address, zero, narrow):
-    """Take tasks until none is left. At `address` stand the words of a `Job`."""
+    """Take tasks until none is left; the words of a `Job` are at `address`."""
     job = numba.carray(loops.pointer(address, address), _WORDS)
     table = numba.carray(loops.pointer(job[0], job[0]), (job[1], COORDINATES + 1))
     starts = numba.carray(loops.pointer(job[2], job[2]), (job[3], 2))
     c, a = job[CHOICES:], numba.carray(loops.pointer(job[4], 0.0), _NUMBERS + 2)
-    # By value: from memory, which for all the compiler knows a row is written over, they would be read for each row.
+    # By value: the compiler cannot know that rows are not written over the arrays, and would read them again for each row.
     C = Choices(
         c[0] != 0, c[1] != 0, c[2] != 0, c[3] != 0, c[4] != 0, c[5] != 0, c[6] != 0, c[7] != 0, c[8] != 0, c[9] != 0, c[10] != 0,
         c[11] != 0, c[12] != 0, c[13] != 0, c[14] != 0,
@@ -190,11 +191,11 @@ def _run(address, zero, narrow):
             points, n = table[matrix, POINTS], table[matrix, COORDINATES]
             px, pg, pv = table[matrix, X], table[matrix, GRADIENT], table[matrix, VECTOR]
             radius, second = loops.pointer(table[matrix, RADIUS], zero), loops.pointer(table[matrix, SQUARE], zero)
-            per_point = radius, second, loops.pointer(table[matrix, GIVEN], 0.0)
+            scalars = radius, second, loops.pointer(table[matrix, COEFFICIENTS], 0.0)
             for i in range(row, points if matrix < last else end):
                 at = i * n * size
-                if not _row(px + at, pg + at, pv + at, n, size, i, per_point, C, N, constants, zero, zero, not narrow):
-                    _row(px + at, pg + at, pv + at, n, size, i, per_point, C, N, constants, zero, 0.0, True)
+                if not _row(px + at, pg + at, pv + at, n, size, i, scalars, C, N, constants, zero, zero, not narrow):
+                    _row(px + at, pg + at, pv + at, n, size, i, scalars, C, N, constants, zero, 0.0, True)
             matrix += 1
             row = 0
 
@@ -203,8 +204,11 @@ _DIGEST = hashlib.sha256(b"".join(Path(str(m.__file__)).read_bytes() for m in (a
 
 
 def _entry(zero, narrow, digest):
-    """The kernel for numbers of the type of `zero`. What is kept on disk is known by this file and by what the function closes
-    over, not by what it calls: hence the `digest` of the files with that."""
+    """The kernel for coordinates of the type of `zero`.
+
+    Numba's cache on disk depends on this file and on what the function closes over, not on what it calls: hence the `digest`
+    of the other files.
+    """
 
     def run(address):
         if digest:
@@ -219,22 +223,22 @@ _compiled: list[Any] = []
 
 
 def _kernel(dtype: torch.dtype) -> tuple[int, tuple[float, float]]:
-    """Address of the row kernel for `dtype`, compiled or from the disk, and the two constants of the dtype that it needs."""
+    """The address of the row kernel for `dtype`, compiled or loaded, and the two constants of the dtype that it reads."""
     if dtype not in _kernels:
         entry = _ENTRIES[dtype]
-        signature, info = types.void(types.int64), torch.finfo(dtype)  # a pointer, by another name
+        signature, info = types.void(types.int64), torch.finfo(dtype)  # the int64 is a pointer
         try:
             compiled = numba.cfunc(signature, cache=True, **loops.OPTIONS)(entry)
-        except (RuntimeError, OSError):  # no folder to keep it in
+        except (RuntimeError, OSError):  # there is no folder for the cache
             compiled = numba.cfunc(signature, **loops.OPTIONS)(entry)
         assert compiled.address is not None
-        _compiled.append(compiled)  # which owns the code at the address
+        _compiled.append(compiled)  # it owns the code at the address
         _kernels[dtype] = compiled.address, (float(info.tiny) ** 0.5, float(info.eps))
     return _kernels[dtype]
 
 
 class Job:
-    """The words and numbers that the kernel reads, kept from step to step."""
+    """The arguments of the kernel in memory, reused from step to step."""
 
     def __init__(self, table: np.ndarray) -> None:
         self.starts = _starts(table)
@@ -246,7 +250,7 @@ class Job:
         self.address = _at(self.words)
 
     def write(self, table: np.ndarray, update: Update, dtype: torch.dtype, constants: tuple[float, float]) -> None:
-        """What is new in a step."""
+        """Write what has changed since the last step."""
         self.words[0], self.words[COUNTER] = _at(table), 0
         if update is not self.update:
             self.update = update
@@ -255,7 +259,7 @@ class Job:
 
 
 def _starts(table: np.ndarray) -> np.ndarray:
-    """Where each task starts, (tasks + 1, 2): matrix and row. Tasks are whole rows, of about `TASK` elements."""
+    """The start of each task, (tasks + 1, 2): matrix and row. A task is whole rows, of about `TASK` elements."""
     starts, filled = [(0, 0)], 0
     sizes = table[:, [POINTS, COORDINATES]].tolist()
     for matrix, (points, n) in enumerate(sizes):
@@ -278,12 +282,12 @@ def _at(array: np.ndarray) -> int:
 
 
 def schedule(table: np.ndarray) -> Job:
-    """As `Kernel.schedule`."""
+    """The arguments that steps of `table` reuse."""
     return Job(table)
 
 
 def step(table: np.ndarray, schedule: Job, update: Update, dtype: torch.dtype, device: torch.device) -> None:
-    """As `Kernel.step`, with the threads that torch uses."""
+    """One step of every row, in place, on as many threads as torch uses."""
     kernel, constants = _kernel(dtype)
     schedule.write(table, update, dtype, constants)
     share(kernel, schedule.address, min(torch.get_num_threads(), len(schedule.starts) - 1))

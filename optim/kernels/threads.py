@@ -1,10 +1,10 @@
-"""Several threads for one loop of machine code.
+"""Threads for a loop in machine code.
 
-Threads of torch where they can be had: OpenMP's wait for their next loop by spinning, so that any others would fight
-with them for the cores right after a backward pass. Otherwise, and in the child of a fork, which has lost torch's
-threads and would wait for them for ever, those of a `ThreadPoolExecutor`.
+They are torch's OpenMP threads where torch has them: those spin while they wait, and would compete for the cores with any
+others right after a backward pass. Otherwise they belong to a `ThreadPoolExecutor`, also in the child of a fork, which has
+lost torch's threads and would wait for them forever.
 
-Numba's own threading layers end the process in a child after a fork (OpenMP) or when two Python threads meet
+Numba's threading layers abort the process in the child of a fork (OpenMP), or when two Python threads call them at once
 (workqueue).
 """
 
@@ -24,16 +24,15 @@ __all__ = ["share"]
 
 _forked = False
 _MOST = 256
-"""Threads of Python; they start as they are asked for."""
+"""The largest number of Python threads; they start on demand."""
 _ENTRY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def share(loop: int, argument: int, threads: int) -> None:
-    """Call the C function at the address `loop` with the pointer `argument` in up to `threads` threads at once, this one
-    among them; returns when all calls have.
+    """Call the C function at the address `loop` with the pointer `argument` in up to `threads` threads, including this one;
+    returns when all calls have returned.
 
-    The function takes what is left to do from a counter of its own until nothing is left, so that one call does it
-    all if no other comes.
+    The function takes tasks from a shared counter until none is left, so a single call completes the work.
     """
     parallel = None if _forked else _torch_parallel()
     if threads > 1 and parallel is not None:
@@ -44,7 +43,7 @@ def share(loop: int, argument: int, threads: int) -> None:
 
 @cache
 def _torch_parallel() -> Callable[[int, int, int, int], Any] | None:
-    """``GOMP_parallel`` of the OpenMP library that torch is linked to, or None where it is not linked to one."""
+    """``GOMP_parallel`` of the OpenMP library that torch is linked to, or None without one."""
     try:
         found = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
     except (OSError, AttributeError):
@@ -55,7 +54,7 @@ def _torch_parallel() -> Callable[[int, int, int, int], Any] | None:
 
 
 def share_python(work: Callable[[], None], threads: int) -> None:
-    """Run `work` here and, at the same time, in up to ``threads - 1`` Python threads; returns when all of them have."""
+    """Run `work` here and in up to ``threads - 1`` Python threads at once; returns when all calls have returned."""
     if threads <= 1:
         work()
         return
@@ -74,7 +73,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def _start_over() -> None:
-    """After a fork the child has none of the threads."""
+    """Forget all threads after a fork: the child has none of them."""
     global _forked
     _forked = True
     _pool.cache_clear()

@@ -1,7 +1,7 @@
-"""Rows of any length in Triton: dot products over parts of a row, and linear combinations from them.
+"""Rows of any length in Triton: dot products over pieces of a row, and the linear combinations.
 
-The algebra of a row is bound to Triton here. Its functions work on one number per strip of a tile as well as on single ones;
-what kernels are compiled for is `C`, the `Choices` of an update. Its numbers stand in front of the table, as bits.
+The algebra of a row is bound to Triton here. Its functions work on scalars and on blocks with an entry per strip of a tile.
+Kernels are compiled for `C`, the `Choices` of an update; its numbers precede the table in the buffer, as bits.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = [
 
 
 def cells(update: Update, table: np.ndarray, tiny: float, rounding: float) -> np.ndarray:
-    """What a kernel reads, as int64: the numbers of `update`, √tiny and the rounding of 1, and the table behind them."""
+    """The buffer that a kernel reads, as int64: the numbers of `update`, √tiny, the machine epsilon, and the table."""
     return np.concatenate([np.array([*update.numbers, tiny**0.5, rounding]).view(np.int64), table.ravel()])
 
 
 @triton.jit
 def numbers(buffer, like):
-    """The numbers that `cells` has put in front of the table, in the precision of `like`."""
+    """The numbers at the start of the buffer of `cells`, in the precision of `like`."""
     real: tl.constexpr = like.dtype
     at = buffer.to(tl.pointer_type(tl.float64), bitcast=True)
     sign, limit, keep = tl.load(at).to(real), tl.load(at + 1).to(real), tl.load(at + 2).to(real)
@@ -49,7 +49,7 @@ def numbers(buffer, like):
 
 @triton.jit
 def entry_of(buffer, matrix):
-    """Where the table has a matrix: behind the numbers."""
+    """The address of a matrix's row in the table, which follows the numbers."""
     return buffer + 15 + matrix.to(tl.int64) * 8
 
 
@@ -87,7 +87,7 @@ def _full_like(a, value):
     return tl.full(a.shape, value, a.dtype)
 
 
-# The interpreter exchanges the functions of `tl` while a kernel runs, so that they must be looked up there.
+# The interpreter replaces the functions of `tl` while a kernel runs, so they must be looked up at that time.
 _row = algebra.bind(
     {
         "sqrt": _sqrt,
@@ -106,8 +106,8 @@ _motion, _carry, _combination = _row.motion, _row.carry, _row.combination
 
 @triton.jit
 def vectors(buffer, entry, row, mask, xx, xg, hh, held, square, C: tl.constexpr):
-    """r, s, the second moment and what `algebra.direction` gives, from x·x, x·g, h·h (where lengths are needed), the held norm
-    and the second moment before."""
+    """r, s, the new second moment and the results of `algebra.direction`, from x·x, x·g, h·h (where lengths are needed), the
+    held norm and the old second moment."""
     sign, limit, keep, take, along, ahead, low, high, beta2, rest, rate, correction, eps, tiny = numbers(buffer, xx)
     root = tl.sqrt(xx)
     r = tl.where(root < tiny, tiny, root)  # a maximum would lose NaN
@@ -117,7 +117,7 @@ def vectors(buffer, entry, row, mask, xx, xg, hh, held, square, C: tl.constexpr)
     f, length = _clipped(hh, r, limit, C)
     if C.adam:
         square, along = _adam(length, square, beta2, rest, rate, correction, eps, C.inside)
-    if C.given:
+    if C.per_point:
         given = tl.load(entry + 5).to(tl.pointer_type(tl.float64)) + 4 * row
         keep, take = tl.load(given, mask=mask, other=0.0), tl.load(given + 1, mask=mask, other=0.0)
         along, ahead = tl.load(given + 2, mask=mask, other=0.0), tl.load(given + 3, mask=mask, other=0.0)
@@ -128,12 +128,12 @@ def vectors(buffer, entry, row, mask, xx, xg, hh, held, square, C: tl.constexpr)
 
 @triton.jit
 def move(buffer, xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, C: tl.constexpr):
-    """The numbers in x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v, from u·u, x·u, u·v' and x·v'."""
+    """The coefficients in x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v, from u·u, x·u, u·v' and x·v'."""
     at = buffer.to(tl.pointer_type(tl.float64), bitcast=True)
     tiny, rounding = tl.load(at + 13).to(xx.dtype), tl.load(at + 14).to(xx.dtype)
     one, zero = tl.full(xx.shape, 1.0, xx.dtype), tl.full(xx.shape, 0.0, xx.dtype)
     k_x, k_u, t_v, t_x, t_u = one, one, one, zero, zero
-    if not C.level:
+    if not C.additive:
         xx, xu, xv, r = xx * s * s, xu * s, xv * s, r * s
         k_x, k_u, norm2 = _motion(xx, xu, uu, r, tl.sqrt(n.to(tl.float32)).to(xx.dtype), rounding, C)
         if C.project or C.parallel:
@@ -143,19 +143,19 @@ def move(buffer, xx, uu, xu, uv, xv, n, r, s, kept, vg, vx, along, ug, ux, C: tl
 
 @triton.jit
 def _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr, C: tl.constexpr):
-    """`vectors` and `move` of a row from its dot products; keeps its held norm and second moment.
+    """The coefficients of `move` for a row, from its dot products; stores its norm and second moment.
 
-    For rules that read lengths, on unit vectors, g − part x, part = x·g, has taken the place of g: it is h already.
+    For rules that read lengths, on unit vectors, the dot products are those of h = g − part x with part = x·g, in place of g.
     """
     radius = tl.load(entry + 3).to(tl.pointer_type(REAL)) + row
     second = tl.load(entry + 4).to(tl.pointer_type(REAL)) + row
     held, square, hh = xx, xx, gg
-    if C.records:
+    if C.store_radius:
         held = tl.load(radius).to(tl.float64)
     if C.adam:
         square = tl.load(second).to(tl.float64)
     normal = xg
-    if C.unit and (C.adam or C.given):
+    if C.unit and (C.adam or C.per_point):
         normal = xg * 0.0
     elif C.unit:
         hh = gg - xg * xg * (2.0 - xx)
@@ -171,10 +171,10 @@ def _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr,
     uv, xw = vx * xu + vg * gu + kept * vu, vx * xx + vg * xg + kept * xv
     n = tl.load(entry + 7)
     y_x, y_g, y_v, w_x, w_g, w_v = move(buffer, xx, uu, xu, uv, xw, n, r, s, kept, vg, vx, along, ug, ux, C)
-    if C.unit and (C.adam or C.given):
+    if C.unit and (C.adam or C.per_point):
         y_x, w_x = y_x - y_g * part, w_x - w_g * part
     tl.debug_barrier()  # as in `_tile`
-    if C.records:
+    if C.store_radius:
         tl.store(radius, r.to(REAL), mask=held < 0)
     if C.adam:
         tl.store(second, square.to(REAL))
@@ -183,7 +183,7 @@ def _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL: tl.constexpr,
 
 @triton.jit
 def arrays(entry, D: tl.constexpr, ALIGNED: tl.constexpr):
-    """Points, gradient and vector of the matrix at `entry`, and n, with what the compiler may know of them."""
+    """Pointers to points, gradient and vector of the matrix at `entry`, and n, with hints of their alignment."""
     x = tl.load(entry).to(tl.pointer_type(D))
     g = tl.load(entry + 1).to(tl.pointer_type(D))
     v = tl.load(entry + 2).to(tl.pointer_type(D))
@@ -196,14 +196,14 @@ def arrays(entry, D: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def aligned(entry, D: tl.constexpr):
-    """Whether every row of the three arrays starts at a multiple of 16 bytes, the widest access there is."""
+    """Whether every row of the three arrays starts at a multiple of 16 bytes, the widest access."""
     bits = tl.load(entry) | tl.load(entry + 1) | tl.load(entry + 2) | (tl.load(entry + 7) * (D.primitive_bitwidth // 8))
     return bits % 16 == 0
 
 
 @triton.jit
 def narrow(v, D: tl.constexpr):
-    """v as numbers of type D, with the largest of float16 for those beyond it."""
+    """v in the type D; finite values beyond the range of float16 become its largest."""
     if tl.float16 == D:
         v = tl.where(tl.abs(v) < float("inf"), tl.where(tl.abs(v) < 65504.0, v, tl.where(v < 0, -65504.0, 65504.0)), v)
     return v.to(D)
@@ -211,8 +211,8 @@ def narrow(v, D: tl.constexpr):
 
 @triton.jit
 def _gram(entry, row, begin, end, part, D: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):
-    """x·x, x·g, g·g, x·v, g·v, v·v over the coordinates from `begin` to `end` of a row, those that are needed; with
-    g − part x in place of g for Adam on unit vectors."""
+    """x·x, x·g, g·g, x·v, g·v and v·v over the coordinates from `begin` to `end` of a row, as far as they are needed; with
+    g − part x in place of g for rules that read lengths, on unit vectors."""
     px, pg, pv, n = arrays(entry, D, ALIGNED)
     zero = tl.cast(0.0, tl.float64)
     xx, xg, gg, xv, gv, vv = zero, zero, zero, zero, zero, zero
@@ -220,13 +220,13 @@ def _gram(entry, row, begin, end, part, D: tl.constexpr, C: tl.constexpr, TILE: 
         column = start + tl.arange(0, TILE)
         x = tl.load(px + row * n + column, mask=column < n, other=0.0).to(tl.float64)
         xx += tl.sum(x * x)
-        if not C.level or C.measures:
+        if not C.additive or C.measures:
             g = tl.load(pg + row * n + column, mask=column < n, other=0.0).to(tl.float64)
-            if C.unit and (C.adam or C.given):
+            if C.unit and (C.adam or C.per_point):
                 g -= part * x
             xg += tl.sum(x * g)
             gg += tl.sum(g * g)
-        if C.moving and not C.level:
+        if C.moving and not C.additive:
             v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(tl.float64)
             xv += tl.sum(x * v)
             gv += tl.sum(g * v)
@@ -236,8 +236,8 @@ def _gram(entry, row, begin, end, part, D: tl.constexpr, C: tl.constexpr, TILE: 
 
 @triton.jit
 def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v over the coordinates from `begin` to `end` of a row; in double
-    precision where x and g may all but cancel, as in a gradient that is almost normal."""
+    """x ← y_x x + y_g g + y_v v and v ← w_x x + w_g g + w_v v over the coordinates from `begin` to `end` of a row; in float64
+    on unit vectors, where x and an almost normal g nearly cancel."""
     wide: tl.constexpr = tl.float64 if C.unit else REAL
     px, pg, pv, n = arrays(entry, D, ALIGNED)
     for start in range(begin, end, TILE):
@@ -248,7 +248,7 @@ def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constex
         if C.moving:
             v = tl.load(pv + row * n + column, mask=column < n, other=0.0).to(wide)
             w = w_g.to(wide) * g + w_v.to(wide) * v
-            if not C.level:
+            if not C.additive:
                 w += w_x.to(wide) * x
             tl.store(pv + row * n + column, narrow(w.to(REAL), D), mask=column < n)
             y += y_v.to(wide) * v
@@ -257,12 +257,12 @@ def _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D: tl.constex
 
 @triton.jit
 def looped(entry, buffer, row, D: tl.constexpr, REAL: tl.constexpr, C: tl.constexpr, TILE: tl.constexpr, ALIGNED: tl.constexpr):  # fmt: skip
-    """One row, tile by tile."""
+    """One step of a row, tile by tile."""
     n = tl.load(entry + 7)
     part = tl.cast(0.0, tl.float64)
     xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
-    if C.unit and (C.adam or C.given):
-        # Of an almost normal gradient g·g − (x·g)² is rounding, and Adam brings its root to the length of a step.
+    if C.unit and (C.adam or C.per_point):
+        # For an almost normal gradient g·g − (x·g)² is rounding error, and Adam scales its root to the length of a step.
         part = xg
         xx, xg, gg, xv, gv, vv = _gram(entry, row, 0, n, part, D, C, TILE, ALIGNED)
     y_x, y_g, y_v, w_x, w_g, w_v = _solve(entry, buffer, row, xx, xg, gg, xv, gv, vv, part, REAL, C)
@@ -271,8 +271,8 @@ def looped(entry, buffer, row, D: tl.constexpr, REAL: tl.constexpr, C: tl.conste
 
 @triton.jit
 def sum_pieces(buffer, pieces, rows, before, sums, D: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr, TILE: tl.constexpr, AGAIN: tl.constexpr):  # fmt: skip
-    """The dot products of each entry (matrix, row, piece, index of its row) of `pieces`, into `sums`; `AGAIN` without the part
-    of g along x, which the sums `before` tell."""
+    """The dot products of each entry (matrix, row, piece, index of its row) of `pieces`, into `sums`; with `AGAIN`, without
+    the part of g along x, computed from the sums `before`."""
     piece = pieces + 4 * tl.program_id(0)
     entry = entry_of(buffer, tl.load(piece))
     row = tl.load(piece + 1)
@@ -280,13 +280,13 @@ def sum_pieces(buffer, pieces, rows, before, sums, D: tl.constexpr, C: tl.conste
     end = tl.minimum(tl.load(entry + 7), begin + PIECE)
     part = tl.cast(0.0, tl.float64)
     if AGAIN:
-        its = rows + 4 * tl.load(piece + 3)
-        part = _along(before, tl.load(its + 2), tl.load(its + 3))
+        whole = rows + 4 * tl.load(piece + 3)
+        part = _along(before, tl.load(whole + 2), tl.load(whole + 3))
     if aligned(entry, D):
         xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, part, D, C, TILE, True)
     else:
         xx, xg, gg, xv, gv, vv = _gram(entry, row, begin, end, part, D, C, TILE, False)
-    _put(sums, tl.program_id(0), xx, xg, gg, xv, gv, vv)
+    _store(sums, tl.program_id(0), xx, xg, gg, xv, gv, vv)
 
 
 @triton.jit
@@ -301,9 +301,9 @@ def _along(sums, first, count):
 @triton.jit
 def solve_rows(buffer, rows, before, sums, coefficients, REAL: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr):
     """The coefficients of each entry (matrix, row, first piece, pieces) of `rows`."""
-    its = rows + 4 * tl.program_id(0)
-    entry = entry_of(buffer, tl.load(its))
-    first, count = tl.load(its + 2), tl.load(its + 3)
+    whole = rows + 4 * tl.program_id(0)
+    entry = entry_of(buffer, tl.load(whole))
+    first, count = tl.load(whole + 2), tl.load(whole + 3)
     zero = tl.cast(0.0, tl.float64)
     xx, xg, gg, xv, gv, vv = zero, zero, zero, zero, zero, zero
     for start in range(0, count, BLOCK):
@@ -316,10 +316,10 @@ def solve_rows(buffer, rows, before, sums, coefficients, REAL: tl.constexpr, C: 
         gv += tl.sum(tl.load(part + 4, mask=index < count, other=0.0))
         vv += tl.sum(tl.load(part + 5, mask=index < count, other=0.0))
     along = tl.cast(0.0, tl.float64)
-    if C.unit and (C.adam or C.given):
+    if C.unit and (C.adam or C.per_point):
         along = _along(before, first, count)
-    y_x, y_g, y_v, w_x, w_g, w_v = _solve(entry, buffer, tl.load(its + 1), xx, xg, gg, xv, gv, vv, along, REAL, C)
-    _put(coefficients, tl.program_id(0), y_x, y_g, y_v, w_x, w_g, w_v)
+    y_x, y_g, y_v, w_x, w_g, w_v = _solve(entry, buffer, tl.load(whole + 1), xx, xg, gg, xv, gv, vv, along, REAL, C)
+    _store(coefficients, tl.program_id(0), y_x, y_g, y_v, w_x, w_g, w_v)
 
 
 @triton.jit
@@ -330,9 +330,9 @@ def move_pieces(buffer, pieces, coefficients, D: tl.constexpr, REAL: tl.constexp
     row = tl.load(piece + 1)
     begin = tl.load(piece + 2).to(tl.int64) * PIECE
     end = tl.minimum(tl.load(entry + 7), begin + PIECE)
-    its = coefficients + tl.load(piece + 3) * 6
-    y_x, y_g, y_v = tl.load(its), tl.load(its + 1), tl.load(its + 2)
-    w_x, w_g, w_v = tl.load(its + 3), tl.load(its + 4), tl.load(its + 5)
+    source = coefficients + tl.load(piece + 3) * 6
+    y_x, y_g, y_v = tl.load(source), tl.load(source + 1), tl.load(source + 2)
+    w_x, w_g, w_v = tl.load(source + 3), tl.load(source + 4), tl.load(source + 5)
     if aligned(entry, D):
         _combine(entry, row, begin, end, y_x, y_g, y_v, w_x, w_g, w_v, D, REAL, C, TILE, True)
     else:
@@ -340,11 +340,11 @@ def move_pieces(buffer, pieces, coefficients, D: tl.constexpr, REAL: tl.constexp
 
 
 @triton.jit
-def _put(out, index, a, b, c, d, e, f):
-    its = out + index.to(tl.int64) * 6
-    tl.store(its, a)
-    tl.store(its + 1, b)
-    tl.store(its + 2, c)
-    tl.store(its + 3, d)
-    tl.store(its + 4, e)
-    tl.store(its + 5, f)
+def _store(out, index, a, b, c, d, e, f):
+    target = out + index.to(tl.int64) * 6
+    tl.store(target, a)
+    tl.store(target + 1, b)
+    tl.store(target + 2, c)
+    tl.store(target + 3, d)
+    tl.store(target + 4, e)
+    tl.store(target + 5, f)

@@ -14,8 +14,8 @@ from retract.optim import RiemannianAdam, RiemannianSGD, get_multi_avg_fn
 from torch import nn
 from torch.ao import quantization
 
-FLAT = r"was declared on Sphere\(\), by the name .*weight, and its group does not say so"
-LATE = "after it came to this optimizer, which has it on"
+FLAT = r"was declared on Sphere\(\), by the name .*weight, but its group has no manifold"
+LATE = "after it was added to this optimizer, which has it on"
 LOST = r"0.weight was declared on Sphere\(\), by the name .*weight, and no module of this model says so"
 
 

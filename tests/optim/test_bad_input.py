@@ -94,7 +94,7 @@ def test_parameters_given_twice():
     p = parameter()
     with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
         RiemannianSGD([{"params": [p], "manifold": PSI()}, {"params": [p]}])
-    with pytest.warns(UserWarning, match="duplicate"), pytest.raises(OptionError, match="stands twice in one group"):
+    with pytest.warns(UserWarning, match="duplicate"), pytest.raises(OptionError, match="is twice in one group"):
         RiemannianSGD([p, p])
 
 
@@ -117,7 +117,7 @@ def test_empty_wrong_and_complex_parameters():
         RiemannianSGD([parameter()]).add_param_group([parameter()])
     with pytest.raises(OptionError, match="complex64; the updates are defined for real"):
         RiemannianSGD([nn.Parameter(torch.ones(2, dtype=torch.complex64))])
-    with pytest.raises(OptionError, match="describes its geometry in words"):
+    with pytest.raises(OptionError, match="are strings, as in the param_groups of an optimizer"):
         RiemannianSGD(RiemannianSGD(on(PSI())).param_groups)
 
 
@@ -164,7 +164,7 @@ def test_options_of_others_and_slips_of_the_pen():
     with pytest.raises(OptionError, match="no option 'amsgrad'; it has lr, betas"):
         RiemannianAdam(on(PSI(), amsgrad=True))
     RiemannianSGD(on(PSI(), initial_lr=0.1, max_lr=1.0, lr_scale=0.5, _note="mine"))
-    with pytest.raises(OptionError, match="name the manifold, or leave them out"):
+    with pytest.raises(OptionError, match="set the manifold, or leave them out"):
         RiemannianSGD([{"params": [parameter()], "rows": Rows(blocks=2)}])
     with pytest.raises(OptionError, match="names has 1 entries for 2 parameters"):
         RiemannianSGD([{"params": [parameter(), parameter()], "names": ["a"], "manifold": PSI()}])

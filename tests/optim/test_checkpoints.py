@@ -83,7 +83,7 @@ def test_a_replaced_parameter_is_named(where):
     name = "parameter 0 of its group" if where == "bare" else "weight"
     with pytest.raises(StateError, match=rf"{name} of shape \(4, 5\) has state and is in no group any more") as told:
         optimizer.state_dict()
-    assert "any more; parameter 0 of group 0 took a place" in str(told.value)
+    assert "any more; parameter 0 of group 0 was put into a group without add_param_group" in str(told.value)
     assert "Build a new optimizer from retract.param_groups(model)" in str(told.value)
     optimizer.param_groups[0]["params"][0] = old
     assert len(optimizer.state_dict()["state"]) == 2

@@ -8,7 +8,7 @@ from paths import forget_plans
 from retract.manifolds import PSI, Euclidean, Grassmann, Rows, Sphere, Stiefel, numerics
 from retract.optim import PSISGD, AdamG, RiemannianAdam, RiemannianSGD, clip_riemannian_norm_
 from retract.optim.execution import dispatch as execute
-from retract.optim.execution.operands import Arrays, operand
+from retract.optim.execution.operands import Arrays, make_operand
 from retract.optim.execution.points import PointSet
 from retract.optim.rules import Momentum
 from torch import nn
@@ -81,7 +81,7 @@ def test_state_has_no_gaps():
     params = [nn.Parameter(torch.ones(2, 3)) for _ in range(2)]
     sets = [PointSet(str(i), (p,), PSI(), Rows()) for i, p in enumerate(params)]
     options = {"momentum": 0.0, "radius": "hold"}
-    operands = [operand(its, [p.detach()], {}, Momentum(), options) for its, p in zip(sets, params, strict=True)]
+    operands = [make_operand(its, [p.detach()], {}, Momentum(), options) for its, p in zip(sets, params, strict=True)]
     assert len(Arrays(operands, Momentum()).params) == 2
     with pytest.raises(ValueError, match="some point sets have state that others do not have"):
         Arrays([operands[0], operands[1]._replace(scalars={})], Momentum())

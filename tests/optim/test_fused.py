@@ -174,7 +174,11 @@ def test_a_folder_for_the_cache_that_is_full(tmp_path, monkeypatch):
     ("package", "module", "reason"),
     [
         ("not_there", "..kernels.numba_rows", "not_there is not installed; install it with"),
-        ("numba", "not_there", "numba cannot be used .No module named 'not_there'.; mend that, or reinstall it with"),
+        (
+            "numba",
+            "not_there",
+            "numba cannot be imported .No module named 'not_there'.; fix that, or reinstall it with",
+        ),
     ],
 )
 def test_without_the_package(package, module, reason, monkeypatch):
@@ -197,7 +201,7 @@ def test_without_the_package(package, module, reason, monkeypatch):
         (
             {"foreach": True},
             {"manifold": Stiefel()},
-            r"foreach=True on w: torch\'s functions for lists .*, not on Stiefel\(\)",
+            r"foreach=True on w: torch\'s functions for lists support .* not Stiefel\(\)",
         ),
         ({"fused": True, "foreach": True}, {}, "foreach=True and fused=True: a step takes one path"),
         ({"fused": True, "differentiable": True}, {}, "fused=True with differentiable=True: .* leave fused"),
@@ -217,7 +221,7 @@ def test_paths_that_cannot_be_taken(options, group, message):
 def test_half_precision_has_no_row_kernel_here():
     w = nn.Parameter(torch.ones(3, 4, dtype=torch.bfloat16))
     group = {"params": [w], "manifold": PSI(), "names": ["w"]}
-    with pytest.raises(OptionError, match="fused=True on w: row kernels on cpu take float32, float64, not bfloat16"):
+    with pytest.raises(OptionError, match="fused=True on w: row kernels on cpu support float32, float64, not bfloat16"):
         RiemannianSGD([group], fused=True)
     later = nn.Parameter(torch.ones(3, 4))
     optimizer = RiemannianSGD([{**group, "params": [later]}], fused=True)

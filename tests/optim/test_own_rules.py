@@ -110,7 +110,7 @@ def test_every_path_takes_them(rule, manifold, radius, device):
 
 
 def test_row_kernels_move_one_vector(device):
-    with pytest.raises(OptionError, match="row kernels move one vector with each point, and Averaged has 2"):
+    with pytest.raises(OptionError, match="row kernels support one vector per point, and Averaged has 2"):
         optimizer_of(Averaged())([{"params": [on(PSI(), device)], "manifold": PSI(), "fused": True}], {"lr": 0.1})
 
 

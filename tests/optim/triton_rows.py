@@ -104,7 +104,7 @@ class Points:
                 x.data_ptr(),
                 g.data_ptr(),
                 v.data_ptr() * vector,
-                r.data_ptr() * choices.records,
+                r.data_ptr() * choices.store_radius,
                 s.data_ptr() * choices.adam,
                 0,
                 *x.shape,
@@ -282,7 +282,7 @@ def test_free_norms_change_by_powers_of_two(device, small):
         points = Points(PSI(), dtype, device, scale=scale)
         still = points.copy()
         points.step(Momentum(), options)
-        still.step(Momentum(), options, hold=False, free=False, records=False)
+        still.step(Momentum(), options, hold=False, free=False, store_radius=False)
         for (x, _, v, *_), (y, _, w, *_) in zip(points.arrays, still.arrays, strict=True):
             factor = 2.0 ** -torch.frexp(torch.tensor(scale)).exponent
             assert torch.equal(x, y * factor)

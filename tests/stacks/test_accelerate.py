@@ -161,7 +161,7 @@ def test_clipping_needs_the_wrapped_optimizer(accelerator):
     net, optimizer = build()
     _, wrapped = accelerator.prepare(net, optimizer)
     train(net, optimizer, DATA[:1])
-    with pytest.raises(OptionError, match=r"AcceleratedOptimizer knows no manifolds.*optimizer\.optimizer"):
+    with pytest.raises(OptionError, match=r"AcceleratedOptimizer has no manifolds.*optimizer\.optimizer"):
         optim.clip_riemannian_norm_(wrapped, 1.0)
     assert optim.clip_riemannian_norm_(wrapped.optimizer, 1.0) > 0
 

@@ -95,5 +95,5 @@ def test_none_of_it_is_torchs_sgd(example, monkeypatch):
     assert all(a != b for a, b in zip(others[1:], losses[1:], strict=True))
     assert float(Sphere().point_defect(net[3].weight.detach()).max()) > 0.1
     monkeypatch.undo()
-    with pytest.raises(OptionError, match="SGD knows no manifolds"):
+    with pytest.raises(OptionError, match="SGD has no manifolds"):
         retract.optim.clip_riemannian_norm_(sgd, 1.0)

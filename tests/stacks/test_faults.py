@@ -134,7 +134,7 @@ def test_a_step_that_breaks_off_says_what_has_moved(path, before, error, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(module, name, fails)
         message = (
-            rf"a step broke off between its writes \({error.__name__}: out of memory\). Moved: ray0, ray1; moved in part, perhaps: "
+            rf"a step failed between its writes \({error.__name__}: out of memory\). Moved: ray0, ray1; perhaps moved in part: "
             "sphere0, sphere1; not moved: line0, line1. Restore model and optimizer from the last checkpoint"
         )
         with pytest.raises(StepError, match=message) as caught:

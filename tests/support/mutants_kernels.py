@@ -120,7 +120,7 @@ MUTANTS = [
     Mutant(
         "a radial gradient under a rule of a user's own is formed twice, in another order",
         "optim/kernels/numba_rows.py",
-        "    if C.unit and (C.adam or C.given) and C.moving:\n",
+        "    if C.unit and (C.adam or C.per_point) and C.moving:\n",
         "    if C.unit and C.adam and C.moving:\n",
         "tests/optim/test_own_rules.py::test_what_a_projection_leaves_of_a_radial_gradient_is_tangent[Sphere()-fused]",
     ),
@@ -134,8 +134,8 @@ MUTANTS = [
     Mutant(
         "pieces of a long row keep the radial part of a gradient that a user's rule lengthens",
         "optim/kernels/triton_rows.py",
-        "if its.unit and (its.adam or its.given):",
-        "if its.unit and its.adam:",
+        "if choices.unit and (choices.adam or choices.per_point):",
+        "if choices.unit and choices.adam:",
         "tests/optim/test_rows_triton.py::test_the_kernels_are_the_reference",
     ),
     Mutant(

@@ -41,8 +41,8 @@ MUTANTS = [
     Mutant(
         "groups are checked one after the other, each before its own move only",
         "optim/optimizer.py",
-        "changed = [(its, group, its.valid(group)) for its, group in pairs if not its.hold(group)]",
-        "changed = [(its, group, its.valid(group)) for its, group in [*pairs][:1] if not its.hold(group)]",
+        "for checked, group in pairs if not checked.unchanged(group)]",
+        "for checked, group in [*pairs][:1] if not checked.unchanged(group)]",
         "tests/optim/test_checked_options.py::test_lr_none_in_a_running_group",
     ),
     Mutant(
@@ -76,14 +76,14 @@ MUTANTS = [
     Mutant(
         "parameters of the same shape in another order load silently",
         "optim/checkpoints.py",
-        "order = [its[i].index(name) for name in names]",
-        "order = [*range(len(names))]",
+        "order = [saved_bare[i].index(name) for name in group_names]",
+        "order = [*range(len(group_names))]",
         "tests/optim/test_checkpoints.py::test_parameters_in_another_order_are_matched_by_name",
     ),
     Mutant(
         "second moments keep the dtype they were saved in",
         "optim/checkpoints.py",
-        "dtype = number_dtype(optimizer._table[p].layouts()[0], p) if p in optimizer._table else value.dtype",
+        "dtype = scalar_dtype(optimizer._table[p].layouts()[0], p) if p in optimizer._table else value.dtype",
         "dtype = value.dtype",
         "tests/optim/test_checkpoints.py::test_numbers_have_the_dtype_that_they_would_have_here",
     ),
@@ -111,21 +111,21 @@ MUTANTS = [
     Mutant(
         "points without a buffer planned with those that have one",
         "optim/execution/dispatch.py",
-        "part.device, its.kept), []).append(its)",
-        "part.device), []).append(its)",
+        "part.device, operand.state_names), []).append(operand)",
+        "part.device), []).append(operand)",
         "tests/optim/test_edges.py::test_a_buffer_that_only_one_has[PSI()-fused-first-in place]",
     ),
     Mutant(
         "state with gaps is taken",
         "optim/execution/operands.py",
-        "        if len({each.kept for each in operands}) > 1:",
+        "        if len({operand.state_names for operand in operands}) > 1:",
         "        if False:",
         "tests/optim/test_edges.py::test_state_has_no_gaps",
     ),
     Mutant(
         "a buffer that appears is not seen by a plan without",
         "optim/execution/operands.py",
-        "        return not any(name in its for name in self._absent for its in own)",
+        "        return not any(name in entry for name in self._absent for entry in entries)",
         "        return True",
         "tests/optim/test_edges.py::test_a_buffer_that_comes_while_momentum_is_off[foreach]",
     ),
@@ -139,7 +139,7 @@ MUTANTS = [
     Mutant(
         "the band of free norms follows the copies",
         "optim/execution/rows.py",
-        "            update, memory = self.update(batch, holders[0].dtype, options)\n            if update",
+        "            update, memory = self.update(batch, params[0].dtype, options)\n            if update",
         "            update, memory = self.update(batch, arrays.params[0].dtype, options)\n            if update",
         "tests/optim/test_edges.py::test_the_band_follows_the_parameter",
     ),

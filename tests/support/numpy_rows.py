@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import torch
 from retract.optim.kernels import algebra
-from retract.optim.kernels.launch import COORDINATES, GIVEN, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, X
+from retract.optim.kernels.launch import COEFFICIENTS, COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, X
 
 row = algebra.bind(
     {
@@ -44,7 +44,7 @@ def move(entry, update, real, info):
     zero = np.zeros_like(xx)
     if choices.unit:
         g = g - dot(x, g) * x
-    held = at(RADIUS, 1) if choices.records else zero
+    held = at(RADIUS, 1) if choices.store_radius else zero
     s = row.rescaling(norm, held, numbers.low, numbers.high, info.tiny**0.5, choices)
     f, length = row.clipped(dot(g, g), norm, numbers.limit, choices)
     keep, take, along, ahead = numbers.keep, numbers.take, numbers.along, numbers.ahead
@@ -53,8 +53,8 @@ def move(entry, update, real, info):
         square[:], along = row.adam(
             length, square, numbers.beta2, numbers.rest, numbers.rate, numbers.correction, numbers.eps, choices.inside
         )
-    elif choices.given:
-        keep, take, along, ahead = np.split(at(GIVEN, 4, ctypes.c_double), 4, axis=1)
+    elif choices.per_point:
+        keep, take, along, ahead = np.split(at(COEFFICIENTS, 4, ctypes.c_double), 4, axis=1)
     kept, vg, _, along, ug, _ = row.direction(f, s, zero, numbers.sign, keep, take, along, ahead, choices)
     u, start, r = ug * g, s * x, s * norm
     if choices.moving:
@@ -67,7 +67,7 @@ def move(entry, update, real, info):
         t_v, t_x, t_u = row.carry(*products, *more, choices)
         at(VECTOR, n)[:] = t_v * w + t_x * start + t_u * u
     x[:] = k_x * start + k_u * u
-    if choices.records:
+    if choices.store_radius:
         held[:] = np.where(held < 0, norm, held)
 
 

@@ -1,0 +1,312 @@
+"""The plain tensors that a process steps in place of sharded parameters; see `sharded`. Layout only; no formula."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import StateError
+from ...manifolds import Manifold, Rows, ScalingQuotient, numerics
+from ...manifolds.parameters.rows import gather, scatter_
+from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
+from ..options import Options
+from ..rules import Rule
+from ..stages import ambient
+from .operands import real
+from .points import PointSet, State, count_steps
+
+__all__ = ["GatheredPoints", "LocalPoints", "Message", "ReducedPoints", "ShardedPoints"]
+
+Message = tuple[Cut, Tensor]
+"""Numbers for all processes of a cut, the same count from each process."""
+
+
+class Shard:
+    """The local tensor of a DTensor parameter, with gradient and state."""
+
+    def __init__(self, name: str, p: Tensor) -> None:
+        assert is_sharded(p)
+        self.p, self.name, self.cut = p, name, cut_of(name, p)
+        self.local: Tensor = p.to_local()
+        self.state: dict[str, Any] = {}
+        """The state of `local`, plain tensors."""
+        self._sources: dict[str, Any] = {}
+        """The DTensors of which they are the local parts."""
+
+    def read(self, state: Mapping[str, Any]) -> None:
+        """Update the local tensors of the parameter, its gradient and its `state`."""
+        local, grad = self.p.to_local(), self.p.grad
+        if (local.data_ptr(), local.shape, local.dtype) != (self.local.data_ptr(), self.local.shape, self.local.dtype):
+            self.local = local
+        assert grad is not None
+        assert is_sharded(grad)
+        if grad.placements != self.p.placements:
+            grad = grad.redistribute(placements=self.p.placements)
+        local_grad = grad.to_local()
+        self.local.grad = local_grad.wait() if hasattr(local_grad, "wait") else local_grad
+        for name in [name for name in self.state if name not in state]:
+            del self.state[name]
+        for name, value in state.items():
+            if name in self.state and value is self._sources.get(name):
+                continue
+            if name != "step" and not is_sharded(value):
+                raise StateError(
+                    f"{self.name} is sharded, its {name} is not: load the state with set_optimizer_state_dict of "
+                    "torch.distributed.checkpoint.state_dict, which shards it"
+                )
+            self._sources[name] = value
+            self.state[name] = value.to_local() if is_sharded(value) else value
+
+    def arrays(self, names: Sequence[str]) -> list[Tensor]:
+        """Parameter, gradient and the vectors `names` of the state."""
+        assert self.local.grad is not None
+        return [self.local, self.local.grad, *(self.state[name] for name in names)]
+
+    def write(self, state: dict[str, Any], rule: Rule, scalar: Sequence[int], axis: int | None) -> None:
+        """Add new entries to `state` as DTensors.
+
+        Scalars per point have the shape `scalar` and are sharded along `axis`, or replicated for None.
+        """
+        from torch.distributed.tensor import DTensor, Replicate
+        from torch.distributed.tensor import Shard as Placed
+
+        self.local.grad = None
+        p = self.p
+        scalars = [
+            Replicate() if axis is None or placement.is_replicate() else Placed(axis) for placement in p.placements
+        ]
+        for name, value in self.state.items():
+            if name in state:
+                continue
+            if name in rule.vectors:
+                value = DTensor.from_local(value, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
+            elif name != "step":
+                stride = torch.empty(scalar, device="meta").stride()
+                value = DTensor.from_local(value, p.device_mesh, scalars, shape=torch.Size(scalar), stride=stride)
+            state[name] = self._sources[name] = value
+
+
+class ShardedPoints(ABC):
+    """A point set whose parts are sharded."""
+
+    penalised = False
+    table: dict[Tensor, PointSet]
+    """The plain parameters that this process steps in place of the DTensors, and the point set that they form."""
+
+    def __init__(self, points: PointSet) -> None:
+        self.points = points
+        self.shards = [Shard(points.name, part) for part in points.parts]
+        self.scalar = points.layouts()[0].scalar
+        self.table = {}
+
+    @property
+    def manifold(self) -> Manifold:
+        """The manifold of the points."""
+        return self.points.manifold
+
+    def read(self, state: State) -> None:
+        """Update the local tensors of parameters, gradients and state."""
+        for shard in self.shards:
+            shard.read(state.get(shard.p, {}))
+
+    def stored_vectors(self, rule: Rule) -> list[str]:
+        """Names of the vectors that all parts have."""
+        return [name for name in rule.vectors if all(name in shard.state for shard in self.shards)]
+
+    @abstractmethod
+    def messages(self, rule: Rule, options: Options) -> list[Message]:
+        """The messages of this process to all others before a step."""
+
+    @abstractmethod
+    def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
+        """Make `table` and its state from the messages of all processes, (processes, numbers) each."""
+
+    @abstractmethod
+    def local_state(self) -> dict[Tensor, dict[str, Any]]:
+        """The state of the parameters of `table`, with an entry for each."""
+
+    @abstractmethod
+    def write_back(self, rule: Rule, options: Options) -> None:
+        """Copy the results of the step to the shards."""
+
+    def write(self, state: State, rule: Rule) -> None:
+        """Add new entries to the optimizer's state."""
+        for shard in self.shards:
+            shard.write(state[shard.p], rule, self.scalar, None)
+
+
+class LocalPoints(ShardedPoints):
+    """Points that are complete in one shard each, cut into `rows` there."""
+
+    def __init__(self, points: PointSet, rows: Rows, penalty: bool) -> None:
+        super().__init__(points)
+        self.rows = rows
+        self.penalised = penalty
+
+    def _points(self) -> PointSet:
+        parts = tuple(shard.local for shard in self.shards)
+        return PointSet(self.points.name, parts, self.manifold, self.rows)
+
+    @property
+    def _empty(self) -> bool:
+        return any(shard.local.numel() == 0 for shard in self.shards)
+
+    def messages(self, rule: Rule, options: Options) -> list[Message]:
+        """The unit representatives, with a penalty."""
+        cut = self.shards[0].cut
+        if not self.penalised or cut.axis is None:
+            return []
+        layout = self.points.layouts()[0]
+        run = -(-layout.batch[0] // cut.size)
+        n = sum(layout.event[0] for layout in self.points.layouts())
+        sent = self.shards[0].local.new_zeros(run, n, dtype=real(self.points.parts[0].dtype))
+        if not self._empty:
+            points = self._points()
+            x = gather(points.parts, points.layouts())
+            sent[: x.shape[0]] = x / numerics.norm(x, 1)
+        return [(cut, sent.reshape(-1))]
+
+    def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
+        """Make `table`, and add the penalty to the gradients."""
+        points = self._points()
+        self.table = {} if self._empty else {points.parts[0]: points}
+        if self.penalised and not self._empty:
+            layouts = points.layouts()
+            x, egrad = gather(points.parts, layouts), gather(points.gradients(), layouts)
+            among = rows[0].reshape(-1, x.shape[1]) if rows else None
+            changed = [torch.empty_like(part) for part in points.parts]
+            scatter_(ambient(self.manifold, x, egrad, options, among), changed, layouts)
+            for part, grad in zip(points.parts, changed, strict=True):
+                part.grad = grad
+
+    def local_state(self) -> dict[Tensor, dict[str, Any]]:
+        return {} if self._empty else {shard.local: shard.state for shard in self.shards}
+
+    def write_back(self, rule: Rule, options: Options) -> None:
+        """Create the state of a process without points; others have stepped their shards in place."""
+        if not self._empty:
+            return
+        for shard in self.shards:
+            for name in rule.needs(options):
+                shard.state.setdefault(name, torch.zeros_like(shard.local))
+        first = self.shards[0]
+        held = isinstance(self.manifold, ScalingQuotient) and options["radius"] == "hold"
+        dtype = real(first.local.dtype) if self.manifold.event_ndim else first.local.dtype
+        for name in (*rule.scalars, *(["radius"] if held else [])):
+            shape = list(self.scalar)
+            shape[self._axis] = 0
+            first.state.setdefault(name, first.local.new_zeros(shape, dtype=dtype))
+        if rule.counts_steps:
+            count_steps([first.state])
+
+    @property
+    def _axis(self) -> int:
+        """The axis along which scalars per point are sharded."""
+        axis = self.shards[0].cut.axis
+        return 0 if axis is None else axis
+
+    def write(self, state: State, rule: Rule) -> None:
+        """Add new entries to the optimizer's state; scalars per point are sharded like the points."""
+        for shard in self.shards:
+            shard.write(state[shard.p], rule, self.scalar, self._axis)
+
+
+class ReducedPoints(ShardedPoints):
+    """Vectors of which every process has some coordinates, reduced to the two or three dimensions that a step spans."""
+
+    def messages(self, rule: Rule, options: Options) -> list[Message]:
+        """The triangular QR factors of the coordinates of this process, (points, k, k)."""
+        self._names, self._count = self.stored_vectors(rule), prod(self.scalar)
+        self._occupied = [shard for shard in self.shards if shard.local.numel()]
+        self._layouts = [self.points.rows.layout(shard.local, 1) for shard in self._occupied]
+        k, first = 2 + len(self._names), self.shards[0]
+        factor = first.local.new_zeros(self._count, k, k, dtype=real(first.local.dtype))
+        self._q = factor[:, :0]
+        if self._occupied:
+            arrays = zip(*(shard.arrays(self._names) for shard in self._occupied), strict=True)
+            columns = torch.stack([gather(tensors, self._layouts).to(factor.dtype) for tensors in arrays], -1)
+            self._q, r = torch.linalg.qr(columns)
+            factor[:, : r.shape[1]] = r
+        return [(first.cut, factor.reshape(-1))]
+
+    def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
+        """The second QR, the same on all processes; makes `table` of its triangular factor."""
+        cut, k, points = self.shards[0].cut, 2 + len(self._names), self._count
+        stacked = rows[0].reshape(cut.size, points, k, k).transpose(0, 1).reshape(points, cut.size * k, k)
+        q, r = torch.linalg.qr(stacked)
+        self._q_local = q[:, cut.rank * k : (cut.rank + 1) * k]
+        self._x, self._x.grad, *vectors = (column.contiguous() for column in r.unbind(-1))
+        self._before = {"": self._x.clone(), **{name: v.clone() for name, v in zip(self._names, vectors, strict=True)}}
+        self._state: dict[str, Any] = dict(zip(self._names, vectors, strict=True))
+        for name, value in self.shards[0].state.items():
+            if name not in rule.vectors:
+                self._state[name] = value if name == "step" else value.view(points, 1)
+        self.table = {self._x: PointSet(self.points.name, (self._x,), self.manifold, Rows())}
+
+    def local_state(self) -> dict[Tensor, dict[str, Any]]:
+        return {self._x: self._state}
+
+    def write_back(self, rule: Rule, options: Options) -> None:
+        """Add the changes to the shards; without a change they keep every bit."""
+        self._add("", self._x, [shard.local for shard in self._occupied])
+        for name, value in self._state.items():
+            if name in rule.vectors:
+                for shard in self.shards:
+                    shard.state.setdefault(name, torch.zeros_like(shard.local))
+                self._add(name, value, [shard.state[name] for shard in self._occupied])
+            elif name not in self.shards[0].state:
+                self.shards[0].state[name] = value if name == "step" else value.view(self.scalar)
+        self.table, self._state, self._q = {}, {}, self._q[:, :0]  # Q is as large as the parameter with its state
+
+    def _add(self, name: str, value: Tensor, targets: list[Tensor]) -> None:
+        """Add the change of the vectors `name` to `value`, (points, k), to `targets`, their parts in this process."""
+        if targets:
+            change = self._q_local @ (value - self._before[name] if name in self._before else value).unsqueeze(-1)
+            vectors = (self._q @ change[:, : self._q.shape[2]]).squeeze(-1)
+            parts = [torch.empty_like(target, dtype=vectors.dtype) for target in targets]
+            scatter_(vectors, parts, self._layouts)
+            for target, part in zip(targets, parts, strict=True):
+                target.copy_(target + part)
+
+
+class GatheredPoints(ShardedPoints):
+    """Points that are gathered, and stepped by every process."""
+
+    def messages(self, rule: Rule, options: Options) -> list[Message]:
+        """The shards of parameter, gradient and vectors."""
+        self._names = self.stored_vectors(rule)
+        divided = [shard for shard in self.shards if shard.cut.axis is not None]
+        return [(shard.cut, shard.cut.pack(array)) for shard in divided for array in shard.arrays(self._names)]
+
+    def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
+        """Make `table` of the whole parameters."""
+        received, self._state = iter(rows), {}
+        for shard in self.shards:
+            cut, arrays = shard.cut, shard.arrays(self._names)
+            if cut.axis is None:
+                full, full.grad, *vectors = (array.clone() for array in arrays)
+            else:
+                full, full.grad, *vectors = (cut.unpack(next(received), shard.p.shape) for _ in arrays)
+            scalars = {name: value for name, value in shard.state.items() if name not in rule.vectors}
+            self._state[full] = {**dict(zip(self._names, vectors, strict=True)), **scalars}
+        parts = tuple(self._state)
+        self.table = {parts[0]: PointSet(self.points.name, parts, self.manifold, self.points.rows)}
+
+    def local_state(self) -> dict[Tensor, dict[str, Any]]:
+        return self._state
+
+    def write_back(self, rule: Rule, options: Options) -> None:
+        """Copy the part of this process to its shards."""
+        for shard, (full, state) in zip(self.shards, self._state.items(), strict=True):
+            shard.local.copy_(shard.cut.local(full))
+            for name, value in state.items():
+                if name in rule.vectors:
+                    shard.state.setdefault(name, torch.zeros_like(shard.local)).copy_(shard.cut.local(value))
+                else:
+                    shard.state[name] = value
+        self.table, self._state = {}, {}
