@@ -28,11 +28,25 @@ def recalibrate(model: nn.Module, batches: Iterable[Any]) -> int:
     Each batch is the model's input: a tensor, a tuple or list of positional inputs, or a dict of keyword
     inputs. A loader of ``(inputs, targets)`` is passed as ``(x for x, _ in loader)``. The normalization layers
     see the batches in train mode; all else stays in eval mode, so dropout does not disturb them. Modes and
-    momenta come out as they went in, and `num_batches_tracked` counts the calls that are averaged. Returns the number of
-    batches.
+    momenta come out as they went in, and `num_batches_tracked` counts the calls that are averaged.
 
-    Raises `RetractError` if no layer keeps running statistics, if `batches` is empty, or if a batch makes statistics that are
-    not finite, and passes on what the model raises; the statistics are then as before.
+    Example:
+        >>> import torch
+        >>> from retract import psi
+        >>> model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
+        >>> psi.recalibrate(model, [torch.randn(32, 6) for _ in range(3)])
+        3
+
+    Args:
+        model: the network, whose parameters stay as they are.
+        batches: inputs, in any number.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        RetractError: no layer keeps running statistics, `batches` is empty, or a batch makes statistics that are not finite. What
+            the model raises is passed on. The statistics are then as before.
     """
     layers = {
         name or "the model itself": _Layer(m)
