@@ -149,8 +149,7 @@ def preparing(
             with torch.no_grad():
                 scatter_(placed, parts, layouts)
         record(owner, leaf, name, declaration)
-        for holder in {module, owner}:
-            watch_loads(holder)
+        watch_loads(module, name)
 
     return commit
 
@@ -191,8 +190,7 @@ def undeclare(module: nn.Module, name: str) -> None:
         unmark(part)
     erase(owner, leaf)
     mark_all(module)  # another name of a tied parameter may still be declared
-    for depth in range(name.count(".") + 1):
-        forget_loads(module.get_submodule(".".join(name.split(".")[:depth])))
+    forget_loads(module, name)
 
 
 def declared(model: nn.Module) -> dict[str, Declaration]:

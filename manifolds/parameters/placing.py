@@ -57,28 +57,47 @@ def refuse_stale(
     if numerics.norm(placed - points, points.ndim) <= max(rounding, numerics.tolerance(points.dtype)) * size:
         return
     for key, value in buffers:
-        if key.rpartition(".")[2] == "running_var" and isinstance(value, Tensor) and (value != 1).any():
+        if _is_variance(key) and isinstance(value, Tensor) and (value != 1).any():
             raise DeclarationError(
                 f"moving the rows of {name} may falsify running statistics that have been trained ({key}): eval mode "
                 f"remembers the old scale. {remedy}"
             )
 
 
-def watch_loads(module: nn.Module) -> None:
-    """Have ``module.load_state_dict`` put what it loads for declared parameters on their manifolds."""
-    if not _watches(module):
-        module.register_load_state_dict_pre_hook(_place_loaded)
-        module.register_load_state_dict_post_hook(_mark_loaded)
+def watch_loads(module: nn.Module, name: str) -> None:
+    """Have ``load_state_dict`` put what it loads for declared parameters on their manifolds: that of `module`, of the owner of its
+    parameter `name`, and of those between them that keep running statistics."""
+    path = _path(module, name)
+    for holder in path:
+        if (holder in (path[0], path[-1]) or _has_statistics(holder)) and not _watches(holder):
+            holder.register_load_state_dict_pre_hook(_place_loaded)
+            holder.register_load_state_dict_post_hook(_mark_loaded)
 
 
-def forget_loads(module: nn.Module) -> None:
-    """Take back `watch_loads`, unless something in `module` is still declared."""
-    if next(entries(module), None) is None:
-        for key in _watches(module):
-            del module._load_state_dict_pre_hooks[key]
-        after = module._load_state_dict_post_hooks
-        for key in [key for key, hook in after.items() if hook is _mark_loaded]:
-            del after[key]
+def forget_loads(module: nn.Module, name: str) -> None:
+    """Take back `watch_loads`, unless something else in the modules is still declared."""
+    for holder in _path(module, name):
+        if next(entries(holder), None) is None:
+            for key in _watches(holder):
+                del holder._load_state_dict_pre_hooks[key]
+            after = holder._load_state_dict_post_hooks
+            for key in [key for key, hook in after.items() if hook is _mark_loaded]:
+                del after[key]
+
+
+def _path(module: nn.Module, name: str) -> list[nn.Module]:
+    """The modules from `module` to the owner of its parameter `name`."""
+    steps = name.split(".")
+    return [module.get_submodule(".".join(steps[:depth])) for depth in range(len(steps))]
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    """Whether `module` or something in it keeps running statistics."""
+    return any(_is_variance(key) for key, _ in module.named_buffers())
+
+
+def _is_variance(key: str) -> bool:
+    return key.rpartition(".")[2] == "running_var"
 
 
 def _watches(module: nn.Module) -> list[int]:

@@ -209,6 +209,17 @@ def test_the_networks_own_statistics_refuse_weights_that_come_alone(how):
     Sphere().check_point(net[0].weight.detach())
 
 
+def test_statistics_refuse_weights_that_are_loaded_into_a_part_of_the_network():
+    model = nn.Sequential(nn.Sequential(nn.Sequential(*trained()[:2]), nn.ReLU()), nn.Linear(5, 2))
+    declare(model, "0.0.0.weight", Sphere())
+    for part, name in ((model[0], "0.0.weight"), (model[0][0], "0.weight")):
+        with pytest.raises(DeclarationError, match="moving the rows of"):
+            part.load_state_dict({name: 3 * torch.randn(5, 6)}, strict=False)
+    undeclare(model, "0.0.0.weight")
+    model[0].load_state_dict({"0.0.weight": torch.full((5, 6), 3.0)}, strict=False)
+    assert (model[0][0][0].weight == 3.0).all()
+
+
 def test_the_remedies_for_weights_that_come_alone():
     net, weights, x = trained(), {"0.weight": 3 * torch.randn(5, 6)}, torch.randn(64, 6)
     net[0].load_state_dict({"weight": torch.randn(2, 6)[[0, 0, 0, 1, 1]]})

@@ -206,4 +206,11 @@ MUTANTS = [
         "    return norm(a, ndim)\n",
         "tests/manifolds/test_derivatives.py::test_the_hessian_of_squared_lengths_is_twice_the_metric[sphere-jacfwd-jacrev-torch.float64]",
     ),
+    Mutant(
+        "parts of a network that are loaded on their own are not watched",
+        "manifolds/parameters/placing.py",
+        "or _has_statistics(holder))",
+        "or False)",
+        "tests/manifolds/test_loads.py::test_statistics_refuse_weights_that_are_loaded_into_a_part_of_the_network",
+    ),
 ]
