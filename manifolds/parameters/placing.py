@@ -1,4 +1,4 @@
-"""Putting rows on their manifold, with the checks before it; also for rows that a state_dict brings."""
+"""Projection of rows onto their manifold, with checks; also for the rows of a state_dict that is loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["check_rows", "forget_loads", "place", "refuse_stale", "watch_loads"]
 
 
 def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
-    """Raise `DeclarationError` for a row that is not finite, or zero where zero is no point of `manifold`."""
+    """Raise `DeclarationError` for a row that is not finite, or zero where zero is not a point of `manifold`."""
     size = numerics.norm(points, manifold.event_ndim)
-    # Where the origin is itself a point (a ball, flat space), zero rows are welcome.
+    # Zero rows are admitted where the origin is a point (a ball, flat space).
     origin = manifold.point_defect(torch.zeros_like(points)) == 0
     for bad, what in ((~torch.isfinite(size), "not finite"), ((size == 0) & ~origin, "zero")):
         if bad.any():
@@ -33,7 +33,7 @@ def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
 
 
 def place(name: str, points: Tensor, manifold: Manifold, representative: str = "keep") -> Tensor:
-    """`points` moved onto `manifold`; refuses rows that represent no point."""
+    """`points` moved onto `manifold`; raises `DeclarationError` for rows that do not represent a point."""
     check_rows(name, points, manifold)
     if isinstance(manifold, ScalingQuotient) and representative == "unit":
         return manifold.canonical(points)
@@ -43,27 +43,27 @@ def place(name: str, points: Tensor, manifold: Manifold, representative: str = "
 
 
 def refuse_stale(name: str, points: Tensor, placed: Tensor, buffers: Iterable[tuple[str, Any]], remedy: str) -> None:
-    """Raise `DeclarationError` if `placed` is elsewhere than `points`, and trained running statistics are among `buffers`."""
+    """Raise `DeclarationError` if `placed` differs from `points`, and trained running statistics are among `buffers`."""
     size = numerics.norm(points, points.ndim)
     if numerics.norm(placed - points, points.ndim) <= numerics.tolerance(points.dtype) * size:
         return
     for key, value in buffers:
         if key.rpartition(".")[2] == "running_var" and isinstance(value, Tensor) and (value != 1).any():
             raise DeclarationError(
-                f"moving the rows of {name} may falsify running statistics that have been trained ({key}): eval mode "
-                f"remembers the old scale. {remedy}"
+                f"moving the rows of {name} may invalidate running statistics that have been trained ({key}): eval mode "
+                f"depends on the old scale. {remedy}"
             )
 
 
 def watch_loads(module: nn.Module) -> None:
-    """Have ``module.load_state_dict`` put what it loads for declared parameters on their manifolds."""
+    """Add hooks by which ``module.load_state_dict`` projects declared parameters onto their manifolds."""
     if not _watches(module):
         module.register_load_state_dict_pre_hook(_place_loaded)
         module.register_load_state_dict_post_hook(_mark_loaded)
 
 
 def forget_loads(module: nn.Module) -> None:
-    """Take back `watch_loads`, unless something in `module` is still declared."""
+    """Remove the hooks of `watch_loads`, unless `module` still has a declaration."""
     if next(entries(module), None) is None:
         for key in _watches(module):
             del module._load_state_dict_pre_hooks[key]
@@ -84,10 +84,10 @@ def _place_loaded(
 ) -> None:
     """Replace the entries of `state_dict`, which is torch's copy of the user's, that are off their manifold.
 
-    Points come through bitwise, and rows of scaling quotients stay where they are. What does not fit is left to torch.
+    Points keep every bit, and rows of scaling quotients do not move. Entries that do not fit are left to torch.
 
-    Raises `DeclarationError` for rows that are no points, and where the network's `state_dict` has trained running
-    statistics, which the move would falsify. Seen from the network on which it was declared, nothing is loaded then.
+    Raises `DeclarationError` for rows that are not points, and where the `state_dict` of the network has trained running
+    statistics, which the move would invalidate. For the network on which it was declared, nothing is loaded then.
     """
     assign = local_metadata.get("assign_to_params_buffers", False)
     for entry in entries(module):
@@ -106,7 +106,7 @@ def _place_loaded(
         points = gather(values, layouts)
         placed = place(prefix + entry.name, points, manifold)
         moved, size = (numerics.norm(a, manifold.event_ndim) for a in (placed - points, points))
-        if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # rounded as it was stored, and to stay so
+        if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # on the manifold up to rounding
             continue
         refuse_stale(prefix + entry.name, points, placed, state_dict.items(), _LOAD_FIRST)
         targets = [value.clone() for value in values]
@@ -121,11 +121,11 @@ _LOAD_FIRST = (
 
 
 def _loadable(value: Any, part: nn.Parameter, assign: bool) -> bool:
-    """Whether torch will load `value` into `part`, and there are numbers to move."""
+    """Whether torch will load `value` into `part`, and it has values to move."""
     fits = isinstance(value, Tensor) and value.shape == part.shape and value.is_floating_point()
     return fits and not value.is_meta and (assign or not part.is_meta)
 
 
 def _mark_loaded(module: nn.Module, _: Any) -> None:
-    """``load_state_dict(assign=True)`` has made new parameters, which bear no mark yet."""
+    """Mark the new parameters that ``load_state_dict(assign=True)`` has made."""
     mark_all(module)
