@@ -1,7 +1,7 @@
-"""The exceptions of the library. Each says what is wrong, why, and what to do about it.
+"""The exceptions of the library. A message says what is wrong, why, and what to do.
 
-Every class also derives from the built-in that `torch.optim` raises in the like case, so that an
-``except ValueError`` written for torch keeps working.
+Every class also derives from the built-in exception that `torch.optim` raises in a similar case, so that an
+``except ValueError`` written for torch still works.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ __all__ = [
 
 
 class RetractError(Exception):
-    """Base class of everything the library raises on its own account."""
+    """Base class of all exceptions of the library."""
 
 
 class GeometryError(RetractError, ValueError):
-    """A shape, point or tangent vector that does not fit its manifold."""
+    """A shape, point or tangent vector does not fit its manifold."""
 
 
 class LawError(RetractError, AssertionError):
-    """A law of `retract.testing` that a manifold does not satisfy: which one, by how much, and at which input."""
+    """A manifold does not satisfy a law of `retract.testing`; the message has the law, the error and the input."""
 
 
 class DeclarationError(RetractError, ValueError):
-    """A declaration that cannot be made, or that no longer matches its module."""
+    """A declaration cannot be made, or no longer matches its module."""
 
 
 class OptionError(RetractError, ValueError):
-    """An optimizer option outside its interval, or one that cannot be honoured."""
+    """An option of an optimizer is outside its interval, or not supported."""
 
 
 class GradientError(RetractError, RuntimeError):
-    """A gradient that the update is not defined for (sparse, part of a point missing)."""
+    """A gradient without a defined update (sparse, part of a point missing)."""
 
 
 class StateError(RetractError, ValueError):
-    """A state_dict that belongs to another geometry."""
+    """State or a state_dict does not fit the optimizer: another geometry, rule, shape or parameter."""
 
 
 class StepError(RetractError, RuntimeError):
-    """A step that broke off after its first write; the message names the parameters that have moved."""
+    """A step failed after its first write; the message names the parameters that have moved."""
 
 
 class MissingExtraError(RetractError, ImportError):

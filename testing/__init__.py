@@ -1,4 +1,4 @@
-"""The laws of manifolds, for tests of a manifold of one's own: every law of every class that it inherits."""
+"""The laws of manifolds, for tests of any manifold: all laws of all classes that it inherits."""
 
 from ..errors import LawError
 from .setting import Law

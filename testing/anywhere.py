@@ -1,7 +1,6 @@
-"""Pickling and evaluating manifolds whose class cannot be found by the name of its module.
+"""Pickling and evaluating manifolds whose class cannot be imported.
 
-A manifold may be defined in a function, in a notebook or by `exec`. Whether its class can be imported says nothing about
-the manifold, so no law may depend on it.
+A manifold may be defined in a function, in a notebook or by `exec`, so no law may depend on importing its class.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["evaluated", "importable", "pickled"]
 
 
 def pickled(manifold: Manifold) -> Any:
-    """There and back through pickle, which is handed the manifold's class instead of searching for it."""
+    """`manifold` pickled and unpickled, without importing its class."""
     kind, buffer = type(manifold), io.BytesIO()
 
     class Pickler(pickle.Pickler):
@@ -40,7 +39,7 @@ def pickled(manifold: Manifold) -> Any:
 
 
 def evaluated(manifold: Manifold) -> Any:
-    """The value of ``repr(manifold)``, where the library, the module of the class and the classes of fields are known."""
+    """The value of ``repr(manifold)`` with the names of the library, of the module of its class and of the classes of fields."""
     kind = type(manifold)
     classes = {type(value).__name__: type(value) for value in (*getattr(manifold, "__dict__", {}).values(), manifold)}
     names = {**vars(manifolds), **getattr(sys.modules.get(kind.__module__), "__dict__", {}), **classes}
@@ -49,8 +48,7 @@ def evaluated(manifold: Manifold) -> Any:
 
 @contextmanager
 def importable(manifold: Manifold) -> Iterator[None]:
-    """As long as it lasts, `torch.compile`, which imports the module that a function names to look up its globals, finds those of
-    the manifold's methods."""
+    """A context in which `torch.compile` can import the modules of the manifold's methods, whose globals it looks up."""
     members = [inspect.unwrap(m) for kind in type(manifold).__mro__ for m in vars(kind).values() if callable(m)]
     spaces = {id(names): names for names in (getattr(m, "__globals__", {}) for m in members) if "__name__" in names}
     with ExitStack() as stack:
@@ -62,7 +60,7 @@ def importable(manifold: Manifold) -> Iterator[None]:
 
 @contextmanager
 def _renamed(names: dict[str, Any]) -> Iterator[None]:
-    """A module with these globals, under a name that the compiler, which keeps what it has imported, has never seen."""
+    """A context with a module of these globals, under a new name, since the compiler caches imports."""
     before, name = names["__name__"], f"retract_testing_{next(_numbers)}"
     names["__name__"], sys.modules[name] = name, ModuleType(name)
     vars(sys.modules[name]).update(names)

@@ -143,12 +143,12 @@ def retraction_stays_on_the_manifold(s: Setting) -> None:
 
 @law(Manifold)
 def transport_is_a_vector_transport(s: Setting) -> None:
-    """transport(x, u, v) is tangent at retract(x, u), linear in v, and v itself for u = 0; retract_and_transport gives both."""
+    """transport(x, u, v) is tangent at retract(x, u), linear in v, and equal to v for u = 0; retract_and_transport gives both."""
     s.same(s.m.transport(s.x, torch.zeros_like(s.u), s.v), s.v, "transport(x, 0, v) against v")
     for length in s.lengths():
         u, far = s.along(length), f"with ‖u‖ = {length:g}"
         y, moved = s.m.retract(s.x, u), s.m.transport(s.x, u, s.v)
-        # Where u is long, little of v may be left: rounding is that of v then.
+        # After a long step the result may be much shorter than v, and has the rounding error of v.
         off, size = (numerics.norm(a, s.m.event_ndim) for a in (moved - s.m.project(y, moved), moved))
         share = off / torch.maximum(size, numerics.norm(s.v, s.m.event_ndim))
         s.within(share, s.tol, f"the part of transport(x, u, v) that is not tangent at retract(x, u), {far},")
@@ -173,7 +173,7 @@ def random_points_are_deterministic(s: Setting) -> None:
 
 @law(Manifold)
 def batch_equals_loop(s: Setting) -> None:
-    """A map of a batch equals the map of each point alone, and of the same batch with a dimension more."""
+    """A map of a batch equals the map of each point, and of the same batch with another dimension."""
     for name, function, arguments in maps(s):
         together = function(*arguments)
         alone = [function(*(a[i] for a in arguments)) for i in product(*map(range, s.batch))]
@@ -184,7 +184,7 @@ def batch_equals_loop(s: Setting) -> None:
 
 @law(Manifold)
 def inputs_stay_as_they_are(s: Setting) -> None:
-    """No map writes to its arguments, and results have their dtype and device."""
+    """No map writes to its arguments, and results have the dtype and device of the arguments."""
     for name, function, arguments in maps(s):
         before = [a.clone() for a in arguments]
         result = function(*arguments)
@@ -232,8 +232,8 @@ def steps_of_any_length_end_on_the_manifold(s: Setting) -> None:
 
 @law(Manifold)
 def vmap_and_compile_agree(s: Setting) -> None:
-    """torch.vmap over the points and torch.compile of every map, in one graph, give what the map gives."""
-    torch.compiler.reset()  # the compiler gives up on code that it has compiled for eight other manifolds
+    """torch.vmap over the points and torch.compile of every map, in one graph, give the same result as the map."""
+    torch.compiler.reset()  # the compiler stops compiling a function after eight manifolds
     for name, function, arguments in maps(s):
         expected = function(*arguments)
         if s.batch:
@@ -261,7 +261,7 @@ def repr_evaluates(s: Setting) -> None:
 
 @law(ConformalManifold)
 def conformal_factor_is_the_metric(s: Setting) -> None:
-    """conformal_factor, λ, is that of the metric u·v / λ and of the gradient λ egrad."""
+    """conformal_factor is λ in the metric u·v / λ and in the gradient λ egrad."""
     factor = s.m.conformal_factor(s.x)
     s.same(s.m.riemannian_gradient(s.x, s.v), s.v * factor, "riemannian_gradient(x, v) against λ v")
     dot = numerics.dot(s.u, s.v, s.m.event_ndim)

@@ -1,8 +1,8 @@
-"""The laws of derivatives: of both orders and in both modes they equal differences, at special points too.
+"""The laws of derivatives: of first and second order, in both modes, they equal differences, at special points too.
 
-Every map is differentiated as a function of ambient arrays, which `nearest` and `project` make points and tangents of:
-so differences stay on the manifold, and the derivative of `nearest` at a point counts as well. What is not
-differentiable, a length at 0 and a distance at 0, has a law of its own.
+Every map is differentiated as a function of ambient arrays, from which `nearest` and `project` make points and tangents: so
+differences stay on the manifold, and the derivative of `nearest` at a point is tested as well. Lengths and distances are not
+differentiable at 0; that is another law.
 """
 
 from __future__ import annotations
@@ -21,31 +21,32 @@ Map: TypeAlias = Callable[..., Any]
 Arrays: TypeAlias = tuple[Tensor, ...]
 
 STEP = 1e-4
-"""Of differences of fourth order: both the fifth derivative's term and rounding stay below 1e-10."""
+"""The step of differences of fourth order, with truncation and rounding errors below 1e-10."""
 LIMIT = 1e-6
+"""The tolerance of derivatives against differences."""
 
 
 def points(s: Setting) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(name, tangent u, second point y): generic ones, and those where formulas divide by 0."""
+    """(name, tangent u, second point y): generic points, and points where formulas divide by 0."""
     exponential, matrices = isinstance(s.m, ExponentialManifold), s.m.event_ndim == 2
-    go = s.m.exp if exponential else s.m.retract
+    move = s.m.exp if exponential else s.m.retract
     left, _, right = torch.linalg.svd(s.u, full_matrices=False) if matrices else (s.u, s.u, s.u)
     yield "u = 0, y = x", torch.zeros_like(s.u), s.x
     if matrices:
         equal = 0.4 * s.m.project(s.x, left @ right)
-        yield "equal singular values and angles", equal, go(s.x, equal)
+        yield "equal singular values and angles", equal, move(s.x, equal)
     if s.thorough or not matrices:
-        yield "a generic point", s.u, go(s.x, s.u)
+        yield "a generic point", s.u, move(s.x, s.u)
     if s.thorough:
         tiny = 1e-9 * s.u
-        yield "u and y − x of length 1e-9", tiny, go(s.x, tiny)
+        yield "u and y − x of length 1e-9", tiny, move(s.x, tiny)
     if s.thorough and matrices:
         one = 0.4 * s.m.project(s.x, left[..., :1] @ right[..., :1, :])
-        yield "one singular value and angle, the others 0", one, go(s.x, one)
+        yield "one singular value and angle, the others 0", one, move(s.x, one)
 
 
 def smooth_maps(m: Any) -> Iterator[tuple[str, Map]]:
-    """(name, function of x, u, v, y and a time)."""
+    """The smooth maps: (name, function of x, u, v, y and a time)."""
     yield "nearest", lambda x, u, v, y, t: x
     yield "inner(u, v)", lambda x, u, v, y, t: m.inner(x, u, v)
     yield "inner(u, u)", lambda x, u, v, y, t: m.inner(x, u, u)
@@ -70,14 +71,14 @@ def smooth_maps(m: Any) -> Iterator[tuple[str, Map]]:
 
 
 def kinked_maps(m: Any) -> Iterator[tuple[str, Map]]:
-    """Those that have no derivative where they are 0."""
+    """The maps that have no derivative where they are 0: (name, function of x, u, v, y and a time)."""
     yield "norm", lambda x, u, v, y, t: m.norm(x, u)
     if isinstance(m, GeodesicManifold):
         yield "dist", lambda x, u, v, y, t: m.dist(x, y)
 
 
 def probes(s: Setting) -> Iterator[tuple[str, Map, Arrays, Arrays]]:
-    """(name, map of five ambient arrays, the arrays, a direction for them); a message shows the arrays."""
+    """(name, map of five ambient arrays, the arrays, a direction for them); messages show the arrays."""
     m = s.m
 
     def ambient(function: Map) -> Map:
@@ -100,14 +101,14 @@ def probes(s: Setting) -> Iterator[tuple[str, Map, Arrays, Arrays]]:
 
 
 def difference(function: Map, arrays: Arrays, direction: Arrays) -> Any:
-    """Central difference of fourth order of a function whose result is a tensor or a tuple of them."""
+    """The central difference of fourth order of a function that returns a tensor or a tuple of tensors."""
 
     def value(steps: float) -> Arrays:
         found = function(*(a + steps * STEP * d for a, d in zip(arrays, direction, strict=True)))
         return found if isinstance(found, tuple) else (found,)
 
     stencil = zip(*(value(steps) for steps in (1, -1, 2, -2)), strict=True)
-    slopes = tuple((8 * (one - back) - (two - far)) / (12 * STEP) for one, back, two, far in stencil)
+    slopes = tuple((8 * (a - b) - (c - d)) / (12 * STEP) for a, b, c, d in stencil)
     return slopes if len(slopes) > 1 else slopes[0]
 
 
@@ -119,13 +120,13 @@ def paired(a: Iterable[Tensor], b: Iterable[Tensor]) -> Tensor:
 def functional(s: Setting, function: Map, arrays: Arrays) -> Map:
     """A random linear functional of the map's value."""
     weights = s.noise(*function(*arrays).shape)
-    return lambda *given: (weights * function(*given)).sum()
+    return lambda *arguments: (weights * function(*arguments)).sum()
 
 
-def gradient(f: Map, arrays: Arrays, keep: bool = False) -> tuple[Arrays, Arrays]:
-    """By reverse mode; a tuple like `arrays`."""
+def gradient(f: Map, arrays: Arrays, create_graph: bool = False) -> tuple[Arrays, Arrays]:
+    """Leaves with the values of `arrays`, and the gradients of `f` there by reverse mode."""
     leaves = tuple(a.detach().requires_grad_() for a in arrays)
-    found = torch.autograd.grad(f(*leaves), leaves, create_graph=keep, materialize_grads=True)
+    found = torch.autograd.grad(f(*leaves), leaves, create_graph=create_graph, materialize_grads=True)
     return leaves, found
 
 
@@ -153,11 +154,11 @@ def second_derivatives_equal_differences(s: Setting) -> None:
             continue
         f = functional(s, function, arrays)
 
-        def slope(*given: Tensor, f: Map = f, direction: Arrays = direction) -> Any:
-            return jvp(f, given, direction)[1]
+        def slope(*arguments: Tensor, f: Map = f, direction: Arrays = direction) -> Any:
+            return jvp(f, arguments, direction)[1]
 
-        bend = difference(lambda *given, f=f: gradient(f, given)[1], arrays, direction)
-        leaves, first = gradient(f, arrays, keep=True)
+        bend = difference(lambda *arguments, f=f: gradient(f, arguments)[1], arrays, direction)
+        leaves, first = gradient(f, arrays, create_graph=True)
         if any(a.requires_grad for a in first):
             double = torch.autograd.grad(paired(first, direction), leaves, materialize_grads=True)
         else:
@@ -168,7 +169,7 @@ def second_derivatives_equal_differences(s: Setting) -> None:
             modes.append(("reverse over forward", grad(slope, argnums=every)(*arrays)))
             twice = jvp(slope, arrays, direction)[1]
             s.same(twice, paired(bend, direction), f"forward over forward through {name}", tol=LIMIT)
-        size = max(1.0, *(float(b.abs().max()) for b in bend))  # all of it comes from the same differences
+        size = max(1.0, *(float(b.abs().max()) for b in bend))  # of all: they come from the same differences
         for mode, found in modes:
             for one, other in zip(found, bend, strict=True):
                 s.same(one, other, f"{mode} through {name}", tol=LIMIT, size=size)
@@ -180,10 +181,10 @@ def derivatives_batch(s: Setting) -> None:
     if s.dtype != torch.float64 or not s.thorough or not s.batch:
         return
     for name, function, arrays, direction in probes(s):
-        alone = vmap(lambda given, towards, function=function: jvp(function, given, towards)[1])(arrays, direction)
+        alone = vmap(lambda point, towards, function=function: jvp(function, point, towards)[1])(arrays, direction)
         s.same(alone, jvp(function, arrays, direction)[1], f"forward mode under vmap through {name}")
-        points = vmap(grad(lambda given, function=function: function(*given).sum()))(arrays)
-        batch = gradient(lambda *given, function=function: function(*given).sum(), arrays)[1]
+        points = vmap(grad(lambda point, function=function: function(*point).sum()))(arrays)
+        batch = gradient(lambda *arguments, function=function: function(*arguments).sum(), arrays)[1]
         for one, other in zip(points, batch, strict=True):
             s.same(one, other, f"reverse mode under vmap through {name}")
 

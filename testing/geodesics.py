@@ -45,7 +45,7 @@ def geodesics_have_no_acceleration(s: Setting) -> None:
 
 @law(GeodesicManifold)
 def geodesics_continue_themselves(s: Setting) -> None:
-    """Two geodesics end to end, with the velocity carried along, are one of twice the length."""
+    """Two geodesics end to end, with parallel transport of the velocity, are one of twice the length."""
     there = s.m.exp(s.x, s.u)
     onward = s.m.exp(there, s.m.parallel_transport(s.x, s.u, s.u))
     s.same(onward, s.m.exp(s.x, 2 * s.u), "two geodesics end to end against one of twice the length")

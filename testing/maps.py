@@ -34,7 +34,7 @@ def maps(s: Setting) -> Iterator[tuple[str, Map, tuple[Tensor, ...]]]:
 
 
 def movers(s: Setting) -> Iterator[tuple[str, Map]]:
-    """Those that go along a tangent, as (name, function of x and u)."""
+    """The maps along a tangent, as (name, function of x and u)."""
     m = s.m
     yield "retract", m.retract
     yield "transport", lambda x, u: m.transport(x, u, s.v)

@@ -1,4 +1,4 @@
-"""`Law`: a statement about a class of manifolds; `Setting`: what it is tested on, and how it says that it does not hold."""
+"""`Law`: a statement about a class of manifolds. `Setting`: the points and tangents of a test, and its comparisons."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Law:
     """
 
     name: str
-    """As in messages and in `Manifold.unmet_laws`."""
+    """The name in messages and in `Manifold.unmet_laws`."""
     statement: str
-    """What holds, in a sentence."""
+    """The law in a sentence."""
     of: type
     """The class whose hypothesis implies the law."""
     function: Callable[[Setting], None] = field(repr=False)
@@ -59,12 +59,12 @@ class Law:
 
         Args:
             manifold: an instance of a class that inherits `of`.
-            shape: of one point, (*event).
-            dtype: of points and tangents. Orders and derivatives are measured in float64 only.
-            batch: how many points; laws about batches say nothing of ``()``, a single point.
-            seed: of all that is drawn.
-            device: of all arrays.
-            thorough: whether derivatives are taken in all combinations of modes, and at all special points: much slower.
+            shape: shape of one point, (*event).
+            dtype: dtype of points and tangents. Orders and derivatives are measured in float64 only.
+            batch: batch shape of the points; laws about batches do not apply to ``()``, a single point.
+            seed: seed of all random numbers.
+            device: device of all arrays.
+            thorough: whether to test derivatives in all combinations of modes and at all special points, which is much slower.
 
         Raises:
             LawError: if the law does not hold. The message says by how much and at which input.
@@ -82,11 +82,11 @@ class Law:
 
 
 LAWS: list[Law] = []
-"""Of all classes, in the order in which they are checked."""
+"""The laws of all classes, in the order of their checks."""
 
 
 def law(of: type) -> Callable[[Callable[[Setting], None]], Law]:
-    """Make a function of a `Setting` a law of the class `of`; its docstring is the statement."""
+    """A decorator that makes a function of a `Setting` a law of the class `of`; its docstring is the statement."""
 
     def register(function: Callable[[Setting], None]) -> Law:
         LAWS.append(Law(function.__name__, " ".join((function.__doc__ or "").split()), of, function))
@@ -96,10 +96,10 @@ def law(of: type) -> Callable[[Callable[[Setting], None]], Law]:
 
 
 class Setting:
-    """A manifold with points, tangents and a test function drawn for it, and the ways in which a law compares."""
+    """A manifold with random points, tangents and a test function, and the comparisons of laws."""
 
     m: Any
-    """The manifold, of the class that the law is of."""
+    """The manifold, an instance of the class of the law."""
     x: Tensor
     """Random points, (*batch, *event)."""
     u: Tensor
@@ -109,7 +109,7 @@ class Setting:
     w: Tensor
     """Tangents of length 0.4."""
     inputs: dict[str, Tensor]
-    """What a message shows: x, u, v and w, unless the law puts others there."""
+    """The arrays in a message: x, u, v and w, unless the law sets others."""
 
     def __init__(
         self,
@@ -152,17 +152,17 @@ class Setting:
         return torch.randn(shape, generator=self.generator, dtype=self.dtype, device=self.device)
 
     def tangent(self, length: float) -> Tensor:
-        """Random tangents at x, all of this length."""
+        """Random tangents at x of this length."""
         u = self.m.random_tangent(self.x, generator=self.generator)
         return u * (length / self.m.norm(self.x, u))
 
     def along(self, length: float) -> Tensor:
-        """u scaled to this length; a message shows it."""
+        """u scaled to this length; messages show it."""
         self.inputs["u"] = self.u * (length / self.m.norm(self.x, self.u))
         return self.inputs["u"]
 
     def lengths(self) -> tuple[float, ...]:
-        """Of steps: from 0 to the longest for which the manifold promises anything."""
+        """Lengths of steps, from 0 to `Manifold.max_tangent_norm`."""
         longest = self.m.max_tangent_norm
         return (0.0, 1e-30, 1e-12, 1e-3, min(1.0, longest), longest)
 
@@ -177,8 +177,8 @@ class Setting:
         return torch.autograd.grad(self.f(x), x)[0]
 
     def failure(self, what: str, off: Tensor | None = None) -> LawError:
-        """The error that says which law does not hold, of what, and at which input; `off`, larger where it is worse, (*batch, …),
-        picks the row; else the message shows all."""
+        """The error with the law, the failed comparison `what`, and the input: in the row where `off`, (*batch, …), is largest,
+        or in all rows without `off`."""
         row: tuple[int, ...] = ()
         if off is not None and off.shape[: len(self.batch)] == self.batch:
             row = _worst(off)[: len(self.batch)]
@@ -198,44 +198,44 @@ class Setting:
             raise self.failure(what, off)
 
     def within(self, gap: Tensor | float, limit: float, what: str) -> None:
-        """`gap`, a number or one per point, is at most `limit`; NaN is not."""
+        """Raise `LawError` unless `gap`, a number or one per point, is at most `limit`; NaN is not."""
         off = torch.as_tensor(gap).detach().nan_to_num(nan=torch.inf)
         worst = float(off.max())
         self.holds(worst <= limit, f"{what} is off by {worst:.3g} (tolerance {limit:.3g})", off)
 
     def between(self, value: Tensor | float, low: float, high: float, what: str) -> None:
-        """low < value < high."""
+        """Raise `LawError` unless low < value < high."""
         value = float(value)
         self.holds(low < value < high, f"{what} is {value:.4g}, not between {low:.4g} and {high:.4g}")
 
     def same(self, a: Tensor, b: Tensor, what: str, tol: float | None = None, size: float = 1.0) -> None:
-        """Equal within `tol`, relative to the largest of b or to `size`, if that is larger; the message has the worst entry."""
+        """Raise `LawError` unless a = b within `tol`, relative to the largest entry of b or to `size`, if that is larger."""
         size, gap = max(size, float(b.abs().max())), (a - b).abs().nan_to_num(nan=torch.inf)
         worst = _worst(gap)
         entries = f"{float(a.expand_as(gap)[worst]):.6g} for {float(b.expand_as(gap)[worst]):.6g}"
         self.within(gap, (tol or self.tol) * size, f"{what}, at {worst} {entries},")
 
     def bitwise(self, a: Tensor, b: Tensor, what: str) -> None:
-        """Equal in every bit."""
+        """Raise `LawError` unless a and b are equal in every bit."""
         if not torch.equal(a, b):
             gap = (a - b).abs().nan_to_num(nan=torch.inf)
             raise self.failure(f"{what} is not equal bitwise; off by {float(gap.max()):.3g} (tolerance 0)", gap)
 
     def finite(self, a: Tensor, what: str) -> None:
-        """Neither infinite nor NaN."""
+        """Raise `LawError` if `a` has infinite or NaN entries."""
         wrong = ~torch.isfinite(a.detach())
         self.holds(not wrong.any(), f"{what} has {int(wrong.sum())} entries not finite", wrong.to(self.dtype))
 
     def on(self, y: Tensor, what: str, tol: float | None = None) -> None:
-        """Points of the manifold."""
+        """Raise `LawError` unless `y` are points of the manifold."""
         self.within(self.m.point_defect(y), tol or self.tol, f"point_defect of {what}")
 
     def tangent_at(self, y: Tensor, v: Tensor, what: str, tol: float | None = None) -> None:
-        """Tangents at y."""
+        """Raise `LawError` unless `v` are tangents at `y`."""
         self.within(self.m.tangent_defect(y, v), tol or self.tol, f"tangent_defect of {what}")
 
     def refuses(self, what: str, words: Sequence[str], function: Callable[..., object], *arguments: Tensor) -> None:
-        """The call raises `GeometryError` with all of `words` in its message."""
+        """Raise `LawError` unless the call raises `GeometryError` with all of `words` in its message."""
         try:
             function(*arguments)
         except GeometryError as error:
@@ -250,7 +250,7 @@ def _worst(off: Tensor) -> tuple[int, ...]:
 
 
 def _brief(a: Tensor) -> str:
-    """The first twelve numbers of an array, and its shape if it is no vector."""
+    """The first twelve numbers of an array, and its shape if it is not a vector."""
     numbers = [f"{number:.6g}" for number in a.detach().flatten()[:13].tolist()]
     shown = ", ".join(numbers if len(numbers) < 13 else [*numbers[:12], "…"])
     return f"[{shown}]" + (f" in shape {tuple(a.shape)}" if a.ndim > 1 else "")

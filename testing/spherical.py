@@ -1,4 +1,4 @@
-"""The laws of manifolds that look like the unit sphere."""
+"""The laws of manifolds that are locally isometric to the unit sphere."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ __all__ = ["check_manifold", "laws"]
 
 
 def laws(manifold: Manifold) -> list[Law]:
-    """The laws of every class that `manifold` inherits, but for those that it declares unmet.
+    """The laws of every class that `manifold` inherits, except for its unmet laws.
 
     One test per law and dtype::
 
@@ -40,7 +40,7 @@ def laws(manifold: Manifold) -> list[Law]:
 
     Raises:
         TypeError: if `manifold` is not an instance of `Manifold`.
-        GeometryError: if `Manifold.unmet_laws` has a name that no law has.
+        GeometryError: if `Manifold.unmet_laws` has an unknown name.
     """
     if not isinstance(manifold, Manifold):
         raise TypeError(f"laws() takes a manifold, such as Sphere(), not {manifold!r}")
@@ -78,24 +78,23 @@ def check_manifold(
     gradient_is_of_second_order does not hold for Halfway(), points of shape (3, 5) in torch.float64
     retraction_agrees_to_first_order does not hold for Halfway(), points of shape (3, 5) in torch.float64
 
-    A manifold says on its class, or on an instance, what it does not promise: `Manifold.max_tangent_norm` if its maps
-    overflow for long tangents, `GeodesicManifold.injectivity_radius` up to where `log` inverts `exp`, and
-    `Manifold.unmet_laws` for laws that it is known to break. Programs that `torch.compile` has cached are dropped.
+    A manifold declares its limits on the class or on an instance: `Manifold.max_tangent_norm` if its maps overflow for long
+    tangents, `GeodesicManifold.injectivity_radius`, below which `log` inverts `exp`, and `Manifold.unmet_laws`, laws that it
+    is known not to satisfy. The cache of `torch.compile` is reset.
 
     Args:
         manifold: any instance of `Manifold`, defined anywhere.
-        shape: of one point, (*event).
-        dtypes: of points and tangents. Orders and derivatives are measured in float64 only.
-        batches: batch shapes of the points. That a batch equals its points one by one, and the same batch with another
-            dimension, is a law for each of them.
-        seed: of all that is drawn.
-        device: of all arrays.
-        thorough: whether derivatives are taken in all combinations of modes, and at all special points: much slower.
+        shape: shape of one point, (*event).
+        dtypes: dtypes of points and tangents. Orders and derivatives are measured in float64 only.
+        batches: batch shapes of the points.
+        seed: seed of all random numbers.
+        device: device of all arrays.
+        thorough: whether to test derivatives in all combinations of modes and at all special points, which is much slower.
 
     Raises:
-        LawError: if laws do not hold, after all have been checked. For each the message has its name and statement, by
-            how much it fails against which tolerance, and the input; at the first dtype and batch shape where it fails.
-        GeometryError: if a point cannot have the shape `shape`, or `Manifold.unmet_laws` has a name that no law has.
+        LawError: if laws do not hold, after all have been checked. For each the message has its name and statement, the
+            error and its tolerance, and the input, at the first dtype and batch shape where it fails.
+        GeometryError: if a point cannot have the shape `shape`, or `Manifold.unmet_laws` has an unknown name.
     """
     inherited, failures = laws(manifold), []
     for law in inherited:

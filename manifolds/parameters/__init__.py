@@ -1,1 +1,1 @@
-"""Which parameter holds which points: declarations, rows, shards."""
+"""The points of parameters: declarations, rows, shards."""

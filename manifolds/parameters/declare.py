@@ -1,8 +1,8 @@
-"""Which parameter lives on which manifold: written on the module, as plain values.
+"""Declarations: the manifold of a parameter, stored on its module as plain values.
 
-The declaration is kept in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so
-nothing is lost by deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2. What a
-tensor itself remembers (`records`) is used only to refuse what would train it in flat space.
+A declaration is in ``module.__dict__``, not on the tensor: parameters stay plain `nn.Parameter`s, so nothing is lost by
+deepcopy, pickling, ``.to``, ``load_state_dict(assign=True)``, meta-device init, DDP or FSDP2. The marks on tensors
+(`records`) are used only to raise errors where a declared parameter would train in flat space.
 """
 
 from __future__ import annotations
@@ -38,25 +38,24 @@ __all__ = [
 ]
 
 FLATTENED = (
-    "is what FSDP1 left of a parameter: a run of numbers without rows. Use torch.distributed.fsdp.fully_shard (FSDP2), which "
-    "keeps them, or DistributedDataParallel"
+    "was flattened by FSDP1, and has no rows any more. Use torch.distributed.fsdp.fully_shard (FSDP2), which keeps the shape, or "
+    "DistributedDataParallel"
 )
 _REPRESENTATIVES = ("keep", "unit")
 _RESET_AND_DECLARE = (
     "Call reset_running_stats() on the normalization layers, declare, and then "
-    "retract.psi.recalibrate(model, batches); PSI() with representative='keep' leaves rows where they are; a parameter "
-    "that no normalization layer follows can be declared on its own module, where no statistics are looked for"
+    "retract.psi.recalibrate(model, batches); PSI() with representative='keep' does not move rows; a parameter that is not "
+    "followed by a normalization layer can be declared on the module that owns it, where no statistics are checked"
 )
-_RESET_AND_PUT = (
+_RESET_AND_PROJECT = (
     "Call reset_running_stats() on the normalization layers, retract.project_(model), and then "
-    "retract.psi.recalibrate(model, batches); a parameter that no normalization layer follows is put by retract.project_ of its "
-    "own module, where no statistics are looked for"
+    "retract.psi.recalibrate(model, batches); for a parameter that is not followed by a normalization layer call "
+    "retract.project_ on the module that owns it, where no statistics are checked"
 )
 
 
 class Declared(NamedTuple):
-    """One declared point set of a model: qualified names and parameters of its parts, first the declared
-    one, then those joined to it."""
+    """One declared point set of a model: qualified names and parameters of its parts, the declared one first."""
 
     names: tuple[str, ...]
     parts: tuple[nn.Parameter, ...]
@@ -71,7 +70,7 @@ def declare(
     joined: Sequence[str] = (),
     representative: str = "keep",
 ) -> None:
-    """Declare that parameter `name` of `module` lives on `manifold`, and put it there in place.
+    """Declare that parameter `name` of `module` is on `manifold`, and project it there in place.
 
     Example:
         >>> import torch, retract
@@ -81,17 +80,17 @@ def declare(
         True
 
     Args:
-        module: the owner of the parameter, or any module above it with `name` dotted
-            (``declare(model, "head.weight", …)``). Running statistics are looked for in `module`, so pass
-            the network to have a trained one recognised.
+        module: the owner of the parameter, or any module above it with a dotted `name`
+            (``declare(model, "head.weight", …)``). Trained running statistics are looked for in `module`, so pass
+            the network.
         name: name of the parameter. Declaring it again replaces the declaration.
         manifold: any `Manifold`, or ``from_geoopt(…)``.
         rows: how the parameter is cut into points.
-        joined: names of parameters of the same owner whose rows belong to the same points (a bias that
-            scales along). Vector manifolds only.
-        representative: ``"keep"`` leaves the rows of a scaling quotient (PSI) where they are, ``"unit"`` moves
-            them to norm 1. Manifolds that need a certain representative (Sphere, Grassmann, Stiefel) move
-            the parameter to the nearest point in either case.
+        joined: names of parameters of the same owner whose rows belong to the same points (such as a bias).
+            Vector manifolds only.
+        representative: ``"keep"`` does not move the rows of a scaling quotient (PSI), ``"unit"`` moves them to
+            norm 1. On manifolds with fixed representatives (Sphere, Grassmann, Stiefel) the parameter moves to
+            the nearest point in either case.
 
     Raises:
         DeclarationError: no such parameter, lazy, complex or integer; a zero or non-finite row; a move of
@@ -115,9 +114,9 @@ def preparing(
     found: bool = False,
     without: Collection[str] = (),
 ) -> Callable[[], None]:
-    """Check everything that `declare` checks, and return what remains to be done, which cannot fail.
+    """Check a declaration, and return the function that makes it, which cannot fail.
 
-    For declaring several parameters or none, after those named in `without` have been undeclared.
+    With it several parameters can be declared all or none, after those named in `without` have been undeclared.
     """
     if isinstance(module, torch.jit.ScriptModule):
         raise DeclarationError(
@@ -155,9 +154,9 @@ def preparing(
 
 
 def undeclare(module: nn.Module, name: str) -> None:
-    """Take back what `declare` wrote for parameter `name`, whose values stay as they are.
+    """Remove the declaration of parameter `name`; its values do not change.
 
-    Build optimizers after it: one that has the parameter on a manifold goes on there.
+    Build a new optimizer afterwards: an existing one keeps the parameter on its manifold.
 
     Example:
         >>> import torch, retract
@@ -169,11 +168,11 @@ def undeclare(module: nn.Module, name: str) -> None:
 
     Args:
         module: the owner of the parameter, or any module above it.
-        name: of the parameter that was declared, dotted as for `declare`; what is joined to it comes free with it. A
-            parameter that only bears the mark of a declaration, because its module was replaced, loses that.
+        name: name of the declared parameter, dotted as for `declare`; joined parameters are undeclared with it. Of a
+            parameter whose module was replaced, only the mark of its declaration is removed.
 
     Raises:
-        DeclarationError: the parameter is not declared, or belongs to the points of another.
+        DeclarationError: the parameter is not declared, or is joined to another.
     """
     owner, leaf = _owner(module, name)
     found = {entry.leaf: entry for entry in entries(owner) if entry.owner is owner}
@@ -182,11 +181,11 @@ def undeclare(module: nn.Module, name: str) -> None:
         leads = [entry.leaf for entry in found.values() if leaf in entry.declaration.joined]
         if leads:
             raise DeclarationError(
-                f"{name} belongs to the points of {leads[0]}; undeclare that, or declare it anew without"
+                f"{name} belongs to the points of {leads[0]}; undeclare that, or declare it again without {name}"
             )
         if part is None or marked(part) is None:
             names = ", ".join(entry.name for entry in entries(module)) or "nothing"
-            raise DeclarationError(f"{name} is not declared; what is: {names}")
+            raise DeclarationError(f"{name} is not declared; declared are: {names}")
         unmark(part)
     erase(owner, leaf)
     mark_all(module)  # another name of a tied parameter may still be declared
@@ -216,9 +215,9 @@ def declared(model: nn.Module) -> dict[str, Declaration]:
 @torch.no_grad()
 @numerics.full_precision()
 def project_(model: nn.Module) -> None:
-    """Put every declared parameter on its manifold again, in place: after a reset, ``to_empty``, weights written by hand.
+    """Project every declared parameter onto its manifold, in place: after a reset, ``to_empty`` or manual changes of weights.
 
-    What is still on the meta device has no values to move.
+    Parameters on the meta device have no values and are skipped.
 
     Example:
         >>> import torch, retract
@@ -233,8 +232,8 @@ def project_(model: nn.Module) -> None:
         model: the network with its declarations.
 
     Raises:
-        DeclarationError: zero and non-finite rows, a move of the rows of a network whose running statistics have been trained;
-            then nothing has moved.
+        DeclarationError: zero and non-finite rows, a move of the rows of a network whose running statistics have been trained.
+            Nothing has moved then.
         GeometryError: shapes that no longer fit.
     """
     moves = []
@@ -245,7 +244,7 @@ def project_(model: nn.Module) -> None:
         layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
         points = gather(parts, layouts)
         placed = place(names[0], points, declaration.manifold)
-        refuse_stale(names[0], points, placed, parts, model.named_buffers(), _RESET_AND_PUT)
+        refuse_stale(names[0], points, placed, parts, model.named_buffers(), _RESET_AND_PROJECT)
         moves.append((placed, parts, layouts))
     for placed, parts, layouts in moves:
         scatter_(placed, parts, layouts)
@@ -267,7 +266,7 @@ def walk(model: nn.Module) -> Iterator[Declared]:
     """Every declaration of `model` with its parameters; tied parameters once.
 
     Raises `DeclarationError` for a declaration whose parameter is gone (parametrized or flattened later),
-    for a parameter whose declaration is gone (its module was replaced), for tied names declared on different manifolds,
+    for a parameter whose declaration is gone (its module was replaced), for tied names on different manifolds,
     and for scripted and exported modules.
     """
     if _is_traced(model) and next(entries(model), None) is None:
@@ -301,14 +300,14 @@ def walk(model: nn.Module) -> Iterator[Declared]:
         lost = marked(p)
         if lost is not None and id(p) not in seen:
             raise DeclarationError(
-                f"{name} was declared on {lost.geometry}, by the name {lost.name}, and no module of this model says so: what replaced "
-                "its module (quantization-aware training, symbolic tracing, a swap) took the parameter over, not its "
-                f"declaration. Declare it under this name, or take that back with retract.undeclare(model, {name!r})"
+                f"{name} was declared on {lost.geometry}, by the name {lost.name}, but no module of this model has the declaration: "
+                "its module was replaced (quantization-aware training, symbolic tracing, a swap) by one that took the parameter "
+                f"only. Declare it under this name, or remove the mark with retract.undeclare(model, {name!r})"
             )
 
 
 def _is_traced(model: nn.Module) -> bool:
-    """Whether `model` is what torch.fx or torch.export made of another module."""
+    """Whether `model` was made from another module by torch.fx or torch.export."""
     unflatten = sys.modules.get("torch.export.unflatten")
     return isinstance(model, torch.fx.GraphModule) or (
         unflatten is not None and isinstance(model, unflatten.UnflattenedModule)
@@ -332,14 +331,14 @@ def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
             sources = ", ".join(f"{path}.{key}" for key, _ in owner.get_submodule(path).named_parameters(recurse=False))
             raise DeclarationError(
                 f"{name} is computed by a parametrization, from {sources}: parametrize before you declare, and declare "
-                "those, or take it off with torch.nn.utils.parametrize.remove_parametrizations"
+                "those, or remove it with torch.nn.utils.parametrize.remove_parametrizations"
             )
         if leaf in owner._modules:
             raise DeclarationError(f"{name} is a module; name a parameter of it, such as {name}.weight")
         has = ", ".join(key for key, value in owner._parameters.items() if value is not None) or "none"
         raise DeclarationError(
-            f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if it was there once, a "
-            "wrapper such as FSDP1 replaced it: declare what is left, or apply that first"
+            f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if a "
+            "wrapper such as FSDP1 has replaced it, wrap first, and declare the new parameter"
         )
     if getattr(parameter, "_fsdp_flattened", False):
         raise DeclarationError(f"{name} {FLATTENED}")
@@ -375,22 +374,22 @@ def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Ro
             raise GeometryError(f"{name} of shape {tuple(parts[0].shape)}: {error}")
         return
     if manifold.event_ndim != 1:
-        raise GeometryError(f"{name}: {manifold!r} has no joint points; joined goes with manifolds of vectors")
+        raise GeometryError(f"{name}: {manifold!r} has no joint points; joined is for manifolds of vectors")
     for part in parts:
-        # The entries of a bias are output channels, wherever its weight has them.
+        # The entries of a bias are output channels, whatever the dimension of the channels in its weight.
         cut = Rows() if part.ndim == 1 and rows.dim == 1 else rows
         error = cut.error(part.shape, Euclidean(1))
         if error:
             raise GeometryError(f"{name}, a part of shape {tuple(part.shape)}: {error}")
     counts = [rows.layout(part, 1).batch[0] for part in parts]
     if len(set(counts)) != 1:
-        raise GeometryError(f"{name} and what is joined to it have {counts} points: parts must have the same")
+        raise GeometryError(f"{name} and its joined parameters have {counts} points: all parts need the same number")
 
 
 def check_memory(name: str, tensor: Tensor) -> None:
-    """Raise `GeometryError` if elements of `tensor` share memory: to write one would be to write another."""
+    """Raise `GeometryError` if elements of `tensor` share memory, since they cannot be written independently."""
     if overlaps(tensor):
         raise GeometryError(
             f"{name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}: some of its elements share memory, and "
-            "cannot move on their own; make it of tensor.clone(), or tensor.contiguous() of an expanded one"
+            "cannot move independently; use tensor.clone(), or tensor.contiguous() of an expanded one"
         )

@@ -1,4 +1,4 @@
-"""Putting rows on their manifold, with the checks before it; also for rows that a state_dict brings."""
+"""Projection of rows onto their manifold, with checks; also for the rows of a state_dict that is loaded."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["check_rows", "forget_loads", "place", "refuse_stale", "watch_loads"]
 
 
 def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
-    """Raise `DeclarationError` for a row that is not finite, or zero where zero is no point of `manifold`."""
+    """Raise `DeclarationError` for a row that is not finite, or zero where zero is not a point of `manifold`."""
     size = numerics.norm(points, manifold.event_ndim)
-    # Where the origin is itself a point (a ball, flat space), zero rows are welcome.
+    # Zero rows are admitted where the origin is a point (a ball, flat space).
     origin = manifold.point_defect(torch.zeros_like(points)) == 0
     for bad, what in ((~torch.isfinite(size), "not finite"), ((size == 0) & ~origin, "zero")):
         if bad.any():
@@ -33,7 +33,7 @@ def check_rows(name: str, points: Tensor, manifold: Manifold) -> None:
 
 
 def place(name: str, points: Tensor, manifold: Manifold, representative: str = "keep") -> Tensor:
-    """`points` moved onto `manifold`; refuses rows that represent no point."""
+    """`points` moved onto `manifold`; raises `DeclarationError` for rows that do not represent a point."""
     check_rows(name, points, manifold)
     if isinstance(manifold, ScalingQuotient) and representative == "unit":
         return manifold.canonical(points)
@@ -59,8 +59,8 @@ def refuse_stale(
     for key, value in buffers:
         if _is_variance(key) and isinstance(value, Tensor) and (value != 1).any():
             raise DeclarationError(
-                f"moving the rows of {name} may falsify running statistics that have been trained ({key}): eval mode "
-                f"remembers the old scale. {remedy}"
+                f"moving the rows of {name} may invalidate running statistics that have been trained ({key}): eval mode "
+                f"depends on the old scale. {remedy}"
             )
 
 
@@ -148,7 +148,7 @@ def _place_loaded(
         points = gather(values, layouts)
         placed = place(prefix + entry.name, points, manifold)
         moved, size = (numerics.norm(a, manifold.event_ndim) for a in (placed - points, points))
-        if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # rounded as it was stored, and to stay so
+        if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # on the manifold up to rounding
             continue
         refuse_stale(prefix + entry.name, points, placed, stored, state_dict.items(), _LOAD_FIRST)
         refuse_stale(prefix + entry.name, points, placed, stored, kept, _RESET_AND_LOAD)
@@ -172,11 +172,11 @@ _RESET_AND_LOAD = (
 
 
 def _loadable(value: Any, part: nn.Parameter, assign: bool) -> bool:
-    """Whether torch will load `value` into `part`, and there are numbers to move."""
+    """Whether torch will load `value` into `part`, and it has values to move."""
     fits = isinstance(value, Tensor) and value.shape == part.shape and value.is_floating_point()
     return fits and not value.is_meta and (assign or not part.is_meta)
 
 
 def _mark_loaded(module: nn.Module, _: Any) -> None:
-    """``load_state_dict(assign=True)`` has made new parameters, which bear no mark yet."""
+    """Mark the new parameters that ``load_state_dict(assign=True)`` has made."""
     mark_all(module)

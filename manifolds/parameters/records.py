@@ -1,7 +1,7 @@
 """Records of a declaration: a value on the module that owns the parameter, and a mark on the tensor.
 
-The declaration says where the parameter lives. The mark only serves to refuse: it is what an optimizer still sees of a
-declaration that was lost on the way to it.
+The declaration defines the manifold of the parameter. The mark is used only to raise errors: by it an optimizer recognises
+a parameter whose declaration was lost.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ _changes = 0
 
 @dataclass(frozen=True)
 class Declaration:
-    """What `declare` writes."""
+    """A declaration, as `declare` stores it."""
 
     manifold: Manifold
-    """Where the points live."""
+    """The manifold of the points."""
     rows: Rows = Rows()
     """How the parameter is cut into points."""
     joined: tuple[str, ...] = ()
     """Names of the parameters of the same module whose rows belong to the same points."""
     found: bool = field(default=False, compare=False, repr=False)
-    """Whether `psi.declare` wrote it, which may then take it back."""
+    """Whether `psi.declare` made the declaration, and may remove it."""
 
     @property
     def geometry(self) -> str:
-        """As `geometry` has it."""
+        """The description by the function `geometry`."""
         return geometry(self.manifold, self.rows, 1 + len(self.joined))
 
 
 class Entry(NamedTuple):
-    """One declaration of a model, as it is written, and where."""
+    """One declaration of a model, and its place."""
 
     name: str
     """Qualified name of the parameter."""
@@ -66,26 +66,26 @@ class Entry(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Qualified names of the parameter and of those joined to it."""
+        """Qualified names of the parameter and of its joined parameters."""
         path = self.name.removesuffix(self.leaf)
         return (self.name, *(path + part for part in self.declaration.joined))
 
     @property
     def parts(self) -> list[nn.Parameter]:
-        """The parameters of `names`, those that are still there."""
+        """The parameters of `names` that still exist."""
         found = (self.owner._parameters.get(leaf) for leaf in (self.leaf, *self.declaration.joined))
         return [part for part in found if part is not None]
 
 
 class _Declarations(dict[str, Declaration]):
-    """Those of one module, by parameter name.
+    """The declarations of one module, by parameter name.
 
-    `copy.deepcopy` drops the attributes of a parameter, so a copy of these, with its module, marks the copied parameters.
+    `copy.deepcopy` drops the attributes of a parameter, so copying this object with its module marks the copied parameters.
     """
 
     def __init__(self, owner: nn.Module, declarations: Mapping[str, Declaration]) -> None:
         super().__init__(declarations)
-        # A strong reference would keep the module's memory until the garbage collector comes by.
+        # A strong reference would keep the module's memory until the next garbage collection.
         self._owner = weakref.ref(owner)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -106,7 +106,7 @@ def _copied(
 
 
 def entries(model: nn.Module) -> Iterator[Entry]:
-    """Every declaration in `model` as it is written, of tied parameters each."""
+    """Every declaration in `model`; those of tied parameters under all their names."""
     for path, module in model.named_modules():
         yield from _of(module, f"{path}." if path else "")
 
@@ -117,9 +117,9 @@ def _of(owner: nn.Module, path: str) -> Iterator[Entry]:
 
 
 def record(owner: nn.Module, leaf: str, name: str, declaration: Declaration) -> None:
-    """Write `declaration` on `owner`, in place of any other of the parameter `leaf`, and mark its parameters.
+    """Store `declaration` on `owner`, replacing any other of the parameter `leaf`, and mark its parameters.
 
-    Copies of `owner` by `copy.copy`, which share what is there, do not change.
+    Copies of `owner` by `copy.copy` share the stored dict, which is therefore replaced and not changed.
     """
     erase(owner, leaf)
     owner.__dict__[_DECLARATIONS] = _Declarations(owner, {**owner.__dict__.get(_DECLARATIONS, {}), leaf: declaration})
@@ -128,7 +128,7 @@ def record(owner: nn.Module, leaf: str, name: str, declaration: Declaration) -> 
 
 
 def erase(owner: nn.Module, leaf: str) -> None:
-    """Take the declaration of the parameter `leaf` off `owner`, if there is one, and its marks."""
+    """Remove the declaration of the parameter `leaf` from `owner`, if there is one, and its marks."""
     kept = {}
     for entry in _of(owner, ""):
         if entry.leaf != leaf:
@@ -142,22 +142,22 @@ def erase(owner: nn.Module, leaf: str) -> None:
 
 
 class Mark(NamedTuple):
-    """What a tensor says of its declaration."""
+    """The mark of a declared tensor."""
 
     name: str
-    """Under which it was declared."""
+    """The name under which it was declared."""
     geometry: str
 
 
 def geometry(manifold: Manifold, rows: Rows, parts: int) -> str:
-    """In words, for comparing and for messages."""
+    """A description of the geometry, for comparisons and messages."""
     cut = "" if rows == Rows() else f" {rows!r}"
     more = f" jointly with {parts - 1} more" if parts > 1 else ""
     return f"{manifold!r}{cut}{more}"
 
 
 def mark(part: Tensor, name: str, geometry: str) -> None:
-    """Write on `part` that it was declared as `name`, with that `geometry`."""
+    """Mark `part` as declared under `name`, with the description `geometry`."""
     global _changes
     before = marked(part)
     if before is None or before.geometry != geometry:
@@ -174,7 +174,7 @@ def mark_all(model: nn.Module) -> None:
 
 
 def unmark(part: Tensor) -> None:
-    """Take the mark off `part`."""
+    """Remove the mark of `part`."""
     part.__dict__.pop(_MARK, None)
 
 
@@ -185,5 +185,5 @@ def marked(part: Tensor) -> Mark | None:
 
 
 def changes() -> int:
-    """How often a mark was written or changed in this process: as long as that stays, no declaration is new."""
+    """The number of marks written or changed in this process; while it is constant, there are no new declarations."""
     return _changes

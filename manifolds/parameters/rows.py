@@ -1,4 +1,4 @@
-"""`Rows`: how a parameter is cut into points. The only place that reshapes."""
+"""`Rows`: the cut of a parameter into points. The only place that reshapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Rows:
-    """Which dimensions of a parameter enumerate points; everything else are the coordinates of one point.
+    """The dimensions of a parameter that enumerate points; all others are the coordinates of a point.
 
     =========================  =============================  ===========================================
     value                      points                         for
@@ -37,9 +37,9 @@ class Rows:
     For manifolds of vectors the coordinates are flattened in memory order, which makes the result a view
     for channels_last weights too. For ``Euclidean(0)`` every entry is a point.
 
-    A manifold of matrices (n × p, of orthonormal columns) takes the last two dimensions as they are, and all in front
-    of them enumerate points; a `dim` that is named instead must leave two. `columns` names other dimensions for its p
-    columns; all that neither enumerates points nor columns is flattened into the n coordinates of a column:
+    On a manifold of matrices (n × p, of orthonormal columns) the last two dimensions are the matrix, and all before them
+    enumerate points; an explicit `dim` must leave two dimensions. `columns` selects other dimensions for the p columns;
+    dimensions that enumerate neither points nor columns are flattened into the n coordinates of a column:
 
     ==============================  =====================================  ============================
     value                           points                                 on Stiefel
@@ -71,12 +71,12 @@ class Rows:
     dim: int | tuple[int, ...] = 0
     """The dimensions whose indices enumerate points."""
     blocks: int | None = None
-    """How many points, each of consecutive indices of dim 0; with ``dim=0`` only."""
+    """The number of points, each of consecutive indices of dim 0; with ``dim=0`` only."""
     groups: int = 1
-    """Of a transposed convolution, which enumerate points together with dim 1; with ``dim=1`` only."""
+    """The groups of a transposed convolution, which enumerate points together with dim 1; with ``dim=1`` only."""
     columns: int | tuple[int, ...] | None = None
-    """Of manifolds of matrices: the dimensions whose indices enumerate the columns of a matrix, in place of the last
-    one. Of a block, dim 0 is the one within it."""
+    """On manifolds of matrices: the dimensions whose indices enumerate the columns of a matrix, in place of the last
+    one. With blocks, dim 0 is that within a block."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "columns"):
@@ -95,10 +95,10 @@ class Rows:
         if self.blocks is not None and (self.blocks < 1 or self.dim != 0):
             raise GeometryError(f"{self!r}: blocks is a number ≥ 1 of blocks of dim 0")
         if self.groups < 1 or (self.groups > 1 and self.dim != 1):
-            raise GeometryError(f"{self!r}: groups is a number ≥ 1 and goes with dim=1 (transposed convolutions)")
+            raise GeometryError(f"{self!r}: groups is a number ≥ 1, with dim=1 only (transposed convolutions)")
 
     def __repr__(self) -> str:
-        # Without columns where there are none, as in states that were saved before there were any.
+        # Without columns if there are none, as in state_dicts of earlier versions.
         columns = "" if self.columns is None else f", columns={self.columns!r}"
         return f"Rows(dim={self.dim!r}, blocks={self.blocks!r}, groups={self.groups!r}{columns})"
 
@@ -113,10 +113,10 @@ class Rows:
         return tuple(sorted(_tuple(self.dim)))
 
     def point_dims(self, ndim: int, event_ndim: int) -> tuple[int, ...]:
-        """Dimensions of a parameter of `ndim` that enumerate points as a whole, blocks left aside."""
+        """The dimensions of a parameter of `ndim` that enumerate points, without blocks."""
         if event_ndim != 1 and self.columns is None and self.dim == 0:
             return tuple(range(ndim - event_ndim))
-        # A bias has one entry per output channel, wherever its weight keeps the channels.
+        # A bias has one entry per output channel, whatever the dimension of the channels in its weight.
         return (0,) if ndim == 1 and self.dim == 1 else self.dims
 
     def error(self, shape: Sequence[int], manifold: Manifold) -> str | None:
@@ -128,16 +128,16 @@ class Rows:
         if self.groups > 1 and (not shape or shape[0] % self.groups):
             return f"{self!r} does not divide dim 0 of shape {tuple(shape)}"
         if self.columns is not None and manifold.event_ndim != 2:
-            return f"{self!r} names the columns of matrices, and {manifold!r} is no manifold of matrices; leave columns out"
+            return f"{self!r} has columns, and {manifold!r} is not a manifold of matrices; leave columns out"
         named = (*_tuple(self.columns), *(self.dims if self.blocks is None else ()))
         asks = manifold.event_ndim == 1 or self.columns is not None or self.dim != 0
         if asks and max(named, default=-1) >= len(shape):
-            return f"{self!r} names a dimension that shape {tuple(shape)} does not have"
+            return f"{self!r} has a dimension that shape {tuple(shape)} does not have"
         if manifold.event_ndim > 1 and self.columns is None:
             inside = len(shape) - (0 if self.blocks is not None or self.dim == 0 else len(self.dims))
             exact = self.blocks is not None or self.dim != 0
             if inside < manifold.event_ndim or (exact and inside > manifold.event_ndim):
-                remedy = "; columns=… says which dimensions become its columns" if manifold.event_ndim == 2 else ""
+                remedy = "; columns=… selects the dimensions of its columns" if manifold.event_ndim == 2 else ""
                 return f"{self!r} does not give shape {tuple(shape)} points of {manifold.event_ndim} dimensions{remedy}"
         layout = self.layout(torch.empty(tuple(shape), device="meta"), manifold.event_ndim)
         error = manifold.event_error(layout.event)
@@ -146,7 +146,7 @@ class Rows:
         return error
 
     def _transposed(self, ndim: int) -> Rows:
-        """With what were the rows of a matrix for its columns."""
+        """The cut into transposed matrices: their columns are the rows of these."""
         inside = [a for a in range(ndim) if self.blocks is not None or a not in self.point_dims(ndim, 2)]
         columns = _tuple(self.columns) or (inside[-1],)
         others = tuple(a for a in inside if a not in columns)
@@ -156,35 +156,35 @@ class Rows:
         return Rows(plain, points, columns=others[0] if len(others) == 1 else others)
 
     def layout(self, part: Tensor, event_ndim: int) -> Layout:
-        """How tensors shaped and laid out like `part` are cut into points of `event_ndim` dimensions."""
+        """The `Layout` of tensors with the shape and strides of `part`, for points of `event_ndim` dimensions."""
         return _layout(self, part.shape, part.stride(), event_ndim)
 
 
 class Layout(NamedTuple):
-    """`Rows` worked out for one shape and memory order."""
+    """`Rows` resolved for one shape and memory order."""
 
     blocks: int | None
-    """Number of blocks that axis 0 is cut into first, if any."""
+    """The number of blocks into which axis 0 is cut first, if any."""
     order: tuple[int, ...] | None
-    """Axes of the points, then those of the coordinates, of vectors in memory order, of matrices columns last; None:
+    """The axes of points, then those of coordinates: of vectors in memory order, of matrices with columns last. None:
     unchanged."""
     arranged: tuple[int, ...]
-    """Shape in that order."""
+    """The shape in that order."""
     axes: int
-    """How many of those axes enumerate points."""
+    """The number of arranged axes that enumerate points."""
     batch: tuple[int, ...]
     event: tuple[int, ...]
     scalar: tuple[int, ...]
-    """Shape of one scalar per point, with the parameter's number of dimensions and size 1 on the axes of the
-    coordinates, so that it broadcasts against the parameter wherever an axis enumerates points."""
+    """The shape of scalars per point: that of the parameter with size 1 on the axes of coordinates, so that they
+    broadcast against the parameter wherever an axis enumerates points."""
 
     @property
     def coordinates(self) -> int:
-        """How many of the arranged axes are coordinates of a point."""
+        """The number of arranged axes that are coordinates of a point."""
         return len(self.arranged) - self.axes
 
     def arrange(self, tensor: Tensor) -> Tensor:
-        """`tensor` with its axes in order, a view."""
+        """`tensor` with its axes in `order`, a view."""
         if self.blocks is not None:
             tensor = tensor.unflatten(0, (self.blocks, -1))
         return tensor if self.order is None else tensor.permute(self.order)
@@ -194,26 +194,25 @@ class Layout(NamedTuple):
         return self.arrange(tensor).reshape(self.batch + self.event)
 
     def as_matrix(self, tensor: Tensor) -> Tensor:
-        """As `split`, in one operation, for a tensor whose memory is the contiguous matrix of points."""
+        """`tensor`, whose memory is a contiguous matrix of points, as that matrix: `split` in one operation."""
         (points,), (n,) = self.batch, self.event
         return tensor.as_strided((points, n), (n, 1))
 
     def multiply_(self, tensor: Tensor, factors: Tensor) -> None:
-        """Multiply each point of `tensor` by its own of the `factors`, (points,), in place."""
+        """Multiply the points of `tensor` by `factors`, (points,), in place."""
         shape = self.arranged[: self.axes] + (1,) * self.coordinates
         self.arrange(tensor).mul_(factors.to(tensor).view(shape))
 
     def split_scalars(self, tensor: Tensor) -> Tensor:
-        """One scalar per point, from `scalar` shape to (*batch, 1…), a view."""
+        """Scalars per point from shape `scalar` to (*batch, 1…), a view."""
         return tensor.view(self.batch + (1,) * len(self.event))
 
 
 def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
-    """The points that `tensors` hold together: (points, n), or (*batch, *event) for other than vectors.
+    """The points of `tensors`, the parts of joint points side by side: (points, n) for vectors, otherwise (*batch, *event).
 
-    A view where one exists. The layouts are those of the parameters, so that gradients and states laid out
-    differently line up with them. Several tensors are the parts of joint points, side by side. Half
-    precision comes as float32: geometry computes in float32 or better. DTensors come whole, from all processes.
+    A view where one exists. The layouts are those of the parameters, also for gradients and states with other strides.
+    Half precision is converted to float32, in which geometry is computed. DTensors are gathered from all processes.
     """
     tensors = [whole(tensor) for tensor in tensors]
     if len(tensors) == 1:
@@ -224,9 +223,9 @@ def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
 
 
 def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
-    """Write `points`, as `gather` gave them, back; what is a view of its tensor is there already.
+    """Write `points`, in the layout of `gather`, to `tensors`; views of them are up to date already.
 
-    What float16 does not reach becomes the largest number that it has, so that a vector that is kept, such as a momentum at a
+    Finite values beyond the range of float16 become its largest number, so that a stored vector, such as the momentum of a
     row of PSI of large norm, stays finite.
     """
     if tensors[0].dtype == torch.float16 != points.dtype:
@@ -246,7 +245,7 @@ def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout
 
 
 def overlaps(tensor: Tensor) -> bool:
-    """Whether elements of `tensor` share memory, as those of an expanded one do."""
+    """Whether elements of `tensor` share memory, as in an expanded tensor."""
     reach, clear = 0, True
     axes = sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
     for stride, size in axes:
@@ -254,7 +253,7 @@ def overlaps(tensor: Tensor) -> bool:
         reach += stride * (size - 1)
     if clear or tensor.numel() == 0:
         return False
-    # Axes that reach into each other may still miss each other's elements.
+    # Axes whose ranges overlap need not have elements in common.
     places = torch.zeros(1, dtype=torch.int64)
     for stride, size in axes:
         places = (places.unsqueeze(1) + stride * torch.arange(size)).flatten()

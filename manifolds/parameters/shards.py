@@ -1,4 +1,4 @@
-"""Sharded parameters, DTensors: how one is dealt out among processes, and which points are whole in one shard."""
+"""Sharded parameters (DTensors): their division among processes."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ __all__ = ["Cut", "cut_of", "is_sharded", "whole", "write_"]
 
 
 class Cut(NamedTuple):
-    """How a DTensor is dealt out along one dimension of its mesh: in as many equal runs of `axis`, the last ones shorter
-    or empty."""
+    """The division of a DTensor along one dimension of its mesh: equal runs of `axis`, one per process, the last ones
+    shorter or empty."""
 
     axis: int | None
-    """The axis that is cut; None: every process has all of it."""
+    """The axis that is cut; None: replicated."""
     length: int
-    """Of that axis."""
+    """The length of that axis."""
     size: int
-    """Number of processes that share it."""
+    """The number of processes."""
     rank: int
-    """Which of them this is."""
+    """The rank of this process among them."""
     group: Any
-    """The process group of them."""
+    """Their process group."""
 
     @property
     def run(self) -> int:
-        """Length of a full run."""
+        """The length of a full run."""
         return -(-self.length // self.size)
 
     def local(self, full: Tensor) -> Tensor:
-        """This process' part of the whole tensor, a view."""
+        """The part of this process in the whole tensor, a view."""
         if self.axis is None:
             return full
         start = min(self.rank * self.run, self.length)
         return full.narrow(self.axis, start, min(self.run, self.length - start))
 
     def pack(self, local: Tensor) -> Tensor:
-        """A shard as one row of numbers, filled up to a full run; the same length on every process."""
+        """A shard as one row of numbers, padded to a full run; of the same length on every process."""
         assert self.axis is not None
         rows = local.movedim(self.axis, 0)
         filled = rows.new_zeros(self.run, *rows.shape[1:])
@@ -69,10 +69,9 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 
 
 def cut_of(name: str, tensor: DTensor) -> Cut:
-    """How `tensor`, parameter `name`, is dealt out.
+    """The division of `tensor`, parameter `name`, among processes.
 
-    Raises `GeometryError` for layouts that are not supported: cut along two dimensions of a mesh, in strides, or sums
-    that are pending.
+    Raises `GeometryError` for unsupported layouts: cuts along two dimensions of a mesh, strided cuts, and pending sums.
     """
     from torch.distributed.tensor import Shard
 
@@ -82,8 +81,8 @@ def cut_of(name: str, tensor: DTensor) -> Cut:
     along = [dim for dim, placement in enumerate(placements) if not placement.is_replicate()]
     if len(along) > 1 or any(type(placements[dim]) is not Shard for dim in along):
         raise GeometryError(
-            f"{name} is laid out as {placements}: points are followed through one cut along one axis (FSDP2, HSDP, or tensor "
-            "parallelism), not through several at once. Leave the parameter undeclared, or drop one of the two"
+            f"{name} has the placements {placements}: points may be cut along one axis (FSDP2, HSDP, or tensor parallelism), not "
+            "along several at once. Leave the parameter undeclared, or use one kind of sharding"
         )
     if not along:
         return Cut(None, 0, 1, 0, None)
@@ -95,11 +94,11 @@ def cut_of(name: str, tensor: DTensor) -> Cut:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of `tensor` as a plain tensor: gathered from all processes if it is a DTensor, otherwise itself."""
+    """`tensor` as a plain tensor: gathered from all processes if it is a DTensor, otherwise unchanged."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 @torch.no_grad()
 def write_(tensor: DTensor, full: Tensor) -> None:
-    """Write this process' part of `full` into the DTensor `tensor`."""
+    """Write the part of this process in `full` into the DTensor `tensor`."""
     tensor.to_local().copy_(cut_of("the tensor", tensor).local(full))

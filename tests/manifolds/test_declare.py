@@ -175,7 +175,7 @@ def test_wrong_names_shapes_and_dtypes():
         declare(model, "0.weight", PSI(), rows=Rows(blocks=2))
     with pytest.raises(GeometryError, match="n ≥ p"):
         declare(model, "0.weight", Stiefel())
-    with pytest.raises(GeometryError, match="parts must have the same"):
+    with pytest.raises(GeometryError, match="all parts need the same number"):
         declare(nn.MultiheadAttention(4, 2), "in_proj_weight", PSI(), rows=Rows(dim=1), joined=("in_proj_bias",))
     with pytest.raises(GeometryError, match="has no joint points"):
         declare(nn.Linear(2, 4), "weight", Stiefel(), joined=("bias",))

@@ -168,13 +168,11 @@ def test_what_is_wrong_names_what_would_do():
             declare(layer, "weight", Stiefel(), rows)
         offered = str(caught.value).partition("transpose it: ")[2].removesuffix(" does that")
         declare(layer, "weight", Stiefel(), eval(offered))
-    with pytest.raises(
-        GeometryError, match="does not give shape .* columns=… says which dimensions become its columns"
-    ):
+    with pytest.raises(GeometryError, match="does not give shape .* columns=… selects the dimensions of its columns"):
         declare(conv, "weight", Stiefel(), Rows.whole())
-    with pytest.raises(GeometryError, match="names the columns of matrices, and Sphere"):
+    with pytest.raises(GeometryError, match="has columns, and Sphere"):
         declare(conv, "weight", Sphere(), Rows.whole(columns=0))
-    with pytest.raises(GeometryError, match="names a dimension that shape"):
+    with pytest.raises(GeometryError, match="has a dimension that shape"):
         declare(wide, "weight", Stiefel(), Rows.whole(columns=2))
     with pytest.raises(GeometryError, match="points or columns, not both"):
         Rows(columns=0)

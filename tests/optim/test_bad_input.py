@@ -73,7 +73,7 @@ def test_motions_that_a_manifold_lacks():
     ("manifold", "rows", "message"),
     [
         (PSI(), Rows(blocks=3), r"fc.weight of shape \(4, 3\): Rows\(dim=0, blocks=3.*does not divide dim 0"),
-        (PSI(), Rows(dim=2), r"names a dimension that shape \(4, 3\) does not have"),
+        (PSI(), Rows(dim=2), r"has a dimension that shape \(4, 3\) does not have"),
         (Grassmann(2), Rows(), r"n × 2 matrix, not 4 × 3"),
         (Sphere(), Rows(dim=(0, 1)), "needs at least 2 coordinates"),
         (Stiefel(), Rows(dim=1), "does not give shape"),
@@ -137,7 +137,7 @@ def test_rows_that_fit_nothing(dim):
         Rows(dim=dim)
     with pytest.raises(GeometryError, match="blocks is a number"):
         Rows(blocks=0)
-    with pytest.raises(GeometryError, match="goes with dim=1"):
+    with pytest.raises(GeometryError, match="with dim=1 only"):
         Rows(groups=2)
 
 

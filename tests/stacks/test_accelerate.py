@@ -84,7 +84,7 @@ def test_saved_states_go_on(name, tmp_path):
     assert torch.equal(torch.cat([half, follow(one, twin, optimizer, DATA[3:], schedule)]), whole)
     assert same(net, twin)
     one, *_ = prepared(Sphere())
-    with pytest.raises(DeclarationError, match="moving the rows of 0.weight may falsify running statistics"):
+    with pytest.raises(DeclarationError, match="moving the rows of 0.weight may invalidate running statistics"):
         one.load_state(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_checkpoints_that_are_none(tmp_path):
     assert not Path(trace).exists()
 
 
-FAILING = {"reference": (reference, "update"), "foreach": (rows.lists, "step"), "fused": (rows.Fused, "_step")}
+FAILING = {"reference": (reference, "update"), "foreach": (rows.lists, "step"), "fused": (rows.Fused, "run")}
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])

@@ -308,8 +308,8 @@ def test_hybrid_and_tensor_parallel_layouts():
     expected = {
         "plain state": "StateError: .* is sharded, its momentum_buffer is not: load the state with set_optimizer_state_dict",
         "find": "ProbeError: 0.weight is sharded: .* Probe it before fully_shard",
-        "differentiable": "OptionError: differentiable=True on 0.weight: a sharded parameter",
-        "two cuts": "GeometryError: 0.weight is laid out as .* not through several at once",
+        "differentiable": "OptionError: differentiable=True on 0.weight: steps of sharded parameters",
+        "two cuts": "GeometryError: 0.weight has the placements .* not along several at once",
     }
     assert its["messages"].keys() == expected.keys()
     for name, message in expected.items():
@@ -352,7 +352,7 @@ def test_fsdp1_is_refused_and_zero_takes_plain_groups_only():
     train(net, PSISGD(apart(net), lr=0.1, momentum=0.9))
     for its in together(2, older_wrappers):
         original, flat, zero = its["messages"]
-        assert re.search("0.weight is what FSDP1 left of a parameter", original)
+        assert re.search("0.weight was flattened by FSDP1", original)
         assert re.search("0.weight: Linear has no parameter 'weight' .* FSDP1 replaced it", flat)
         assert re.search("OptionError: .* ZeroRedundancyOptimizer splits groups like that", zero)
         assert all(map(torch.equal, its["weights"], net.parameters()))

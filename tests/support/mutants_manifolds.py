@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant(
         "put falsifies running statistics",
         "manifolds/parameters/declare.py",
-        "refuse_stale(names[0], points, placed, parts, model.named_buffers(), _RESET_AND_PUT)",
-        "refuse_stale(names[0], points, points, parts, model.named_buffers(), _RESET_AND_PUT)",
+        "refuse_stale(names[0], points, placed, parts, model.named_buffers(), _RESET_AND_PROJECT)",
+        "refuse_stale(names[0], points, points, parts, model.named_buffers(), _RESET_AND_PROJECT)",
         "tests/manifolds/test_loads.py::test_put_refuses_what_declare_refuses",
     ),
     Mutant(
