@@ -168,9 +168,7 @@ def test_what_is_wrong_names_what_would_do():
             declare(layer, "weight", Stiefel(), rows)
         offered = str(caught.value).partition("transpose it: ")[2].removesuffix(" does that")
         declare(layer, "weight", Stiefel(), eval(offered))
-    with pytest.raises(
-        GeometryError, match="does not give shape .* columns=… selects the dimensions of its columns"
-    ):
+    with pytest.raises(GeometryError, match="does not give shape .* columns=… selects the dimensions of its columns"):
         declare(conv, "weight", Stiefel(), Rows.whole())
     with pytest.raises(GeometryError, match="has columns, and Sphere"):
         declare(conv, "weight", Sphere(), Rows.whole(columns=0))
