@@ -172,7 +172,7 @@ def test_options_of_others_and_slips_of_the_pen():
     with pytest.raises(OptionError, match="joined names a parameter that is not in the group's params"):
         RiemannianSGD([{"params": [b], "joined": [(w, b)], "manifold": PSI()}])
     short = nn.Parameter(torch.ones(3))
-    with pytest.raises(GeometryError, match="parts must have the same"):
+    with pytest.raises(GeometryError, match="all parts need the same number"):
         RiemannianSGD([{"params": [w, short], "joined": [(w, short)], "manifold": PSI()}])
 
 

@@ -353,7 +353,7 @@ def test_fsdp1_is_refused_and_zero_takes_plain_groups_only():
     for its in together(2, older_wrappers):
         original, flat, zero = its["messages"]
         assert re.search("0.weight was flattened by FSDP1", original)
-        assert re.search("0.weight: Linear has no parameter 'weight' .* FSDP1 replaced it", flat)
+        assert re.search("0.weight: Linear has no parameter 'weight' .* FSDP1 has replaced it", flat)
         assert re.search("OptionError: .* ZeroRedundancyOptimizer splits groups like that", zero)
         assert all(map(torch.equal, its["weights"], net.parameters()))
 
