@@ -50,7 +50,7 @@ class PointSet:
             if not _is_dense(part):
                 raise GradientError(
                     f"{self.name} is {_kind(part)} and has a gradient; the updates are defined for dense real floating-point "
-                    "parameters. Freeze it with requires_grad_(False) and grad = None, or convert it and build the optimizer anew"
+                    "parameters. Freeze it with requires_grad_(False) and grad = None, or convert it and build a new optimizer"
                 )
             if grad.layout != torch.strided:
                 raise GradientError(f"{self.name} has a {grad.layout} gradient; these updates need dense ones")
