@@ -292,7 +292,7 @@ def test_what_cannot_be_averaged_says_so(device):
     with pytest.raises(OptionError, match="the parts of weight differ in dtype or device"):
         averaged_of([mixed, mixed])
     nn.utils.parametrizations.weight_norm(model["blocks"])
-    with pytest.raises(DeclarationError, match=r"blocks.weight is computed by a parametrization, .* or take it off"):
+    with pytest.raises(DeclarationError, match=r"blocks.weight is computed by a parametrization, .* or remove it"):
         get_multi_avg_fn(model)
 
 
