@@ -24,6 +24,7 @@ RESULTS = {
     retract.psi.Report,
     retract.psi.Observation,
     retract.psi.ProbeError,
+    retract.testing.Law,
 }
 
 

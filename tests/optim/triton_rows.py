@@ -99,18 +99,10 @@ class Points:
         """One step of the kernels, in place."""
         its = update_of(self.manifold, rule, options, Memory(self.dtype, fresh, step=torch.tensor(STEP)), vector)
         choices = its.choices._replace(**changes)
-        rows = [
-            [
-                x.data_ptr(),
-                g.data_ptr(),
-                v.data_ptr() * vector,
-                r.data_ptr() * choices.store_radius,
-                s.data_ptr() * choices.adam,
-                0,
-                *x.shape,
-            ]
-            for x, g, v, r, s in self.arrays
-        ]
+        rows = []
+        for x, g, v, r, s in self.arrays:
+            scalars = (r.data_ptr() * choices.store_radius, s.data_ptr() * choices.adam, 0)
+            rows.append([x.data_ptr(), g.data_ptr(), v.data_ptr() * vector, *scalars, *x.shape])
         table = np.array(rows, dtype=np.int64)
         triton_rows.step(table, triton_rows.schedule(table), its._replace(choices=choices), self.dtype, self.device)
 
