@@ -25,6 +25,7 @@ RESULTS = {
     retract.psi.Observation,
     retract.psi.ProbeError,
     retract.testing.Law,
+    retract.testing.LawError,
 }
 
 

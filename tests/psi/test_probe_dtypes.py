@@ -256,7 +256,7 @@ def test_scripted_parts():
     before = {name: t.clone() for name, t in model.state_dict().items()}
     probe = Probe(model, (x,), {})
     assert set(probe.weights) == {"0.weight", "1.weight", "1.bias"}
-    assert set(probe.passed_over.values()) == {"it lies in a scripted part and cannot be replaced"}
+    assert set(probe.passed_over.values()) == {"it is in a scripted part and cannot be replaced"}
     assert torch.equal(probe.run(0)[0], probe.run(0)[0])
     assert probe.differentiate(0)[1]["0.weight"].any()
     assert probe.precision == DOUBLE
