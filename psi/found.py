@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import nn
 
 from ..errors import DeclarationError, OptionError
-from ..manifolds import Manifold
-from ..manifolds.parameters.declare import preparing, undeclare, walk
+from ..manifolds import Manifold, Rows
+from ..manifolds.parameters.declare import check_types, preparing, undeclare, walk
 from ..manifolds.parameters.records import entries
 from .agreement import agreed
 
@@ -31,7 +31,8 @@ class _Plan(NamedTuple):
 
 
 def refuse_matrices(manifold: Manifold) -> None:
-    """Raise `OptionError` for a manifold whose points are not vectors."""
+    """Raise `DeclarationError` for what is no manifold, `OptionError` for a manifold whose points are not vectors."""
+    check_types("manifold", manifold, Rows())
     if manifold.event_ndim != 1:
         raise OptionError(
             f"{manifold!r} is no manifold of vectors, which is what scale-invariant rows are: PSI(), Grassmann(1) or Sphere(); "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,6 +96,10 @@ class Rows:
             raise GeometryError(f"{self!r}: blocks is a number ≥ 1 of blocks of dim 0")
         if self.groups < 1 or (self.groups > 1 and self.dim != 1):
             raise GeometryError(f"{self!r}: groups is a number ≥ 1, with dim=1 only (transposed convolutions)")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # `dim` was called `axis` in what earlier versions have pickled.
+        self.__dict__.update({"dim" if name == "axis" else name: value for name, value in state.items()})
 
     def __repr__(self) -> str:
         # Without columns if there are none, as in state_dicts of earlier versions.

@@ -144,6 +144,7 @@ class Arrays:
         self._absent = [name for name in rule.vectors if name not in self.vectors]
         self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._sizes, self._strides = list(map(_size, self.params)), list(map(_stride, self.params))
+        self._shapes = [p.shape for p in self.params]
         self._plain = all(map(_contiguous, self.params))
         self._stack: Stack | None = None
 
@@ -168,8 +169,10 @@ class Arrays:
         if self._device >= 0 and any(grad.get_device() != self._device for grad in grads):
             return False
         if not np.array_equal(addresses, self.param_addresses):
-            # At the same address, dtype and device are the same.
+            # At the same address, dtype and device are the same. A view with gaps may have the size and strides of another shape.
             if any(p.dtype != self._dtype or p.get_device() != self._device for p in params):
+                return False
+            if [p.shape for p in params] != self._shapes:
                 return False
             self.param_addresses, self._stack = addresses, None
         for (found, tensors), before in zip(state, self.addresses.values(), strict=True):

@@ -1,5 +1,7 @@
 """`Rows`: cutting any parameter into points and back, by property test and by hand."""
 
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,3 +101,11 @@ def test_channels_last_is_a_view(shape):
     w = torch.randn(shape).contiguous(memory_format=memory_format)
     for rows in (Rows(), Rows.whole(), Rows(blocks=3)):
         assert gather([w], [rows.layout(w, 1)]).data_ptr() == w.data_ptr()
+
+
+def test_a_pickle_with_the_former_word():
+    """Models that were pickled whole when `dim` was called `axis`; without its word, `dim` was that of the class, 0."""
+    now = pickle.dumps(Rows(dim=1, groups=2), protocol=2)
+    then = now.replace(b"X\x03\x00\x00\x00dim", b"X\x04\x00\x00\x00axis")
+    assert then != now
+    assert pickle.loads(then) == pickle.loads(now) == Rows(dim=1, groups=2)

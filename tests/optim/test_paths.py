@@ -269,3 +269,20 @@ def test_the_reference_path_needs_less_memory_than_the_parameter(name, device):
     with Peak() as peak:
         optimizer.step()
     assert peak.most <= w.numel() * 4
+
+
+@pytest.mark.parametrize("path", FAST)
+def test_a_view_of_the_same_size_and_strides_is_another_matrix(path):
+    """12 × 3 with the strides (6, 1) of the 6 × 6 matrix that it replaces; rows used to be read across the gaps."""
+
+    def end(options):
+        generator = torch.Generator().manual_seed(0)
+        p = nn.Parameter(torch.randn(6, 6, generator=generator, dtype=torch.float64))
+        optimizer = RiemannianSGD([{"params": [p], "manifold": PSI(), "radius": "free"}], lr=0.1, **options)
+        for view in (p.data, p.data, torch.randn(12, 6, generator=generator, dtype=torch.float64)[:, :3]):
+            p.grad, p.data = None, view
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            optimizer.step()
+        return p.detach()
+
+    torch.testing.assert_close(end(FAST[path]), end({"foreach": False}))

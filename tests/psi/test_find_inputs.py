@@ -99,3 +99,16 @@ def test_a_report_leaves_alone_what_was_declared_by_hand():
     told = report.declare(net)
     assert told.declared == ()
     assert told[0].reason.endswith("; not declared, 0.bias belongs to the points of 0.bias")
+
+
+@pytest.mark.parametrize("manifold", ["PSI", Sphere])
+def test_what_is_no_manifold_is_refused_before_the_measurement(manifold):
+    """The name of one used to end in an AttributeError, a class only after all probes."""
+
+    def never(*_):
+        raise AssertionError("the model ran")
+
+    net = nn.Linear(6, 8)
+    net.forward = never
+    with pytest.raises(DeclarationError, match="is not a Manifold; pass an instance such as Sphere"):
+        psi.declare(net, torch.randn(16, 6), manifold=manifold)
