@@ -57,7 +57,8 @@ class Manifold(ABC):
     """Length ‖u‖ₓ up to which all maps are finite and differentiable. Law: they are. A geometry whose maps overflow before
     (cosh, the exponential of a matrix) says so here, on the class or on an instance."""
     compact: bool = False
-    """Whether the manifold is compact. Law: steps of any finite length end on it then, unless `max_tangent_norm` is lowered."""
+    """Whether the manifold is compact. Law: steps of lengths up to 1e30, and 1e100 in float64, end on it then, unless
+    `max_tangent_norm` is lowered."""
     unmet_laws: Collection[str] = ()
     """Names of laws of `retract.testing` that the manifold is known to break; `retract.testing.laws` leaves them out."""
 

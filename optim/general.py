@@ -154,7 +154,7 @@ class RiemannianAdam(RiemannianOptimizer):
         try:
             check_known(options, {**COMMON, **defaults})
         except OptionError as error:
-            raise TypeError(f"RiemannianAdam() got an unexpected keyword argument: {error}") from None
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument: {error}") from None
         super().__init__(params, {**defaults, **options})
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:

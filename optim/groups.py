@@ -21,7 +21,6 @@ from .rules import Rule
 __all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "tensor_geometry"]
 
 _OF_POINTS = frozenset(read_by("points"))
-
 _FLAT = Euclidean(0), Rows()
 
 

@@ -52,7 +52,7 @@ class _Number:
             return None
         if not self.test(number(name, value)):
             raise OptionError(f"{name}={value!r} {self.failure}")
-        return value if isinstance(value, int | float | Tensor) else float(value)
+        return _python(value)
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,14 @@ def _betas(name: str, value: Any) -> Any:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise OptionError(f"{name}={value!r} is not a pair of numbers")
     for beta in value:
-        if not 0.0 <= number(name, beta) < 1.0:
+        if not _fraction.test(number(name, beta)):
             raise OptionError(f"{name}={value!r}: {beta!r} is outside [0, 1)")
-    return tuple(beta if isinstance(beta, int | float | Tensor) else float(beta) for beta in value)
+    return tuple(map(_python, value))
+
+
+def _python(value: Any) -> Any:
+    """A number as an int, a float or a tensor."""
+    return value if isinstance(value, int | float | Tensor) else float(value)
 
 
 class Option(NamedTuple):
@@ -165,21 +170,20 @@ def check_names(keys: Collection[Any], defaults: Options) -> None:
 
     Known keys are the names of `defaults`, the keys of torch and of schedulers, and all that begin with an underscore.
     """
-    check_known([key for key in keys if key not in _KEPT_BY_OTHERS], defaults)
+    foreign = [key for key in keys if key not in _KEPT_BY_OTHERS and not str(key).startswith("_")]
+    check_known(foreign, defaults)
     for name in defaults:
         if name not in keys:
             raise OptionError(f"the option {name!r} is missing from a group; set it again")
 
 
 def check_known(keys: Collection[Any], defaults: Options) -> None:
-    """Raise `OptionError` for a key that is not in `defaults`, unless it begins with an underscore."""
+    """Raise `OptionError` for a key that is not in `defaults`."""
     for key in keys:
         if key in defaults:
             continue
         if not isinstance(key, str):
             raise OptionError(f"a group has the key {key!r}; options are named by strings")
-        if key.startswith("_"):
-            continue
         close = [_ELSEWHERE[key]] if key in _ELSEWHERE else difflib.get_close_matches(key, defaults, n=1, cutoff=0.55)
         hint = f"did you mean {close[0]!r}?" if close and close[0] in defaults else f"it has {', '.join(defaults)}."
         raise OptionError(
@@ -255,7 +259,7 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
         )
     if options["orthogonality"] and not isinstance(manifold, Spherical):
         raise OptionError(
-            f"orthogonality={options['orthogonality']} on {name}: it is defined between unit vectors (Sphere, Grassmann(1), "
+            f"orthogonality={options['orthogonality']} on {name}: it is defined between unit vectors (Sphere, ProjectiveSpace, "
             f"PSI), not on {manifold!r}; set it to 0 in this group"
         )
 

@@ -118,12 +118,12 @@ def _place_loaded(
 ) -> None:
     """Replace the entries of `state_dict`, which is torch's copy of the user's, that are off their manifold.
 
-    Points come through bitwise, and rows of scaling quotients stay where they are. What does not fit is left to torch. Of joint
-    points of which a part is missing the network's own part moves along. Of tied names the last counts, as for torch.
+    Points keep every bit, and rows of scaling quotients do not move. Entries that do not fit are left to torch. If a part of
+    joint points is missing, that of the network moves along. Of tied names the last counts, as in torch.
 
-    Raises `DeclarationError` for rows that are no points, and where the `state_dict`, or for what it lacks the network, has
-    trained running statistics, which the move would falsify. Seen from the network on which it was declared, nothing is
-    loaded then.
+    Raises `DeclarationError` for rows that are not points, and where the `state_dict`, or for entries that it lacks the
+    network, has trained running statistics, which the move would invalidate. For the network on which it was declared,
+    nothing is loaded then.
     """
     assign = local_metadata.get("assign_to_params_buffers", False)
     names: dict[int, list[str]] = {}

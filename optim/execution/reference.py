@@ -34,8 +34,8 @@ class Reference(Plan):
     def _step_one(self, operand: Operand, options: Options) -> None:
         """One step of a point set and its state, in place."""
         parts, layouts = operand.points.parts, operand.layouts
-        x, egrad = gather(parts, layouts), gather(operand.grads, layouts)
-        egrad = egrad.to(x.dtype)
+        x = gather(parts, layouts)
+        egrad = gather(operand.grads, layouts).to(x.dtype)
         step = None
         if self.rule.counts_steps:
             step = count_steps([self.state[parts[0]]], device=x.device if options["capturable"] else None)[0]

@@ -49,25 +49,22 @@ class Stack(NamedTuple):
         if sum(sizes) <= size:
             yield self
             return
-        if max(sizes) > size:
-            rows = [max(1, size // g.shape[1]) for g in self.g]
-            cut = self.map(
-                lambda arrays: [piece for a, count in zip(arrays, rows, strict=True) for piece in a.split(count)]
-            )
-            yield from cut._runs(size)
-        else:
-            yield from self._runs(size)
+        rows = [max(1, size // g.shape[1]) for g in self.g]
 
-    def _runs(self, size: int) -> Iterator[Stack]:
+        def cut(arrays: list[Tensor]) -> list[Tensor]:
+            pairs = zip(arrays, rows, strict=True)
+            return [piece for a, count in pairs for piece in (a.split(count) if len(a) > count else (a,))]
+
+        stack = self.map(cut) if max(sizes) > size else self
         run: list[int] = []
         filled = 0
-        for i, g in enumerate(self.g):
+        for i, g in enumerate(stack.g):
             if run and filled + g.numel() > size:
-                yield self.select(run)
+                yield stack.select(run)
                 run, filled = [], 0
             run.append(i)
             filled += g.numel()
-        yield self.select(run)
+        yield stack.select(run)
 
 
 def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Options) -> None:
@@ -125,8 +122,8 @@ def step(stack: Stack, update: Update, rule: Rule, memory: Memory, options: Opti
         xx, r = xx * s * s, r * s
         root = one
         if C.unit and C.exp:
-            counts = torch.tensor([points, [part.shape[1] for part in x]], device=r.device)
-            root = counts[1].double().sqrt().repeat_interleave(counts[0], output_size=len(r))
+            widths = torch.tensor([part.shape[1] for part in x], dtype=torch.float64)
+            root = widths.sqrt().repeat_interleave(torch.tensor(points)).to(r.device, non_blocking=True)
         k_x, k_u, norm2 = algebra.motion(xx, xu, uu, r, root, rounding, C)
     transported = []
     if C.project or C.parallel:

@@ -216,3 +216,11 @@ def test_a_closure_that_waits_for_the_device_in_a_capture(capturable):
         OptionError if capturable else RuntimeError, match="waits for the device" if capturable else "not permitted"
     ):
         optimizer.step(closure)
+
+
+@pytest.mark.parametrize("name", ["amsgrad", "momentum", "_depth"])
+@pytest.mark.parametrize("optimizer", [RiemannianAdam, AdamG])
+def test_unknown_keywords_of_a_constructor(optimizer, name):
+    """As for any function; keys of one's own, with an underscore, belong into groups."""
+    with pytest.raises(TypeError, match=f"{optimizer.__name__} got an unexpected keyword argument.*{name}"):
+        optimizer([nn.Parameter(torch.ones(2))], **{name: True})
