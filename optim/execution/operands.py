@@ -12,7 +12,6 @@ from itertools import chain, repeat
 from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -168,7 +167,7 @@ class Arrays:
             return False
         if self._device >= 0 and any(grad.get_device() != self._device for grad in grads):
             return False
-        if not np.array_equal(addresses, self.param_addresses):
+        if addresses != self.param_addresses:
             # At the same address, dtype and device are the same. A view with gaps may have the size and strides of another shape.
             if any(p.dtype != self._dtype or p.get_device() != self._device for p in params):
                 return False
@@ -176,7 +175,7 @@ class Arrays:
                 return False
             self.param_addresses, self._stack = addresses, None
         for (found, tensors), before in zip(state, self.addresses.values(), strict=True):
-            if not all(map(is_, found, tensors)) or not np.array_equal(_addresses(tensors), before):
+            if not all(map(is_, found, tensors)) or _addresses(tensors) != before:
                 return False
         self.grads = grads
         return not any(name in entry for name in self._absent for entry in entries)
@@ -200,8 +199,8 @@ class Arrays:
         return chain(self.vectors.items(), self.scalars.items())
 
 
-def _addresses(tensors: Sequence[Tensor]) -> np.ndarray:
-    return np.fromiter(map(_address, tensors), np.int64, len(tensors))
+def _addresses(tensors: Sequence[Tensor]) -> list[int]:
+    return list(map(_address, tensors))
 
 
 def _same_order(p: Tensor, other: Tensor) -> bool:

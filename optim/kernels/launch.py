@@ -126,7 +126,7 @@ class Kernel(Protocol):
         """One step of every row of `table`, in place; returns when it is done or queued on the current stream."""
 
 
-def table_of(sizes: Sequence[Sequence[int]], addresses: Mapping[str, np.ndarray], rule: Rule) -> np.ndarray:
+def table_of(sizes: Sequence[Sequence[int]], addresses: Mapping[str, Sequence[int]], rule: Rule) -> np.ndarray:
     """The table of matrices with `sizes` (points, coordinates) and the `addresses` of state, by name; the addresses of points
     and gradients are left at 0, since they change between steps."""
     table = np.zeros((len(sizes), COORDINATES + 1), dtype=np.int64)
