@@ -66,7 +66,7 @@ MUTANTS = [
         ALGEBRA,
         "        t_x, t_u = -part * k_x, -part * k_u\n    if C.parallel",
         "        t_x, t_u = -0.5 * part * k_x, -part * k_u\n    if C.parallel",
-        f"{PATHS}[Grassmann(1)-velocity-foreach]",
+        f"{PATHS}[ProjectiveSpace()-velocity-foreach]",
     ),
     Mutant(
         "parallel transport along an exponential forgets the versine",
