@@ -8,6 +8,7 @@ from .geodesic import ExponentialManifold, GeodesicManifold
 from .geoopt import from_geoopt, to_geoopt
 from .grassmann import Grassmann
 from .parameters.declare import declare, declared, project_, undeclare
+from .parameters.factors import Factors, Part
 from .parameters.records import Declaration
 from .parameters.rows import Rows
 from .projective import ProjectiveSpace
@@ -24,9 +25,11 @@ __all__ = [
     "EmbeddedManifold",
     "Euclidean",
     "ExponentialManifold",
+    "Factors",
     "GeodesicManifold",
     "Grassmann",
     "Manifold",
+    "Part",
     "ProjectiveSpace",
     "QuotientManifold",
     "Rows",
