@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from ...errors import GeometryError
 
-__all__ = ["Factors", "Grid", "Levels", "Part"]
+__all__ = ["Factors", "Grid", "Levels", "Part", "Rest", "covered"]
 
 Levels = tuple[tuple[int, int], ...]
 """A regular grid of indices: (number, distance) of each level, from the outer to the inner one."""
@@ -41,7 +43,7 @@ class Part:
         >>> import torch
         >>> from retract.manifolds import Part
         >>> w = torch.arange(12.0).view(6, 2)
-        >>> Part("w", points=2, columns=3).grid(w.shape).view(w)[1].T  # the columns of the second point
+        >>> Part("w", points=2, columns=3).grid(w.shape).split(w)[1].T  # the columns of the second point
         tensor([[ 6.,  7.],
                 [ 8.,  9.],
                 [10., 11.]])
@@ -75,21 +77,33 @@ class Part:
             if any(not isinstance(a, int) or a < 1 for a in numbers):
                 raise GeometryError(f"{self!r}: {name} is a number ≥ 1, or pairs of a number and a distance, both ≥ 1")
 
-    def grid(self, shape: tuple[int, ...], k: int = 1) -> Grid:
-        """The slices of a parameter of `shape`, for points with `k` columns.
+    def __str__(self) -> str:
+        """The name, and what is not as by default."""
+        given = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[1:] if getattr(self, f.name) != f.default]
+        return f"{self.name}({', '.join(given)})" if given else self.name
 
-        Raises `GeometryError` if `shape` does not have them.
+    def resolved(self, shape: Sequence[int], k: int | None = None) -> Part:
+        """The part with all numbers for a parameter of `shape`, on a manifold of factors with `k` columns.
+
+        Raises `GeometryError` if `shape` does not have these slices.
         """
+        grid = self.grid(shape, k)
+        return replace(self, points=grid.point_levels, columns=grid.column_levels, rows=grid.row_levels)
+
+    def grid(self, shape: Sequence[int], k: int | None = None, event_ndim: int = 2) -> Grid:
+        """The slices of a parameter of `shape`; see `resolved`."""
         dims = _tuple(self.dim)
         if max(dims) >= len(shape):
             raise GeometryError(f"{self!r} has a dimension that shape {tuple(shape)} does not have")
-        length = prod(shape[a] for a in dims)
-        columns = _levels(k if self.columns is None else self.columns, 1)
-        inner = prod(n for n, _ in columns) * prod(n for n, _ in self.rows)
-        points = self.points if self.points is not None else max(1, (length - self.start) // inner)
         sizes = [shape[a] for a in dims]
+        length = prod(sizes)
+        columns = _levels((k or 1) if self.columns is None else self.columns, 1)
+        inner = _count(columns) * _count(self.rows)
+        points = self.points if self.points is not None else max(1, (length - self.start) // inner)
         levels = (_split(each, sizes) for each in (_levels(points, inner), self.rows, columns))
-        found = Grid(dims, self.start, *levels, tuple(shape))
+        found = Grid(dims, self.start, *levels, tuple(shape), event_ndim)
+        if k is not None and found.k != k:
+            raise GeometryError(f"{self!r} has {found.k} columns per point, and the manifold {k}")
         if found.last >= length:
             raise GeometryError(
                 f"{self!r} goes up to index {found.last}, and dimension {self.dim} of shape {tuple(shape)} has {length}"
@@ -99,9 +113,9 @@ class Part:
                 f"{self!r}: a level of the grid crosses from one index of a dimension to the next; "
                 f"a level lies within one of the dimensions {self.dim} of shape {tuple(shape)}"
             )
-        if self.points is None and found.points * inner != length - self.start:
+        if self.points is None and found.count * inner != length - self.start:
             raise GeometryError(
-                f"{self!r}: {length - self.start} slices of dimension {self.dim} of shape {tuple(shape)} are no multiple of "
+                f"{self!r}: the {length - self.start} slices of dimension {self.dim} of shape {tuple(shape)} are no multiple of "
                 f"the {inner} of a point; say how many points there are"
             )
         return found
@@ -109,37 +123,58 @@ class Part:
 
 @dataclass(frozen=True)
 class Factors:
-    """The parts of the two factors B = [left] and A = [right] of points B A: pairs that may be transformed, B R and R⁻¹ A,
-    without changing the network.
+    """The factors B = `left` and Aᵀ = `right` of points B A, which a change to B R and R⁻¹ A leaves as they are.
 
-    The rows of all `left` parts, one below the other, are the n × k factor B of a point, those of `right` the m × k factor Aᵀ.
+    The rows of all `left` parts, one below the other, are the n × k factor B of a point; those of `right` are the m × k
+    factor Aᵀ. Without `right` the slices are points of any manifold of vectors or matrices.
 
     Example:
         >>> from retract.manifolds import Factors, Part
-        >>> lora = Factors(left=(Part("lora_B.weight", dim=1),), right=(Part("lora_A.weight"),))
+        >>> lora = Factors((Part("lora_B.weight", dim=1),), (Part("lora_A.weight"),))
         >>> relu = Factors((Part("2.weight", dim=1),), (Part("0.weight"), Part("0.bias")))
+        >>> print(relu)
+        2.weight(dim=1) × 0.weight + 0.bias
 
     Raises:
-        GeometryError: a side without parts.
+        GeometryError: parts that are none.
     """
 
     left: tuple[Part, ...]
-    right: tuple[Part, ...]
+    right: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("left", "right"):
-            parts = getattr(self, name)
-            if not isinstance(parts, tuple) or not parts or not all(isinstance(part, Part) for part in parts):
-                raise GeometryError(f"{self!r}: {name} is a tuple of at least one Part")
+        sides = (self.left, self.right)
+        if not all(isinstance(side, tuple) and all(isinstance(part, Part) for part in side) for side in sides):
+            raise GeometryError(f"left={self.left!r} and right={self.right!r} are not tuples of Part")
+        if not self.left:
+            raise GeometryError("left has no parts; a point has at least one")
+
+    def __str__(self) -> str:
+        """Both factors, with their parts."""
+        return " × ".join(" + ".join(map(str, side)) for side in (self.left, self.right) if side)
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """All parts, those of the left factor first."""
         return self.left + self.right
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parameters, each once."""
+        return tuple(dict.fromkeys(part.name for part in self.parts))
+
+    def renamed(self, names: Callable[[str], str]) -> Factors:
+        """The same factors of parameters with other names."""
+        sides = (tuple(replace(part, name=names(part.name)) for part in side) for side in (self.left, self.right))
+        return Factors(*sides)
+
+    def layouts(self, tensors: Sequence[Tensor], event_ndim: int) -> list[Grid]:
+        """How each of `tensors`, one per part, is cut into points of `event_ndim` dimensions."""
+        return [part.grid(t.shape, event_ndim=event_ndim) for part, t in zip(self.parts, tensors, strict=True)]
+
 
 class Grid(NamedTuple):
-    """`Part` resolved for one shape."""
+    """`Part` resolved for one shape; a layout like `rows.Layout`."""
 
     dims: tuple[int, ...]
     start: int
@@ -147,67 +182,93 @@ class Grid(NamedTuple):
     row_levels: Levels
     column_levels: Levels
     shape: tuple[int, ...]
+    event_ndim: int
 
     @property
-    def points(self) -> int:
+    def count(self) -> int:
         """The number of points."""
-        return prod(n for n, _ in self.point_levels)
+        return _count(self.point_levels)
 
     @property
     def k(self) -> int:
         """The number of columns of a factor."""
-        return prod(n for n, _ in self.column_levels)
+        return _count(self.column_levels)
 
     @property
     def height(self) -> int:
         """The number of rows of a factor that are in this part."""
-        others = [size for a, size in enumerate(self.shape) if a not in self.dims]
-        return prod(n for n, _ in self.row_levels) * prod(others)
+        return _count(self.row_levels) * prod(self.shape[a] for a in self._others)
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The dimensions of points, one."""
+        return (self.count,)
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of one point: rows and columns of a factor, or all of its entries."""
+        return (self.height, self.k) if self.event_ndim == 2 else (self.height * self.k,)
+
+    @property
+    def scalar(self) -> tuple[int, ...]:
+        """The shape of scalars per point."""
+        return (self.count, *(1,) * self.event_ndim)
 
     @property
     def last(self) -> int:
         """The largest index."""
-        return self.start + sum((n - 1) * distance for levels in self._levels for n, distance in levels)
+        return self.start + sum((n - 1) * distance for n, distance in self._levels)
 
     @property
-    def _levels(self) -> tuple[Levels, Levels, Levels]:
-        return self.point_levels, self.row_levels, self.column_levels
+    def _levels(self) -> Levels:
+        return self.point_levels + self.row_levels + self.column_levels
+
+    @property
+    def _others(self) -> list[int]:
+        return [a for a in range(len(self.shape)) if a not in self.dims]
 
     def fits(self) -> bool:
         """Whether no level carries from one dimension to the next."""
-        ends = [
-            a + sum((n - 1) * self._digits(d)[i] for levels in self._levels for n, d in levels)
-            for i, a in enumerate(self._digits(self.start))
-        ]
-        return all(end < self.shape[a] for end, a in zip(ends, self.dims, strict=True))
+        places = zip(
+            self.dims, self._digits(self.start), *(self._digits((n - 1) * d) for n, d in self._levels), strict=True
+        )
+        return all(sum(digits) < self.shape[a] for a, *digits in places)
 
-    def view(self, tensor: Tensor) -> Tensor:
-        """The slices of `tensor`, which has the shape of the parameter: (points, rows, k); a view where one exists."""
-        return self.strided(tensor).reshape(self.points, self.height, self.k)
+    def split(self, tensor: Tensor) -> Tensor:
+        """The slices of `tensor`, which has the shape of the parameter: (points, *event); a view where one exists."""
+        return self._strided(tensor).reshape(self.batch + self.event)
 
-    def strided(self, tensor: Tensor) -> Tensor:
-        """As `view`, always a view, with every level as a dimension of its own: those of points, rows, other dimensions, columns."""
-        others = [a for a in range(len(self.shape)) if a not in self.dims]
-        others.sort(key=lambda a: -tensor.stride(a))
-        sizes = [n for n, _ in (*self.point_levels, *self.row_levels)]
-        strides = [self._stride(tensor, distance) for _, distance in (*self.point_levels, *self.row_levels)]
-        sizes += [tensor.shape[a] for a in others] + [n for n, _ in self.column_levels]
-        strides += [tensor.stride(a) for a in others] + [self._stride(tensor, d) for _, d in self.column_levels]
-        return tensor.as_strided(sizes, strides, tensor.storage_offset() + self._stride(tensor, self.start))
+    def write(self, tensor: Tensor, points: Tensor) -> None:
+        """Write `points`, as `split` gives them, to their places in `tensor`."""
+        target = self._strided(tensor)
+        target.copy_(points.reshape(target.shape))
+
+    def split_scalars(self, tensor: Tensor) -> Tensor:
+        """Scalars per point, which have their shape already."""
+        return tensor
 
     def mask(self) -> Tensor:
-        """Which entries of the parameter belong to the part, bool of its shape.
+        """Which entries of the parameter belong to the slices, bool of its shape.
 
-        Raises `GeometryError` for slices that are in the part twice.
+        Raises `GeometryError` for slices that are there twice.
         """
-        counts = torch.zeros(self.shape, dtype=torch.int8)
-        taken = self.strided(torch.arange(prod(self.shape)).view(self.shape)).flatten()
-        counts.view(-1).index_add_(0, taken, torch.ones_like(taken, dtype=torch.int8))
-        if counts.max() > 1:
-            raise GeometryError(
-                f"the levels {self._levels} have slices in common: a slice belongs to one column of one point"
-            )
-        return counts.bool()
+        counts = torch.zeros(prod(self.shape), dtype=torch.int8)
+        taken = self._strided(torch.arange(prod(self.shape)).view(self.shape)).flatten()
+        counts.index_add_(0, taken, torch.ones_like(taken, dtype=torch.int8))
+        if counts.numel() and counts.max() > 1:
+            raise GeometryError("its levels have slices in common; a slice is one column of one point")
+        return counts.bool().view(self.shape)
+
+    def _strided(self, tensor: Tensor) -> Tensor:
+        """The slices as a view with a dimension per level: those of points, of rows, the other dimensions, those of columns."""
+        outer, others = self.point_levels + self.row_levels, self._others
+        sizes = [*(n for n, _ in outer), *(self.shape[a] for a in others), *(n for n, _ in self.column_levels)]
+        strides = [
+            *(self._stride(tensor, d) for _, d in outer),
+            *(tensor.stride(a) for a in others),
+            *(self._stride(tensor, d) for _, d in self.column_levels),
+        ]
+        return tensor.as_strided(sizes, strides, tensor.storage_offset() + self._stride(tensor, self.start))
 
     def _stride(self, tensor: Tensor, distance: int) -> int:
         return sum(digit * tensor.stride(a) for digit, a in zip(self._digits(distance), self.dims, strict=True))
@@ -215,10 +276,74 @@ class Grid(NamedTuple):
     def _digits(self, index: int) -> list[int]:
         """The indices of `dims` for an index that counts them together."""
         digits = []
-        for a in reversed(self.dims):
-            index, digit = divmod(index, self.shape[a]) if a != self.dims[0] else (0, index)
+        for a in reversed(self.dims[1:]):
+            index, digit = divmod(index, self.shape[a])
             digits.append(digit)
-        return digits[::-1]
+        return [index, *reversed(digits)]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The entries of a parameter that are in none of `parts`, in place of `Rows`: points of flat space, one per entry."""
+
+    parts: tuple[Part, ...]
+
+    def layouts(self, tensors: Sequence[Tensor], event_ndim: int) -> list[RestLayout]:
+        """The entries of the parameter, the only one of `tensors`."""
+        return [RestLayout(covered(self.parts, tuple(t.shape))) for t in tensors]
+
+
+class RestLayout(NamedTuple):
+    """`Rest` resolved for one shape; a layout like `rows.Layout`."""
+
+    covered: Tensor
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The number of entries."""
+        return (int((~self.covered).sum()),)
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """Of a number."""
+        return ()
+
+    @property
+    def scalar(self) -> tuple[int, ...]:
+        """The shape of scalars per point."""
+        return self.batch
+
+    def split(self, tensor: Tensor) -> Tensor:
+        """The entries of `tensor`, (points,)."""
+        return tensor[~self.covered.to(tensor.device)]
+
+    def write(self, tensor: Tensor, points: Tensor) -> None:
+        """Write `points` to their places in `tensor`."""
+        tensor[~self.covered.to(tensor.device)] = points.to(tensor.dtype)
+
+    def split_scalars(self, tensor: Tensor) -> Tensor:
+        """Scalars per point, which have their shape already."""
+        return tensor
+
+
+@lru_cache(maxsize=4096)
+def covered(parts: tuple[Part, ...], shape: tuple[int, ...]) -> Tensor:
+    """Which entries of a parameter of `shape` are in `parts`, all of it, bool.
+
+    Raises `GeometryError` for parts with entries in common.
+    """
+    taken = torch.zeros(shape, dtype=torch.bool)
+    for part in parts:
+        mask = part.grid(shape).mask()
+        if (taken & mask).any():
+            others = ", ".join(str(other) for other in parts if other is not part)
+            raise GeometryError(f"{part} and {others} have entries in common: an entry belongs to one point")
+        taken |= mask
+    return taken
+
+
+def _count(levels: Levels) -> int:
+    return prod(n for n, _ in levels)
 
 
 def _levels(value: int | Levels, distance: int) -> Levels:
