@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import OptionError, StepError
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
-from ..manifolds.parameters.declare import FLATTENED, check_parts, check_types
+from ..manifolds.parameters.lookup import FLATTENED, check_parts, check_types
 from ..manifolds.parameters.placing import check_rows
 from ..manifolds.parameters.rows import gather
 from ..manifolds.parameters.shards import is_sharded

@@ -10,7 +10,8 @@ from torch import nn
 
 from ..errors import DeclarationError, OptionError
 from ..manifolds import Manifold, Rows
-from ..manifolds.parameters.declare import check_types, preparing, undeclare, walk
+from ..manifolds.parameters.declare import preparing, undeclare, walk
+from ..manifolds.parameters.lookup import check_types
 from ..manifolds.parameters.records import entries
 from .agreement import agreed
 

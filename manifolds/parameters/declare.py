@@ -9,26 +9,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
-from ...errors import DeclarationError, GeometryError
+from ...errors import DeclarationError
 from .. import numerics
 from ..base import Manifold
-from ..euclidean import Euclidean
+from .factors import Factors, Part, covered
+from .lookup import check_parts, check_ties, check_types, find_owner, find_parameter
 from .placing import forget_loads, place, refuse_stale, watch_loads
-from .records import Declaration, entries, erase, mark, mark_all, marked, record, unmark
-from .rows import Rows, gather, overlaps, scatter_
+from .records import Declaration, entries, erase, mark_all, mark_entries, marked, record, unmark
+from .rows import Rows, gather, scatter_
+from .slicing import sliced
 
 __all__ = [
-    "FLATTENED",
     "Declared",
-    "check_memory",
-    "check_parts",
-    "check_types",
     "declare",
     "declared",
     "preparing",
@@ -37,11 +35,7 @@ __all__ = [
     "walk",
 ]
 
-FLATTENED = (
-    "was flattened by FSDP1, and has no rows any more. Use torch.distributed.fsdp.fully_shard (FSDP2), which keeps the shape, or "
-    "DistributedDataParallel"
-)
-_REPRESENTATIVES = ("keep", "unit")
+_REPRESENTATIVES = ("keep", "unit", "balanced")
 _RESET_AND_DECLARE = (
     "Call reset_running_stats() on the normalization layers, declare, and then "
     "retract.psi.recalibrate(model, batches); PSI() with representative='keep' does not move rows; a parameter that is not "
@@ -57,14 +51,17 @@ _RESET_AND_PROJECT = (
 class Declared(NamedTuple):
     """One declared point set of a model: qualified names and parameters of its parts, the declared one first."""
 
+    name: str
     names: tuple[str, ...]
     parts: tuple[nn.Parameter, ...]
     declaration: Declaration
+    factors: Factors | None
+    """The factors of the declaration with qualified names."""
 
 
 def declare(
     module: nn.Module,
-    name: str,
+    name: str | Part | Factors,
     manifold: Manifold,
     rows: Rows = Rows(),
     joined: Sequence[str] = (),
@@ -105,7 +102,7 @@ def declare(
 @numerics.full_precision()
 def preparing(
     module: nn.Module,
-    name: str,
+    name: str | Part | Factors,
     manifold: Manifold,
     rows: Rows = Rows(),
     joined: Sequence[str] = (),
@@ -122,21 +119,35 @@ def preparing(
         raise DeclarationError(
             f"{name}: a scripted module keeps no declarations; declare on the module before scripting"
         )
-    if not isinstance(name, str):
-        raise DeclarationError(f"name={name!r}: the name of a parameter is a string, as named_parameters() gives it")
+    factors = Factors((name,)) if isinstance(name, Part) else name if isinstance(name, Factors) else None
+    if factors is None and not isinstance(name, str):
+        raise DeclarationError(
+            f"name={name!r}: the name of a parameter is a string, as named_parameters() gives it; slices are a Part or Factors"
+        )
+    name = name if isinstance(name, str) else str(factors)
     if not isinstance(joined, list | tuple) or not all(isinstance(part, str) for part in joined):
         raise DeclarationError(f"{name}: joined={joined!r} is not a list of names; write joined=('bias',)")
     if representative not in _REPRESENTATIVES:
         raise DeclarationError(f"{name}: representative is one of {_REPRESENTATIVES}, not {representative!r}")
     check_types(name, manifold, rows)
-    owner, leaf = _owner(module, name)
-    declaration = Declaration(manifold, rows, tuple(joined), found)
-    parts = tuple(_parameter(owner, part, name) for part in (leaf, *declaration.joined))
-    _check_ties(
-        owner, leaf, declaration, {other.rpartition(".")[2] for other in without if _owner(module, other)[0] is owner}
-    )
-    check_parts(name, parts, manifold, rows)
-    layouts = [rows.layout(part, manifold.event_ndim) for part in parts]
+    if factors is not None:
+        if rows != Rows() or joined:
+            raise DeclarationError(
+                f"{name}: rows and joined are for whole parameters; a Part says which slices are a point"
+            )
+        owner, leaf, declaration = sliced(module, factors, manifold, representative, found, without)
+        names = factors.names
+        params = tuple(find_parameter(*find_owner(module, part), part) for part in names)
+    else:
+        owner, leaf = find_owner(module, name)
+        declaration = Declaration(manifold, rows, tuple(joined), found=found)
+        params = tuple(find_parameter(owner, part, name) for part in (leaf, *declaration.joined))
+        names = (name,)
+        others = {other.rpartition(".")[2] for other in without if find_owner(module, other)[0] is owner}
+        check_ties(owner, leaf, declaration, others)
+        check_parts(name, params, manifold, rows)
+    manifold = declaration.manifold
+    parts, layouts = declaration.arrays(leaf, params)
     placed: Tensor | None = None
     if not any(part.is_meta for part in parts):
         points = gather(parts, layouts)
@@ -148,12 +159,13 @@ def preparing(
             with torch.no_grad():
                 scatter_(placed, parts, layouts)
         record(owner, leaf, name, declaration)
-        watch_loads(module, name)
+        for each in names:
+            watch_loads(module, each)
 
     return commit
 
 
-def undeclare(module: nn.Module, name: str) -> None:
+def undeclare(module: nn.Module, name: str | Part | Factors) -> None:
     """Remove the declaration of parameter `name`; its values do not change.
 
     Build a new optimizer afterwards: an existing one keeps the parameter on its manifold.
@@ -174,7 +186,10 @@ def undeclare(module: nn.Module, name: str) -> None:
     Raises:
         DeclarationError: the parameter is not declared, or is joined to another.
     """
-    owner, leaf = _owner(module, name)
+    if not isinstance(name, str) or name in {e.name for e in entries(module) if e.declaration.factors is not None}:
+        _undeclare_slices(module, str(name))
+        return
+    owner, leaf = find_owner(module, name)
     found = {entry.leaf: entry for entry in entries(owner) if entry.owner is owner}
     part = owner._parameters.get(leaf)
     if leaf not in found:
@@ -209,7 +224,7 @@ def declared(model: nn.Module) -> dict[str, Declaration]:
         DeclarationError: a declaration whose parameter is gone (parametrized or flattened later), a parameter whose
             declaration is gone (its module was replaced), tied names on different manifolds, a scripted or exported module.
     """
-    return {point.names[0]: point.declaration for point in walk(model)}
+    return {point.name: point.declaration for point in walk(model)}
 
 
 @torch.no_grad()
@@ -237,29 +252,18 @@ def project_(model: nn.Module) -> None:
         GeometryError: shapes that no longer fit.
     """
     moves = []
-    for names, parts, declaration in walk(model):
-        check_parts(names[0], parts, declaration.manifold, declaration.rows)
-        if any(part.is_meta for part in parts):
+    for name, _, params, declaration, factors in walk(model):
+        if factors is None:
+            check_parts(name, params, declaration.manifold, declaration.rows)
+        if any(part.is_meta for part in params):
             continue
-        layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
+        parts, layouts = declaration.arrays(name, params)
         points = gather(parts, layouts)
-        placed = place(names[0], points, declaration.manifold)
-        refuse_stale(names[0], points, placed, parts, model.named_buffers(), _RESET_AND_PROJECT)
+        placed = place(name, points, declaration.manifold)
+        refuse_stale(name, points, placed, parts, model.named_buffers(), _RESET_AND_PROJECT)
         moves.append((placed, parts, layouts))
     for placed, parts, layouts in moves:
         scatter_(placed, parts, layouts)
-
-
-def check_types(name: str, manifold: object, rows: object) -> None:
-    """Raise `DeclarationError` unless these are a `Manifold` and a `Rows`."""
-    if not isinstance(manifold, Manifold):
-        of_geoopt = type(manifold).__module__.startswith("geoopt")
-        remedy = "wrap it in retract.manifolds.from_geoopt(…)" if of_geoopt else "pass an instance such as Sphere()"
-        raise DeclarationError(f"{name}: {manifold!r} is not a Manifold; {remedy}")
-    if not isinstance(rows, Rows):
-        raise DeclarationError(
-            f"{name}: rows={rows!r} is not a Rows; write Rows(dim=…), Rows(blocks=…) or Rows.whole()"
-        )
 
 
 def walk(model: nn.Module) -> Iterator[Declared]:
@@ -277,25 +281,41 @@ def walk(model: nn.Module) -> Iterator[Declared]:
                 f"{path or 'the model'} is scripted: its declarations are lost; use the eager module"
             )
     seen: dict[int, tuple[str, Declaration, bool]] = {}
-    for entry in entries(model):
+    slices: dict[nn.Parameter, list[Part]] = {}
+    tied: set[tuple[object, ...]] = set()
+    found = [*entries(model)]
+    for entry in found:
         names, declaration = entry.names, entry.declaration
+        local = declaration.names(entry.leaf)
         parts = tuple(
-            _parameter(entry.owner, leaf, name)
-            for leaf, name in zip((entry.leaf, *declaration.joined), names, strict=True)
+            find_parameter(*find_owner(entry.owner, leaf), name) for leaf, name in zip(local, names, strict=True)
         )
         first = seen.get(id(parts[0]))
-        if first is not None and first[2] and first[1] == declaration:
+        if declaration.factors is not None:
+            key = (
+                *map(id, parts),
+                declaration.manifold,
+                *(replace(part, name="") for part in declaration.factors.parts),
+            )
+            if key in tied:
+                continue
+            tied.add(key)
+        elif first is not None and first[2] and first[1] == declaration:
             continue
-        for name, part, leads in zip(names, parts, (True, *[False] * len(declaration.joined)), strict=True):
-            if id(part) in seen:
+        for name, part, leads in zip(names, parts, (True, *[False] * (len(parts) - 1)), strict=True):
+            if id(part) in seen and not (declaration.factors and part in slices):
                 other, earlier, _ = seen[id(part)]
                 raise DeclarationError(
                     f"{name} and {other} are the same parameter, declared as {declaration} and {earlier}; "
                     "declare it once, or both names alike"
                 )
             seen[id(part)] = (name, declaration, leads)
-            mark(part, name, declaration.geometry)
-        yield Declared(names, parts, declaration)
+        factors = declaration.factors and declaration.factors.renamed(dict(zip(local, names, strict=True)).__getitem__)
+        for name, part in zip(names, parts, strict=True) if factors else ():
+            slices.setdefault(part, []).extend(replace(p, name="") for p in factors.parts if p.name == name)
+            covered(tuple(slices[part]), tuple(part.shape))
+        yield Declared(entry.name if factors else names[0], names, parts, declaration, factors)
+    mark_entries(found)
     for name, p in model.named_parameters():
         lost = marked(p)
         if lost is not None and id(p) not in seen:
@@ -314,82 +334,12 @@ def _is_traced(model: nn.Module) -> bool:
     )
 
 
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that parameter `name` of `module` belongs to, and its name there."""
-    path, _, leaf = name.rpartition(".")
-    try:
-        return module.get_submodule(path), leaf
-    except AttributeError as error:
-        raise DeclarationError(f"{name}: {error}; names are those of named_parameters() of the module passed") from None
-
-
-def _parameter(owner: nn.Module, leaf: str, name: str) -> nn.Parameter:
-    parameter = owner._parameters.get(leaf)
-    if parameter is None:
-        if is_parametrized(owner, leaf):
-            path = f"parametrizations.{leaf}"
-            sources = ", ".join(f"{path}.{key}" for key, _ in owner.get_submodule(path).named_parameters(recurse=False))
-            raise DeclarationError(
-                f"{name} is computed by a parametrization, from {sources}: parametrize before you declare, and declare "
-                "those, or remove it with torch.nn.utils.parametrize.remove_parametrizations"
-            )
-        if leaf in owner._modules:
-            raise DeclarationError(f"{name} is a module; name a parameter of it, such as {name}.weight")
-        has = ", ".join(key for key, value in owner._parameters.items() if value is not None) or "none"
-        raise DeclarationError(
-            f"{name}: {type(owner).__name__} has no parameter {leaf!r} (it has: {has}); if a "
-            "wrapper such as FSDP1 has replaced it, wrap first, and declare the new parameter"
-        )
-    if getattr(parameter, "_fsdp_flattened", False):
-        raise DeclarationError(f"{name} {FLATTENED}")
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise DeclarationError(f"{name} is a lazy parameter without a shape; run the model once, then declare it")
-    if parameter.dtype not in numerics.DTYPES:
-        raise DeclarationError(
-            f"{name} is {parameter.dtype}; the manifolds are real: only floating-point parameters fit, of float64, float32, "
-            "float16 or bfloat16"
-        )
-    return parameter
-
-
-def _check_ties(owner: nn.Module, leaf: str, declaration: Declaration, without: Collection[str]) -> None:
-    ids = {id(owner._parameters[part]) for part in (leaf, *declaration.joined)}
-    if len(ids) <= len(declaration.joined):
-        raise DeclarationError(f"{leaf} and {', '.join(declaration.joined)} name one parameter twice")
-    for entry in entries(owner):
-        other, earlier = entry.leaf, entry.declaration
-        if entry.owner is not owner or other == leaf or other in without:
-            continue
-        if ids & set(map(id, entry.parts)) and (earlier != declaration or declaration.joined):
-            raise DeclarationError(f"{leaf} and {other} are the same parameter, but {other} is declared as {earlier}")
-
-
-def check_parts(name: str, parts: Sequence[Tensor], manifold: Manifold, rows: Rows) -> None:
-    """Raise `GeometryError` unless the parameters `parts` can be cut into (joint) points of `manifold`, and be written to."""
-    for part in parts:
-        check_memory(name, part)
-    if len(parts) == 1:
-        error = rows.error(parts[0].shape, manifold)
-        if error:
-            raise GeometryError(f"{name} of shape {tuple(parts[0].shape)}: {error}")
-        return
-    if manifold.event_ndim != 1:
-        raise GeometryError(f"{name}: {manifold!r} has no joint points; joined is for manifolds of vectors")
-    for part in parts:
-        # The entries of a bias are output channels, whatever the dimension of the channels in its weight.
-        cut = Rows() if part.ndim == 1 and rows.dim == 1 else rows
-        error = cut.error(part.shape, Euclidean(1))
-        if error:
-            raise GeometryError(f"{name}, a part of shape {tuple(part.shape)}: {error}")
-    counts = [rows.layout(part, 1).batch[0] for part in parts]
-    if len(set(counts)) != 1:
-        raise GeometryError(f"{name} and its joined parameters have {counts} points: all parts need the same number")
-
-
-def check_memory(name: str, tensor: Tensor) -> None:
-    """Raise `GeometryError` if elements of `tensor` share memory, since they cannot be written independently."""
-    if overlaps(tensor):
-        raise GeometryError(
-            f"{name} of shape {tuple(tensor.shape)} has strides {tensor.stride()}: some of its elements share memory, and "
-            "cannot move independently; use tensor.clone(), or tensor.contiguous() of an expanded one"
-        )
+def _undeclare_slices(module: nn.Module, name: str) -> None:
+    found = {entry.name: entry for entry in entries(module)}
+    if name not in found:
+        raise DeclarationError(f"{name} is not declared; declared are: {', '.join(found) or 'nothing'}")
+    entry = found[name]
+    erase(entry.owner, entry.leaf)
+    mark_all(module)  # other slices of the parameters may still be declared
+    for each in entry.names:
+        forget_loads(module, each)

@@ -78,9 +78,9 @@ class Part:
                 raise GeometryError(f"{self!r}: {name} is a number ≥ 1, or pairs of a number and a distance, both ≥ 1")
 
     def __str__(self) -> str:
-        """The name, and what is not as by default."""
-        given = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)[1:] if getattr(self, f.name) != f.default]
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        """The name, and what is not as by default; 4@192 are 4 with a distance of 192."""
+        given = [f"{f.name} {_shown(value)}" for f in fields(self)[1:] if (value := getattr(self, f.name)) != f.default]
+        return f"{self.name}[{', '.join(given)}]" if given else self.name
 
     def resolved(self, shape: Sequence[int], k: int | None = None) -> Part:
         """The part with all numbers for a parameter of `shape`, on a manifold of factors with `k` columns.
@@ -133,7 +133,7 @@ class Factors:
         >>> lora = Factors((Part("lora_B.weight", dim=1),), (Part("lora_A.weight"),))
         >>> relu = Factors((Part("2.weight", dim=1),), (Part("0.weight"), Part("0.bias")))
         >>> print(relu)
-        2.weight(dim=1) × 0.weight + 0.bias
+            2.weight[dim 1] × 0.weight + 0.bias
 
     Raises:
         GeometryError: parts that are none.
@@ -360,6 +360,10 @@ def _split(levels: Levels, sizes: list[int]) -> Levels:
             found += [(n // cut, size), (cut, distance)] if whole else [(n, distance)]
         levels = tuple(found)
     return levels
+
+
+def _shown(value: int | tuple[int, ...] | Levels) -> str:
+    return "×".join("@".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in _tuple(value))
 
 
 def _tuple(axes: int | tuple[int, ...]) -> tuple[int, ...]:

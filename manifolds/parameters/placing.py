@@ -12,6 +12,7 @@ from ...errors import DeclarationError
 from .. import numerics
 from ..base import Manifold
 from ..euclidean import Euclidean
+from ..fixed_rank import FixedRank
 from ..quotient import ScalingQuotient
 from .records import entries, mark_all
 from .rows import gather, scatter_
@@ -37,6 +38,8 @@ def place(name: str, points: Tensor, manifold: Manifold, representative: str = "
     check_rows(name, points, manifold)
     if isinstance(manifold, ScalingQuotient) and representative == "unit":
         return manifold.canonical(points)
+    if isinstance(manifold, FixedRank) and representative == "balanced":
+        return manifold.balanced(points)
     placed = manifold.nearest(points)
     manifold.check_point(placed, name)
     return placed
@@ -131,7 +134,7 @@ def _place_loaded(
         names.setdefault(id(parameter), []).append(prefix + name)
     kept = [(key, buffer) for name, buffer in module.named_buffers() if (key := prefix + name) not in state_dict]
     for entry in entries(module):
-        manifold, rows, parts = entry.declaration.manifold, entry.declaration.rows, entry.parts
+        manifold, parts = entry.declaration.manifold, entry.parts
         keys = [prefix + name for name in entry.names]
         if isinstance(manifold, (ScalingQuotient, Euclidean)) or len(parts) < len(keys):  # parametrized since
             continue
@@ -144,8 +147,8 @@ def _place_loaded(
         stored = [*values, *parts]
         if not assign:
             values = [value.to(part.device, part.dtype) for value, part in zip(values, parts, strict=True)]
-        layouts = [rows.layout(value, manifold.event_ndim) for value in values]
-        points = gather(values, layouts)
+        arrays, layouts = entry.declaration.arrays(entry.leaf, values)
+        points = gather(arrays, layouts)
         placed = place(prefix + entry.name, points, manifold)
         moved, size = (numerics.norm(a, manifold.event_ndim) for a in (placed - points, points))
         if (moved <= torch.finfo(values[0].dtype).eps * size).all():  # on the manifold up to rounding
@@ -153,7 +156,7 @@ def _place_loaded(
         refuse_stale(prefix + entry.name, points, placed, stored, state_dict.items(), _LOAD_FIRST)
         refuse_stale(prefix + entry.name, points, placed, stored, kept, _RESET_AND_LOAD)
         targets = [value.detach().clone() for value in values]
-        scatter_(placed, targets, layouts)
+        scatter_(placed, entry.declaration.arrays(entry.leaf, targets)[0], layouts)
         for key, its, target in zip(keys, found, targets, strict=True):
             if not its:  # it is loaded, but was not given
                 missing.append(key)

@@ -7,14 +7,15 @@ a parameter whose declaration was lost.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ..base import Manifold
-from .rows import Rows
+from .factors import Factors, Part
+from .rows import AnyLayout, Rows
 
 __all__ = [
     "Declaration",
@@ -24,8 +25,11 @@ __all__ = [
     "entries",
     "erase",
     "geometry",
+    "geometry_of_slices",
+    "joined_geometries",
     "mark",
     "mark_all",
+    "mark_entries",
     "marked",
     "record",
     "unmark",
@@ -33,6 +37,7 @@ __all__ = [
 
 _DECLARATIONS = "_retract_declarations"
 _MARK = "_retract_mark"
+_AND = " + "
 _changes = 0
 
 
@@ -46,35 +51,63 @@ class Declaration:
     """How the parameter is cut into points."""
     joined: tuple[str, ...] = ()
     """Names of the parameters of the same module whose rows belong to the same points."""
+    factors: Factors | None = None
+    """The slices that are the points, in place of `rows` and `joined`; their parameters may belong to any modules inside."""
     found: bool = field(default=False, compare=False, repr=False)
     """Whether `psi.declare` made the declaration, and may remove it."""
 
-    @property
-    def geometry(self) -> str:
-        """The description by the function `geometry`."""
-        return geometry(self.manifold, self.rows, 1 + len(self.joined))
+    def names(self, leaf: str) -> tuple[str, ...]:
+        """The names of its parameters, relative to the module on which the declaration is stored under `leaf`."""
+        return (leaf, *self.joined) if self.factors is None else self.factors.names
+
+    def geometry(self, name: str) -> str:
+        """The description of the geometry of one of its parameters, by the functions `geometry` and `geometry_of_slices`."""
+        if self.factors is None:
+            return geometry(self.manifold, self.rows, 1 + len(self.joined))
+        return geometry_of_slices(self.manifold, [part for part in self.factors.parts if part.name == name])
+
+    def arrays(self, leaf: str, params: Sequence[Tensor]) -> tuple[list[Tensor], list[AnyLayout]]:
+        """The tensors of the parts of its points, and their layouts, for parameters in the order of `names`."""
+        if self.factors is None:
+            return [*params], [*self.rows.layouts(params, self.manifold.event_ndim)]
+        named = dict(zip(self.names(leaf), params, strict=True))
+        parts = [named[part.name] for part in self.factors.parts]
+        return parts, [*self.factors.layouts(parts, self.manifold.event_ndim)]
 
 
 class Entry(NamedTuple):
     """One declaration of a model, and its place."""
 
     name: str
-    """Qualified name of the parameter."""
+    """Qualified name of the parameter, or the description of factors."""
     owner: nn.Module
     leaf: str
     declaration: Declaration
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Qualified names of the parameter and of its joined parameters."""
+        """Qualified names of the parameter and of its joined parameters, or those of the parameters of factors."""
         path = self.name.removesuffix(self.leaf)
-        return (self.name, *(path + part for part in self.declaration.joined))
+        return tuple(path + name for name in self.declaration.names(self.leaf))
 
     @property
     def parts(self) -> list[nn.Parameter]:
         """The parameters of `names` that still exist."""
-        found = (self.owner._parameters.get(leaf) for leaf in (self.leaf, *self.declaration.joined))
-        return [part for part in found if part is not None]
+        return [part for part, _ in self.named_parts]
+
+    @property
+    def named_parts(self) -> list[tuple[nn.Parameter, str]]:
+        """Those parameters with their names in `owner`."""
+        found = ((_lookup(self.owner, name), name) for name in self.declaration.names(self.leaf))
+        return [(part, name) for part, name in found if part is not None]
+
+
+def _lookup(owner: nn.Module, name: str) -> nn.Parameter | None:
+    path, _, leaf = name.rpartition(".")
+    try:
+        return owner.get_submodule(path)._parameters.get(leaf)
+    except AttributeError:
+        return None
 
 
 class _Declarations(dict[str, Declaration]):
@@ -100,8 +133,8 @@ def _copied(
     owner: nn.Module, declarations: dict[str, Declaration], declared: list[tuple[str, Declaration, list[nn.Parameter]]]
 ) -> _Declarations:
     for leaf, declaration, parts in declared:
-        for part in parts:
-            mark(part, leaf, declaration.geometry)
+        for part, name in zip(parts, declaration.names(leaf), strict=False):
+            mark(part, leaf, declaration.geometry(name))
     return _Declarations(owner, declarations)
 
 
@@ -123,8 +156,9 @@ def record(owner: nn.Module, leaf: str, name: str, declaration: Declaration) -> 
     """
     erase(owner, leaf)
     owner.__dict__[_DECLARATIONS] = _Declarations(owner, {**owner.__dict__.get(_DECLARATIONS, {}), leaf: declaration})
-    for part in Entry(name, owner, leaf, declaration).parts:
-        mark(part, name, declaration.geometry)
+    path = name.removesuffix(leaf)
+    written = {id(part) for part in Entry(name, owner, leaf, declaration).parts}
+    mark_entries(entry for entry in _of(owner, path) if not written.isdisjoint(map(id, entry.parts)))
 
 
 def erase(owner: nn.Module, leaf: str) -> None:
@@ -156,6 +190,16 @@ def geometry(manifold: Manifold, rows: Rows, parts: int) -> str:
     return f"{manifold!r}{cut}{more}"
 
 
+def geometry_of_slices(manifold: Manifold, parts: Sequence[Part]) -> str:
+    """A description of the geometry of slices of one parameter."""
+    return f"{manifold!r} at {' and '.join(str(replace(part, name='')) or '()' for part in parts)}"
+
+
+def joined_geometries(geometries: Iterable[str]) -> str:
+    """The description of a parameter in several declarations."""
+    return _AND.join(sorted(set(geometries)))
+
+
 def mark(part: Tensor, name: str, geometry: str) -> None:
     """Mark `part` as declared under `name`, with the description `geometry`."""
     global _changes
@@ -168,9 +212,17 @@ def mark(part: Tensor, name: str, geometry: str) -> None:
 
 def mark_all(model: nn.Module) -> None:
     """Mark every parameter of `model` that is declared."""
-    for entry in entries(model):
-        for part in entry.parts:
-            mark(part, entry.name, entry.declaration.geometry)
+    mark_entries(entries(model))
+
+
+def mark_entries(found: Iterable[Entry]) -> None:
+    """Mark the parameters of some declarations; slices of one parameter get one mark for all of them."""
+    marks: dict[Tensor, tuple[str, list[str]]] = {}
+    for entry in found:
+        for part, name in entry.named_parts:
+            marks.setdefault(part, (entry.name, []))[1].append(entry.declaration.geometry(name))
+    for part, (name, geometries) in marks.items():
+        mark(part, name, joined_geometries(geometries))
 
 
 def unmark(part: Tensor) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ...errors import GeometryError
 from ..base import Manifold
+from .factors import Grid, RestLayout
 from .shards import is_sharded, whole, write_
 
-__all__ = ["Layout", "Rows", "gather", "overlaps", "scatter_"]
+__all__ = ["AnyLayout", "Layout", "Rows", "gather", "overlaps", "scatter_"]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -163,6 +164,10 @@ class Rows:
         """The `Layout` of tensors with the shape and strides of `part`, for points of `event_ndim` dimensions."""
         return _layout(self, part.shape, part.stride(), event_ndim)
 
+    def layouts(self, tensors: Sequence[Tensor], event_ndim: int) -> list[Layout]:
+        """The layouts of several tensors."""
+        return [self.layout(tensor, event_ndim) for tensor in tensors]
+
 
 class Layout(NamedTuple):
     """`Rows` resolved for one shape and memory order."""
@@ -197,6 +202,10 @@ class Layout(NamedTuple):
         """`tensor` as points, (*batch, *event); a view where one exists."""
         return self.arrange(tensor).reshape(self.batch + self.event)
 
+    def write(self, tensor: Tensor, points: Tensor) -> None:
+        """Write `points`, as `split` gives them, to `tensor`."""
+        self.arrange(tensor).copy_(points.reshape(self.arranged))
+
     def as_matrix(self, tensor: Tensor) -> Tensor:
         """`tensor`, whose memory is a contiguous matrix of points, as that matrix: `split` in one operation."""
         (points,), (n,) = self.batch, self.event
@@ -212,8 +221,12 @@ class Layout(NamedTuple):
         return tensor.view(self.batch + (1,) * len(self.event))
 
 
-def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
-    """The points of `tensors`, the parts of joint points side by side: (points, n) for vectors, otherwise (*batch, *event).
+AnyLayout = Layout | Grid | RestLayout
+
+
+def gather(tensors: Sequence[Tensor], layouts: Sequence[AnyLayout]) -> Tensor:
+    """The points of `tensors`, (*batch, *event): vectors as (points, n), with the parts of joint points side by side, and
+    those of factors one below the other.
 
     A view where one exists. The layouts are those of the parameters, also for gradients and states with other strides.
     Half precision is converted to float32, in which geometry is computed. DTensors are gathered from all processes.
@@ -222,11 +235,12 @@ def gather(tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> Tensor:
     if len(tensors) == 1:
         points = layouts[0].split(tensors[0])
     else:
-        points = torch.cat([layout.split(tensor) for tensor, layout in zip(tensors, layouts, strict=True)], -1)
+        pieces = [layout.split(tensor) for tensor, layout in zip(tensors, layouts, strict=True)]
+        points = torch.cat(pieces, -len(layouts[0].event))
     return points.float() if points.dtype in _HALF else points
 
 
-def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout]) -> None:
+def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[AnyLayout]) -> None:
     """Write `points`, in the layout of `gather`, to `tensors`; views of them are up to date already.
 
     Finite values beyond the range of float16 become its largest number, so that a stored vector, such as the momentum of a
@@ -238,14 +252,14 @@ def scatter_(points: Tensor, tensors: Sequence[Tensor], layouts: Sequence[Layout
     if len(tensors) == 1:
         parts: Sequence[Tensor] = (points,)
     else:
-        parts = points.split([layout.event[0] for layout in layouts], -1)
+        parts = points.split([layout.event[0] for layout in layouts], -len(layouts[0].event))
     for part, tensor, layout in zip(parts, tensors, layouts, strict=True):
         if is_sharded(tensor):
-            full = part.new_empty(tensor.shape)
-            layout.arrange(full).copy_(part.reshape(layout.arranged))
+            full = whole(tensor)
+            layout.write(full, part)
             write_(tensor, full)
         elif part.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
-            layout.arrange(tensor).copy_(part.reshape(layout.arranged))
+            layout.write(tensor, part)
 
 
 def overlaps(tensor: Tensor) -> bool:

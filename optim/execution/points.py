@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import GradientError, StateError
 from ...manifolds import Manifold, Rows
 from ...manifolds.numerics import DTYPES
-from ...manifolds.parameters.declare import check_memory
+from ...manifolds.parameters.lookup import check_memory
 from ...manifolds.parameters.rows import Layout, overlaps
 from ..rules import Rule
 
