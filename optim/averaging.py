@@ -104,10 +104,11 @@ def _equal_weights(averaged: Sequence[Tensor], current: Sequence[Tensor], num_av
 def _curved(model: nn.Module) -> Iterator[PointSet]:
     """Every point set of `model` that is not in flat space."""
     taken: set[Tensor] = set()
-    for names, parts, declaration in walk(model):
+    for name, _, parts, declaration, factors in walk(model):
         taken.update(parts)
         if not isinstance(declaration.manifold, Euclidean):
-            yield PointSet(names[0], parts, declaration.manifold, declaration.rows)
+            tensors = tuple(declaration.arrays(name, parts)[0])
+            yield PointSet(name, tensors, declaration.manifold, factors or declaration.rows)
     for name, p in model.named_parameters():
         manifold, rows = (Euclidean(0), Rows()) if p in taken else tensor_geometry(p)
         if not isinstance(manifold, Euclidean):

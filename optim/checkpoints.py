@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..errors import StateError
 from ..manifolds import Rows
-from .execution.points import scalar_dtype
+from .execution.points import PointSet, scalar_dtype
 from .options import FOREIGN, FORMER, FORMER_WORDS, plain
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["check_owners", "merge", "pack", "restore"]
 
 _FLAT = "Euclidean(event_ndim=0)"
-_GEOMETRY = (("manifold", _FLAT), ("rows", repr(Rows())), ("joined", ""))
+_GEOMETRY = (("manifold", _FLAT), ("rows", repr(Rows())), ("joined", ""), ("slices", ""))
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Names of modules that DistributedDataParallel, torch.compile and others insert into the names of parameters."""
 
@@ -28,7 +29,9 @@ _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 def check_owners(optimizer: RiemannianOptimizer) -> None:
     """Raise `StateError` for state of a parameter that is in no group any more; torch would raise a bare KeyError."""
     grouped = {p for group in optimizer.param_groups for p in group["params"]}
-    labels = {part: points.name for points in optimizer._table.values() for part in points.parts} | optimizer._names
+    labels = {
+        part: points.name for points in chain.from_iterable(optimizer._table.values()) for part in points.parts
+    } | optimizer._names
     for p in optimizer.state:
         if isinstance(p, Tensor) and p not in grouped:
             new = [
@@ -113,10 +116,12 @@ def restore(optimizer: RiemannianOptimizer, loaded: Mapping[str, Any]) -> None:
             state[key] = _copied(saved)
             continue
         for name, value in saved.items():
-            if name in ("radius", *rule.scalars) and isinstance(value, Tensor):
-                dtype = scalar_dtype(optimizer._table[p].layouts()[0], p) if p in optimizer._table else value.dtype
+            kind, _, number = name.partition(".")
+            if kind in ("radius", *rule.scalars) and isinstance(value, Tensor):
+                points = _led(optimizer, p, number)
+                dtype = value.dtype if points is None else scalar_dtype(points.layouts()[0], p)
                 state[p][name] = value.detach().to(device=p.device, dtype=dtype, copy=True)
-            elif name == "step":  # a number in state_dicts of early versions of torch
+            elif kind == "step":  # a number in state_dicts of early versions of torch
                 place = p.device if p in capturable else state[p][name].device if isinstance(value, Tensor) else None
                 state[p][name] = torch.as_tensor(value).detach().to(dtype=torch.float32, device=place, copy=True)
             elif not isinstance(value, Tensor) or state[p][name] is value:
@@ -212,11 +217,13 @@ def _listed(names: set[str]) -> str:
 
 def _check_shapes(optimizer: RiemannianOptimizer, p: Tensor, saved: Mapping[str, Any]) -> None:
     """Raise `StateError` for state of a parameter of another shape."""
-    rule, points = optimizer.rule, optimizer._table.get(p)
+    rule = optimizer.rule
     for name, value in saved.items():
+        kind, _, number = name.partition(".")
+        points = _led(optimizer, p, number)
         if name in rule.vectors:
             shape = tuple(p.shape)
-        elif name in ("radius", *rule.scalars) and points is not None:
+        elif kind in ("radius", *rule.scalars) and points is not None:
             shape = tuple(points.layouts()[0].scalar)
         else:
             continue
@@ -226,6 +233,11 @@ def _check_shapes(optimizer: RiemannianOptimizer, p: Tensor, saved: Mapping[str,
                 f"{label} of shape {tuple(p.shape)} needs {name} of shape {shape}, but the state_dict has {tuple(value.shape)}: "
                 "it was saved with other parameters, or in another order"
             )
+
+
+def _led(optimizer: RiemannianOptimizer, p: Tensor, number: str) -> PointSet | None:
+    """The point set that `p` leads, of several sets of slices that with this `number`."""
+    return next((points for points in optimizer._table.get(p, ()) if points.suffix == (number and f".{number}")), None)
 
 
 def _copied(value: Any) -> Any:

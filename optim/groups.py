@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from ..errors import DeclarationError, OptionError
 from ..manifolds import Euclidean, Manifold, Rows, from_geoopt
 from ..manifolds.parameters.declare import walk
-from ..manifolds.parameters.records import changes, geometry, marked
+from ..manifolds.parameters.factors import Factors, Part, Rest, covered
+from ..manifolds.parameters.records import changes, joined_geometries, marked
 from .execution.dispatch import check_path
-from .execution.points import PointSet
+from .execution.points import PointSet, Table
 from .execution.sharded import check_sharding
 from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
 from .rules import Rule
 
-__all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "tensor_geometry"]
+__all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "sliced_table", "tensor_geometry"]
 
 _OF_POINTS = frozenset(read_by("points"))
 _FLAT = Euclidean(0), Rows()
@@ -54,16 +56,22 @@ def param_groups(
         GeometryError: a `geoopt.ManifoldParameter` whose manifold `from_geoopt` refuses.
     """
     groups: dict[tuple[Manifold, Rows], list[tuple[Sequence[str], Sequence[nn.Parameter]]]] = {}
-    for names, parts, declaration in walk(model):
-        groups.setdefault((declaration.manifold, declaration.rows), []).append((names, parts))
-    taken = {id(part) for points in groups.values() for _, parts in points for part in parts}
+    slices: list[tuple[Manifold, Factors]] = []
+    sliced: dict[nn.Parameter, str] = {}
+    for _, names, parts, declaration, factors in walk(model):
+        if factors is None:
+            groups.setdefault((declaration.manifold, declaration.rows), []).append((names, parts))
+            continue
+        first = {name: sliced.setdefault(part, name) for name, part in zip(names, parts, strict=True)}  # of tied names
+        slices.append((declaration.manifold, factors.renamed(first.__getitem__)))
+    taken = {id(part) for points in groups.values() for _, parts in points for part in parts} | {*map(id, sliced)}
     rest = {}
     for name, p in model.named_parameters():
         if id(p) not in taken and (key := tensor_geometry(p)) != _FLAT:
             groups.setdefault(key, []).append(((name,), (p,)))
         elif id(p) not in taken:
             rest[name] = p
-    if manifold and not groups:
+    if manifold and not groups and not slices:
         raise DeclarationError(
             f"options {manifold} for parameters on a manifold, but the model declares none; call retract.declare first"
         )
@@ -80,9 +88,41 @@ def param_groups(
                 **(manifold or {}),
             }
         )
+    if slices:
+        params = {"params": [*sliced], "names": [*sliced.values()], "name": "slices", "slices": slices}
+        result.append({**params, **(manifold or {})})
     if rest:
         result.append({"params": [*rest.values()], "names": [*rest], "name": "euclidean", **(euclidean or {})})
     return result
+
+
+def sliced_table(group: Options, names: Sequence[str] | None, slices: Sequence[tuple[Manifold, Factors]]) -> Table:
+    """The point sets of a group with `slices`, pairs of a manifold and slices of its parameters by their `names`; what is left
+    of a parameter is flat.
+
+    Raises `OptionError` for other values, `GeometryError` for slices with entries in common.
+    """
+    named = dict(zip(names or (), group["params"], strict=False))
+    missing = {name for _, factors in slices for name in factors.names} - set(named)
+    if missing:
+        raise OptionError(
+            f"slices of {', '.join(sorted(missing))}, which are not among the names of the group: {names}"
+        )
+    found: dict[Tensor, list[PointSet]] = {}
+    parts: dict[Tensor, list[Part]] = {}
+    for manifold, factors in slices:
+        tensors = tuple(named[part.name] for part in factors.parts)
+        for tensor, part in zip(tensors, factors.parts, strict=True):
+            parts.setdefault(tensor, []).append(part)
+        led = found.setdefault(tensors[0], [])
+        led.append(PointSet(str(factors), tensors, manifold, factors, f".{len(led)}"))
+    for name, p in named.items():
+        mine = tuple(parts.get(p, ()))
+        if not covered(mine, tuple(p.shape)).all():
+            label = f"the rest of {name}" if mine else name
+            led = found.setdefault(p, [])
+            led.append(PointSet(label, (p,), Euclidean(0), Rest(mine), f".{len(led)}"))
+    return {p: tuple(sets) for p, sets in found.items()}
 
 
 def tensor_geometry(p: Tensor) -> tuple[Manifold, Rows]:
@@ -128,7 +168,7 @@ class Settings:
         found = {name: valid(name, group[name]) for name in changed if name != "params"}
         if found.keys() == {"lr"}:  # set by a scheduler at every step; nothing else depends on it
             return found
-        for name in ("manifold", "rows", "joined"):
+        for name in ("manifold", "rows", "joined", "slices"):
             if name in found and name in before and found[name] != before[name]:
                 raise OptionError(
                     f"{name}={found[name]!r} in a running group, which was built with {before[name]!r}: the geometry of a "
@@ -185,7 +225,7 @@ class Marks:
         """Store the marks of `params`."""
         self._geometries.update({p: mark.geometry for p in params if (mark := marked(p)) is not None})
 
-    def check(self, table: Mapping[Tensor, PointSet]) -> None:
+    def check(self, table: Mapping[Tensor, Sequence[PointSet]]) -> None:
         """Raise `DeclarationError` for a parameter that has been declared since it was added, on another geometry than in `table`.
 
         While no declarations are made in the process, this compares two numbers.
@@ -193,13 +233,15 @@ class Marks:
         now = changes()
         if now == self._changes:
             return
-        for points in table.values():
-            present = geometry(points.manifold, points.rows, len(points.parts))
-            for part in points.parts:
-                mark = marked(part)
-                if mark is not None and mark.geometry not in (present, self._geometries.get(part)):
-                    raise DeclarationError(
-                        f"{points.name} was declared on {mark.geometry}, by the name {mark.name}, after it was added to this "
-                        f"optimizer, which has it on {present}. Build a new optimizer from retract.param_groups(model)"
-                    )
+        present: dict[Tensor, tuple[str, list[str]]] = {}
+        for points in chain.from_iterable(table.values()):
+            for part, text in points.geometries():
+                present.setdefault(part, (points.name, []))[1].append(text)
+        for part, (name, geometries) in present.items():
+            mark, before = marked(part), joined_geometries(geometries)
+            if mark is not None and mark.geometry not in (before, self._geometries.get(part)):
+                raise DeclarationError(
+                    f"{name} was declared on {mark.geometry}, by the name {mark.name}, after it was added to this "
+                    f"optimizer, which has it on {before}. Build a new optimizer from retract.param_groups(model)"
+                )
         self._changes = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -18,9 +19,10 @@ from ..manifolds.parameters.rows import gather
 from ..manifolds.parameters.shards import is_sharded
 from .checkpoints import check_owners, merge, pack, restore
 from .execution.dispatch import Group, Paths, paths
-from .execution.points import PointSet, passed_over, point_sets
+from .execution.points import PointSet, Table, passed_over, point_sets
 from .execution.sharded import ShardedGroup
-from .groups import Marks, Settings, refuse_bare, tensor_geometry
+from .execution.sliced import SlicedGroup
+from .groups import Marks, Settings, refuse_bare, sliced_table, tensor_geometry
 from .options import COMMON, read_numbers
 from .rules import Rule
 
@@ -65,10 +67,10 @@ class RiemannianOptimizer(torch.optim.Optimizer):
     """Whether any group or parameter has a manifold, which may be flat space."""
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        self._table: dict[Tensor, PointSet] = {}
+        self._table: Table = {}
         self._names: dict[Tensor, str] = {}
         self._settings: list[Settings] = []
-        self._groups: list[Group | ShardedGroup] = []
+        self._groups: list[Group | ShardedGroup | SlicedGroup] = []
         self._known: list[dict[str, Any]] = []
         self._marks = Marks()
         super().__init__(params, {**defaults, **{name: option.default for name, option in COMMON.items()}, **defaults})
@@ -86,7 +88,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group = dict(param_group)
         manifold, rows = group.pop("manifold", None), group.pop("rows", None)
-        joined, names = group.pop("joined", ()), group.pop("names", None)
+        joined, names, slices = group.pop("joined", ()), group.pop("names", None), group.pop("slices", ())
         if isinstance(manifold, str) or isinstance(rows, str):
             raise OptionError(
                 "manifold and rows of this group are strings, as in the param_groups of an optimizer; pass the Manifold and Rows"
@@ -94,16 +96,20 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         before = len(self.param_groups)
         super().add_param_group(group)
         try:
-            table = self._points_of(group, manifold, rows, joined, names)
+            table = (
+                sliced_table(group, names, slices) if slices else self._points_of(group, manifold, rows, joined, names)
+            )
             index = {p: i for i, p in enumerate(group["params"])}
-            group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in table.values()))
-            group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in table.values()))
+            point_sets = [*chain.from_iterable(table.values())]
+            group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in point_sets))
+            group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in point_sets if not points.sliced))
             group["joined"] = ", ".join("+".join(str(index[part]) for part in parts) for parts in joined)
+            group["slices"] = ", ".join(points.placed(index) for points in point_sets if points.sliced)
             if group.get("lr", 0.0) is None:
-                group["lr"] = self._default_lr([*table.values()])
-            settings = self._settings_of(table.values())
+                group["lr"] = self._default_lr(point_sets)
+            settings = self._settings_of(point_sets)
             group.update(settings.valid(group))
-            for points in table.values():
+            for points in point_sets:
                 _check_values(points)
         except Exception:
             del self.param_groups[before:]
@@ -113,7 +119,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._table.update(table)
         self._names.update(zip(group["params"], names or group.get("param_names", ()), strict=False))
         self._marks.add(group["params"])
-        curved = any(not isinstance(points.manifold, Euclidean) for points in table.values())
+        curved = any(not isinstance(points.manifold, Euclidean) for points in point_sets)
         self._names_manifold = self._names_manifold or manifold is not None or curved
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
@@ -122,7 +128,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     def _points_of(
         self, group: dict[str, Any], manifold: Manifold | None, rows: Rows | None, joined: Any, names: Any
-    ) -> dict[Tensor, PointSet]:
+    ) -> Table:
         params = group["params"]
         if len(params) != len(set(params)):
             raise OptionError("a parameter is twice in one group; pass tied parameters once")
@@ -140,7 +146,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if any(part not in label for parts in leads.values() for part in parts):
             raise OptionError(f"joined names a parameter that is not in the group's params; {_SPLIT}")
         joined_parts = {part for parts in leads.values() for part in parts[1:]}
-        table = {}
+        table: Table = {}
         for p in params:
             if p.dtype not in DTYPES and not passed_over(p):
                 raise OptionError(
@@ -158,7 +164,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 check_parts(label[p], points.parts, geometry, cut)
             if getattr(p, "_fsdp_flattened", False) and not isinstance(geometry, Euclidean):
                 raise OptionError(f"{label[p]} {FLATTENED}")
-            table[p] = points
+            table[p] = (points,)
         return table
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -189,7 +195,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._check_settings()
         self._marks.check(self._table)
         for group in self.param_groups[len(self._groups) :]:
-            self._groups.append(ShardedGroup() if any(map(is_sharded, group["params"])) else Group())
+            self._groups.append(self._execution_of(group["params"]))
         known = len(self.state) == len(self._known) and all(map(is_, self.state.values(), self._known))
         with torch.no_grad(), full_precision():
             prepared = [
@@ -207,6 +213,11 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if not known or len(self.state) != len(self._known):  # the first step creates state
             self._known = list(self.state.values())
         return loss
+
+    def _execution_of(self, params: Sequence[Tensor]) -> Group | ShardedGroup | SlicedGroup:
+        if any(points.sliced for p in params for points in self._table.get(p, ())):
+            return SlicedGroup()
+        return ShardedGroup() if any(map(is_sharded, params)) else Group()
 
     def paths(self) -> Paths:
         """The path of each parameter in the next step, and why: a tuple of `Path` that prints as a table.
@@ -234,7 +245,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         if len(self._settings) > len(self.param_groups):  # groups were removed
             self._settings, self._groups = [], []
         for group in self.param_groups[len(self._settings) :]:
-            self._settings.append(self._settings_of(self._table[p] for p in group["params"] if p in self._table))
+            found = (self._table.get(p, ()) for p in group["params"])
+            self._settings.append(self._settings_of(chain.from_iterable(found)))
         return self._settings
 
     def _settings_of(self, points: Iterable[PointSet]) -> Settings:

@@ -140,7 +140,7 @@ class Monitor:
         if every < 1:
             raise OptionError(f"every={every}: the number of steps from one observation to the next, at least 1")
         groups: dict[tuple[Manifold, Rows], _Group] = {}
-        for _, parts, declaration in walk(model):
+        for _, _, parts, declaration, _ in walk(model):
             kind = declaration.manifold, declaration.rows
             groups.setdefault(kind, _Group(*kind)).add(list(parts))
         if not groups:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -78,8 +78,15 @@ class Part:
                 raise GeometryError(f"{self!r}: {name} is a number ≥ 1, or pairs of a number and a distance, both ≥ 1")
 
     def __str__(self) -> str:
-        """The name, and what is not as by default; 4@192 are 4 with a distance of 192."""
-        given = [f"{f.name} {_shown(value)}" for f in fields(self)[1:] if (value := getattr(self, f.name)) != f.default]
+        """The name, and what is not as by default: the dimension, the first index, and points × further rows × columns, with
+        @ before a distance that leaves gaps."""
+        inner, grid = 1, []
+        for levels in (self.columns, self.rows, self.points):
+            for n, distance in reversed(_levels(levels, inner) if levels else ()):
+                grid.append(f"{n}" if distance == inner else f"{n}@{distance}")
+                inner *= n
+        given = [f"dim {self.dim}"] * (self.dim != 0) + [f"{self.start}:"] * (self.start != 0)
+        given += ["×".join(reversed(grid))] * bool(grid)
         return f"{self.name}[{', '.join(given)}]" if given else self.name
 
     def resolved(self, shape: Sequence[int], k: int | None = None) -> Part:
@@ -360,10 +367,6 @@ def _split(levels: Levels, sizes: list[int]) -> Levels:
             found += [(n // cut, size), (cut, distance)] if whole else [(n, distance)]
         levels = tuple(found)
     return levels
-
-
-def _shown(value: int | tuple[int, ...] | Levels) -> str:
-    return "×".join("@".join(map(str, each)) if isinstance(each, tuple) else str(each) for each in _tuple(value))
 
 
 def _tuple(axes: int | tuple[int, ...]) -> tuple[int, ...]:

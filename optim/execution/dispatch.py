@@ -169,7 +169,7 @@ class Paths(tuple[Path, ...]):
 
 
 def paths(
-    params: Sequence[Tensor], table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options
+    params: Sequence[Tensor], table: Mapping[Tensor, Sequence[PointSet]], state: State, rule: Rule, options: Options
 ) -> list[Path]:
     """The paths of one group in its next step; a parameter without a gradient is treated as if it had one."""
     found = []
@@ -178,6 +178,8 @@ def paths(
             path, reason = "none", "it is frozen, and no update is defined for its kind"
         elif any(map(is_sharded, points.parts)):
             path, reason = "sharded", "each process updates its shard"
+        elif points.sliced:
+            path, reason = "slices", "they are copied to points, which take the path of their manifold"
         else:
             grads = points.gradients() or [part.detach() for part in points.parts]
             path, reason = choose(make_operand(points, grads, state, rule, options), rule, options)
@@ -200,7 +202,7 @@ class Group:
         return self._plans
 
     def prepare(
-        self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
+        self, table: Mapping[Tensor, Sequence[PointSet]], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:
         """Check a step of the group, and return the functions that carry it out; writes nothing.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,23 @@ from torch import Tensor
 from ...errors import GradientError, StateError
 from ...manifolds import Manifold, Rows
 from ...manifolds.numerics import DTYPES
+from ...manifolds.parameters.factors import Factors, Rest
 from ...manifolds.parameters.lookup import check_memory
-from ...manifolds.parameters.rows import Layout, overlaps
+from ...manifolds.parameters.records import geometry, geometry_of_slices
+from ...manifolds.parameters.rows import AnyLayout, overlaps
 from ..rules import Rule
 
-__all__ = ["PointSet", "State", "check_state", "count_steps", "new_scalar", "passed_over", "point_sets", "scalar_dtype"]
+__all__ = [
+    "PointSet",
+    "State",
+    "Table",
+    "check_state",
+    "count_steps",
+    "new_scalar",
+    "passed_over",
+    "point_sets",
+    "scalar_dtype",
+]
 
 State = dict[Tensor, dict[str, Any]]
 
@@ -27,12 +39,40 @@ class PointSet:
 
     name: str
     parts: tuple[Tensor, ...]
+    """The parameters of the parts; of several slices of one parameter each is a part."""
     manifold: Manifold
-    rows: Rows
+    rows: Rows | Factors | Rest
+    suffix: str = ""
+    """What the names of its scalars end with in the state of the first part, which may lead several sets of slices."""
 
-    def layouts(self) -> list[Layout]:
+    @property
+    def sliced(self) -> bool:
+        """Whether the points are slices of the parts, which other points share."""
+        return not isinstance(self.rows, Rows)
+
+    def layouts(self) -> Sequence[AnyLayout]:
         """How each part is cut into points."""
-        return [self.rows.layout(part, self.manifold.event_ndim) for part in self.parts]
+        return self.rows.layouts(self.parts, self.manifold.event_ndim)
+
+    def geometries(self) -> Iterator[tuple[Tensor, str]]:
+        """The parts with descriptions of their geometry, as in the marks of declarations."""
+        if isinstance(self.rows, Rows):
+            text = geometry(self.manifold, self.rows, len(self.parts))
+            yield from ((part, text) for part in self.parts)
+        elif isinstance(self.rows, Factors):
+            for p in dict.fromkeys(self.parts):
+                mine = [part for part, other in zip(self.rows.parts, self.parts, strict=True) if other is p]
+                yield p, geometry_of_slices(self.manifold, mine)
+
+    def placed(self, index: Mapping[Tensor, int]) -> str:
+        """The manifold and the slices, with the number of each parameter in place of its name."""
+        assert not isinstance(self.rows, Rows)
+        places = [f"{index[p]}{replace(part, name='')}" for p, part in zip(self.parts, self.rows.parts, strict=False)]
+        return f"{self.manifold!r} at {' '.join(places)}"
+
+    def scalar_names(self, rule: Rule) -> dict[str, str]:
+        """The names of scalars per point → their names in the state of the first part."""
+        return {name: name + self.suffix for name in (*rule.scalars, "radius")}
 
     def gradients(self) -> list[Tensor]:
         """The gradients of the parts, or an empty list if none has one.
@@ -62,15 +102,19 @@ class PointSet:
         return grads
 
 
-def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, PointSet]) -> Iterator[PointSet]:
+Table = dict[Tensor, Sequence[PointSet]]
+"""The point sets of an optimizer by their first part."""
+
+
+def point_sets(params: Sequence[Tensor], table: Mapping[Tensor, Sequence[PointSet]]) -> Iterator[PointSet]:
     """The point sets of a group's `params`, each once.
 
     Raises `StateError` for a parameter that is not in `table`: its manifold is unknown.
     """
-    joined = {part for p in params if p in table for part in table[p].parts[1:]}
+    joined = {part for p in params for points in table.get(p, ()) for part in points.parts[1:]}
     for i, p in enumerate(params):
         if p in table:
-            yield table[p]
+            yield from table[p]
         elif p not in joined:
             raise StateError(
                 f"parameter {i} of a group, {_describe(p)}, is not the one that the optimizer was built with, so its manifold is "
@@ -104,10 +148,11 @@ def check_state(points: PointSet, state: State, rule: Rule) -> None:
         for name in rule.vectors:
             if name in entry and not (_fits(entry[name], part.shape, part.device) and entry[name].dtype == part.dtype):
                 _raise_unfit(points.name, part, name, entry[name])
-        if rule.counts_steps and "step" in entry and not _fits(entry["step"], ()):
-            _raise_unfit(points.name, part, "step", entry["step"])
+        counter = "step" + points.suffix
+        if rule.counts_steps and counter in entry and not _fits(entry[counter], ()):
+            _raise_unfit(points.name, part, counter, entry[counter])
     entry, part = state.get(points.parts[0], {}), points.parts[0]
-    for name in (*rule.scalars, "radius"):
+    for name in points.scalar_names(rule).values():
         if name in entry and not _fits(entry[name], points.layouts()[0].scalar, part.device):
             _raise_unfit(points.name, part, name, entry[name])
 
@@ -125,13 +170,13 @@ def _raise_unfit(label: str, part: Tensor, name: str, value: Any) -> None:
     )
 
 
-def new_scalar(name: str, rule: Rule, layout: Layout, part: Tensor) -> Tensor:
+def new_scalar(name: str, rule: Rule, layout: AnyLayout, part: Tensor) -> Tensor:
     """A scalar per point before the first step, of shape `layout.scalar`: 0, or −1 for a norm to be set."""
     fill = 0.0 if name in rule.scalars else -1.0
     return torch.full(layout.scalar, fill, dtype=scalar_dtype(layout, part), device=part.device)
 
 
-def scalar_dtype(layout: Layout, part: Tensor) -> torch.dtype:
+def scalar_dtype(layout: AnyLayout, part: Tensor) -> torch.dtype:
     """The dtype of scalars per point: that of `part` where points are coordinates, otherwise float32 or better."""
     return part.dtype if part.dtype == torch.float64 or not layout.event else torch.float32
 

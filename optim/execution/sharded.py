@@ -68,7 +68,7 @@ class ShardedGroup:
         return [*(plan for group in groups for plan in group.plans), self]
 
     def prepare(
-        self, table: Mapping[Tensor, PointSet], state: State, rule: Rule, options: Options, known: bool
+        self, table: Mapping[Tensor, Sequence[PointSet]], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:
         """Check a step, as `Group.prepare` does, and exchange messages: all processes have to call it."""
         members = []
@@ -95,7 +95,7 @@ class ShardedGroup:
             (self._penalised, penalised, {"maximize": False, "orthogonality": 0.0}),
             (self._spanning, spanning, {}),
         ):
-            local_table = {p: points for member in sets for p, points in member.table.items()}
+            local_table = {p: (points,) for member in sets for p, points in member.table.items()}
             local_state = {p: entry for member in sets for p, entry in member.local_state().items()}
             changed = {**options, **changes, "params": [*local_state]}
             work += group.prepare(local_table, local_state, rule, changed, True)

@@ -138,7 +138,7 @@ def zoo(manifold, dtype=torch.float64, device="cpu"):
 def onward(model):
     """A copy of `model` further on: points, flat parameters and buffers."""
     twin = moved(model, ahead)
-    declared = {part for _, parts, _ in walk(twin) for part in parts}
+    declared = {part for _, _, parts, *_ in walk(twin) for part in parts}
     for tensor in {*twin.parameters()} - declared | {*twin.buffers()}:
         tensor.add_(3 * torch.rand_like(tensor) if tensor.is_floating_point() else 5)
     return twin
@@ -183,7 +183,7 @@ def test_flat_parameters_and_buffers_are_averaged_as_by_torch(use_buffers, decay
     for model in models:
         theirs.update_parameters(model)
     mine, its = ours.state_dict(), theirs.module.state_dict()
-    curved = {name for names, _, declaration in walk(ours) if declaration.manifold == PSI() for name in names}
+    curved = {name for _, names, _, declaration, _ in walk(ours) if declaration.manifold == PSI() for name in names}
     assert all(torch.equal(mine[key], its[key]) for key in mine.keys() - curved)
     assert not any(torch.equal(mine[key], its[key]) for key in curved)
     plain = [nn.Linear(3, 2).to(dtype=dtype, device=device) for _ in range(3)]

@@ -50,7 +50,7 @@ def declare_all(model, manifold, **options):
 
 def points_of(model):
     """Manifold and points of every declaration, (*batch, *event) in float32 or better, and where `scatter_` puts others."""
-    for _, parts, declaration in walk(model):
+    for _, _, parts, declaration, _ in walk(model):
         layouts = [declaration.rows.layout(part, declaration.manifold.event_ndim) for part in parts]
         yield declaration.manifold, gather(parts, layouts).detach(), (parts, layouts)
 

@@ -1,0 +1,127 @@
+"""Points that are slices of parameters: copied to stacks of points, stepped there, and copied back. Layout only; no formula.
+
+Sets of the same manifold, shape of a point, dtype and device, such as the heads of all layers, are one stack, so that they are
+stepped in one call. A parameter may be in several sets; vectors of state are stored in its shape, scalars per point with the
+first part of each set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import OptionError
+from ...manifolds import Rows, ScalingQuotient
+from ...manifolds.parameters.rows import gather, scatter_
+from ..options import Options
+from ..rules import Rule
+from .dispatch import Group
+from .plan import Plan
+from .points import PointSet, State, check_state, point_sets
+
+__all__ = ["SlicedGroup"]
+
+
+class Stacked:
+    """Several sets of slices as one tensor of points, with gradient and state."""
+
+    def __init__(self, sets: Sequence[PointSet], state: State, rule: Rule, names: Sequence[str]) -> None:
+        self._sets = sets
+        layouts = [points.layouts() for points in sets]
+        self._counts = [each[0].batch[0] for each in layouts]
+        x = [gather(points.parts, each) for points, each in zip(sets, layouts, strict=True)]
+        grads = [gather(points.gradients(), each) for points, each in zip(sets, layouts, strict=True)]
+        self.x = torch.cat(x)
+        self.x.grad = torch.cat(grads).to(self.x.dtype)
+        self.state: dict[str, Any] = {}
+        for name in names:
+            if name in rule.vectors:
+                pairs = zip(sets, layouts, strict=True)
+                vectors = [gather([state[p][name] for p in points.parts], each) for points, each in pairs]
+                self.state[name] = torch.cat(vectors)
+            else:
+                found = [state[points.parts[0]][name + points.suffix] for points in sets]
+                self.state[name] = found[0].clone() if name == "step" else torch.cat(found)
+        label = ", ".join(points.name for points in sets)
+        self.points = PointSet(label, (self.x,), sets[0].manifold, Rows())
+
+    def write_back(self, state: State, rule: Rule) -> None:
+        """Copy points and state to the parameters and their state."""
+        self._scatter(self.x, [points.parts for points in self._sets])
+        for name, value in self.state.items():
+            if name in rule.vectors:
+                for points in self._sets:
+                    for p in points.parts:
+                        if name not in state[p]:
+                            state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                self._scatter(value, [[state[p][name] for p in points.parts] for points in self._sets])
+                continue
+            pieces = [value] * len(self._sets) if name == "step" else value.split(self._counts)
+            for points, piece in zip(self._sets, pieces, strict=True):
+                state[points.parts[0]][name + points.suffix] = piece.clone()
+
+    def _scatter(self, stack: Tensor, targets: Sequence[Sequence[Tensor]]) -> None:
+        for points, piece, tensors in zip(self._sets, stack.split(self._counts), targets, strict=True):
+            scatter_(piece, tensors, points.layouts())
+
+
+class SlicedGroup:
+    """The execution of one parameter group with slices; has the interface of `Group`."""
+
+    def __init__(self) -> None:
+        self._local = Group()
+        self.points: list[PointSet] = []
+        """The sets of slices with gradients."""
+
+    @property
+    def plans(self) -> Sequence[Plan | SlicedGroup]:
+        """The plans, in the order of the functions that `prepare` returns; the last one, the group, writes back."""
+        return [*self._local.plans, self]
+
+    def prepare(
+        self, table: Mapping[Tensor, Sequence[PointSet]], state: State, rule: Rule, options: Options, known: bool
+    ) -> Sequence[Callable[[], None]]:
+        """Check a step, as `Group.prepare` does."""
+        kinds: dict[tuple[Any, ...], list[PointSet]] = {}
+        self.points = []
+        for points in point_sets(options["params"], table):
+            if not points.gradients():
+                continue
+            if options["differentiable"]:
+                raise OptionError(
+                    f"differentiable=True on {points.name}: steps of slices are not differentiable; leave it at False"
+                )
+            check_state(points, state, rule)
+            self.points.append(points)
+            kinds.setdefault(_kind(points, state, rule, options), []).append(points)
+        stacks = [Stacked(sets, state, rule, key[-1]) for key, sets in kinds.items()]
+        local_table = {stack.x: (stack.points,) for stack in stacks}
+        local_state = {stack.x: stack.state for stack in stacks}
+        self._local = Group()  # the stacks are new tensors
+        work = self._local.prepare(local_table, local_state, rule, {**options, "params": [*local_state]}, True)
+
+        def write_back() -> None:
+            for stack in stacks:
+                stack.write_back(state, rule)
+
+        return [*work, write_back]
+
+
+def _kind(points: PointSet, state: State, rule: Rule, options: Options) -> tuple[Any, ...]:
+    """What the sets of one stack have in common; the names of their state come last."""
+    lead, layouts = points.parts[0], points.layouts()
+    entry = state.get(lead, {})
+    names = [name for name in rule.vectors if all(name in state.get(p, {}) for p in points.parts)]
+    names += [name for name, stored in points.scalar_names(rule).items() if stored in entry]
+    held = isinstance(points.manifold, ScalingQuotient) and options["radius"] == "hold"
+    names = [name for name in names if name != "radius" or held]
+    step = entry.get("step" + points.suffix)
+    if step is not None:
+        names.append("step")
+    height = sum(layout.event[0] for layout in layouts) if layouts[0].event else 0
+    count = None if step is None or options["capturable"] else float(step)
+    event = (height, *layouts[0].event[1:])
+    return points.manifold, event, lead.dtype, lead.device, count, tuple(names)
