@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +67,7 @@ def get_multi_avg_fn(model: nn.Module, decay: float | None = None) -> Averaging:
         positions = _positions(model, averaged)
         weight = 1.0 / (int(num_averaged) + 1) if share is None else 1.0 - share
         rest = set(range(len(averaged)))
+        slices: list[Callable[[], None]] = []
         for points in _curved(model):
             indices = [positions[part] for part in points.parts if part in positions]
             if not indices:
@@ -74,13 +77,19 @@ def get_multi_avg_fn(model: nn.Module, decay: float | None = None) -> Averaging:
                     f"the parts of {points.name} differ in dtype or device, and AveragedModel averages those separately; "
                     "convert them to one dtype, on one device"
                 )
-            rest.difference_update(indices)
             targets = [averaged[i] for i in indices]
-            layouts = [points.rows.layout(target, points.manifold.event_ndim) for target in targets]
+            layouts = replace(points, parts=tuple(targets)).layouts()
             x, y = gather(targets, layouts), gather([current[i] for i in indices], layouts)
-            scatter_(_between(points.manifold, x, y, weight), targets, layouts)
+            between = _between(points.manifold, x, y, weight)
+            if points.slices is None:
+                rest.difference_update(indices)
+                scatter_(between, targets, layouts)
+            else:  # what is between the slices is averaged as flat, with all of the parameter
+                slices.append(partial(scatter_, between, targets, layouts))
         if rest:
             flat([averaged[i] for i in sorted(rest)], [current[i] for i in sorted(rest)], num_averaged)
+        for write in slices:
+            write()
 
     return average
 
@@ -108,7 +117,7 @@ def _curved(model: nn.Module) -> Iterator[PointSet]:
         taken.update(parts)
         if not isinstance(declaration.manifold, Euclidean):
             tensors = tuple(declaration.arrays(name, parts)[0])
-            yield PointSet(name, tensors, declaration.manifold, factors or declaration.rows)
+            yield PointSet(name, tensors, declaration.manifold, declaration.rows, factors)
     for name, p in model.named_parameters():
         manifold, rows = (Euclidean(0), Rows()) if p in taken else tensor_geometry(p)
         if not isinstance(manifold, Euclidean):

@@ -115,13 +115,13 @@ def sliced_table(group: Options, names: Sequence[str] | None, slices: Sequence[t
         for tensor, part in zip(tensors, factors.parts, strict=True):
             parts.setdefault(tensor, []).append(part)
         led = found.setdefault(tensors[0], [])
-        led.append(PointSet(str(factors), tensors, manifold, factors, f".{len(led)}"))
+        led.append(PointSet(str(factors), tensors, manifold, slices=factors, suffix=f".{len(led)}"))
     for name, p in named.items():
         mine = tuple(parts.get(p, ()))
         if not covered(mine, tuple(p.shape)).all():
             label = f"the rest of {name}" if mine else name
             led = found.setdefault(p, [])
-            led.append(PointSet(label, (p,), Euclidean(0), Rest(mine), f".{len(led)}"))
+            led.append(PointSet(label, (p,), Euclidean(0), slices=Rest(mine), suffix=f".{len(led)}"))
     return {p: tuple(sets) for p, sets in found.items()}
 
 

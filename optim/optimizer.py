@@ -100,16 +100,16 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 sliced_table(group, names, slices) if slices else self._points_of(group, manifold, rows, joined, names)
             )
             index = {p: i for i, p in enumerate(group["params"])}
-            point_sets = [*chain.from_iterable(table.values())]
-            group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in point_sets))
-            group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in point_sets if not points.sliced))
+            sets = [*chain.from_iterable(table.values())]
+            group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in sets))
+            group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in sets if points.slices is None))
             group["joined"] = ", ".join("+".join(str(index[part]) for part in parts) for parts in joined)
-            group["slices"] = ", ".join(points.placed(index) for points in point_sets if points.sliced)
+            group["slices"] = ", ".join(points.placed(index) for points in sets if points.slices is not None)
             if group.get("lr", 0.0) is None:
-                group["lr"] = self._default_lr(point_sets)
-            settings = self._settings_of(point_sets)
+                group["lr"] = self._default_lr(sets)
+            settings = self._settings_of(sets)
             group.update(settings.valid(group))
-            for points in point_sets:
+            for points in sets:
                 _check_values(points)
         except Exception:
             del self.param_groups[before:]
@@ -119,7 +119,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         self._table.update(table)
         self._names.update(zip(group["params"], names or group.get("param_names", ()), strict=False))
         self._marks.add(group["params"])
-        curved = any(not isinstance(points.manifold, Euclidean) for points in point_sets)
+        curved = any(not isinstance(points.manifold, Euclidean) for points in sets)
         self._names_manifold = self._names_manifold or manifold is not None or curved
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
@@ -215,7 +215,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         return loss
 
     def _execution_of(self, params: Sequence[Tensor]) -> Group | ShardedGroup | SlicedGroup:
-        if any(points.sliced for p in params for points in self._table.get(p, ())):
+        if any(points.slices is not None for p in params for points in self._table.get(p, ())):
             return SlicedGroup()
         return ShardedGroup() if any(map(is_sharded, params)) else Group()
 

@@ -135,11 +135,12 @@ def preparing(
             raise DeclarationError(
                 f"{name}: rows and joined are for whole parameters; a Part says which slices are a point"
             )
-        owner, leaf, declaration = sliced(module, factors, manifold, representative, found, without)
+        owner, path, leaf, declaration = sliced(module, factors, manifold, representative, found, without)
         names = factors.names
         params = tuple(find_parameter(*find_owner(module, part), part) for part in names)
     else:
         owner, leaf = find_owner(module, name)
+        path = name.removesuffix(leaf)
         declaration = Declaration(manifold, rows, tuple(joined), found=found)
         params = tuple(find_parameter(owner, part, name) for part in (leaf, *declaration.joined))
         names = (name,)
@@ -158,7 +159,7 @@ def preparing(
         if placed is not None:
             with torch.no_grad():
                 scatter_(placed, parts, layouts)
-        record(owner, leaf, name, declaration)
+        record(owner, path, leaf, declaration)
         for each in names:
             watch_loads(module, each)
 
@@ -311,9 +312,10 @@ def walk(model: nn.Module) -> Iterator[Declared]:
                 )
             seen[id(part)] = (name, declaration, leads)
         factors = declaration.factors and declaration.factors.renamed(dict(zip(local, names, strict=True)).__getitem__)
-        for name, part in zip(names, parts, strict=True) if factors else ():
-            slices.setdefault(part, []).extend(replace(p, name="") for p in factors.parts if p.name == name)
-            covered(tuple(slices[part]), tuple(part.shape))
+        if factors is not None:
+            for name, part in zip(names, parts, strict=True):
+                slices.setdefault(part, []).extend(replace(p, name="") for p in factors.parts if p.name == name)
+                covered(tuple(slices[part]), tuple(part.shape))
         yield Declared(entry.name if factors else names[0], names, parts, declaration, factors)
     mark_entries(found)
     for name, p in model.named_parameters():

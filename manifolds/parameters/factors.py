@@ -107,8 +107,8 @@ class Part:
         columns = _levels((k or 1) if self.columns is None else self.columns, 1)
         inner = _count(columns) * _count(self.rows)
         points = self.points if self.points is not None else max(1, (length - self.start) // inner)
-        levels = (_split(each, sizes) for each in (_levels(points, inner), self.rows, columns))
-        found = Grid(dims, self.start, *levels, tuple(shape), event_ndim)
+        placed, stacked, beside = (_split(each, sizes) for each in (_levels(points, inner), self.rows, columns))
+        found = Grid(dims, self.start, placed, stacked, beside, tuple(shape), event_ndim)
         if k is not None and found.k != k:
             raise GeometryError(f"{self!r} has {found.k} columns per point, and the manifold {k}")
         if found.last >= length:
@@ -120,7 +120,7 @@ class Part:
                 f"{self!r}: a level of the grid crosses from one index of a dimension to the next; "
                 f"a level lies within one of the dimensions {self.dim} of shape {tuple(shape)}"
             )
-        if self.points is None and found.count * inner != length - self.start:
+        if self.points is None and found.size * inner != length - self.start:
             raise GeometryError(
                 f"{self!r}: the {length - self.start} slices of dimension {self.dim} of shape {tuple(shape)} are no multiple of "
                 f"the {inner} of a point; say how many points there are"
@@ -192,7 +192,7 @@ class Grid(NamedTuple):
     event_ndim: int
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """The number of points."""
         return _count(self.point_levels)
 
@@ -209,7 +209,7 @@ class Grid(NamedTuple):
     @property
     def batch(self) -> tuple[int, ...]:
         """The dimensions of points, one."""
-        return (self.count,)
+        return (self.size,)
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ class Grid(NamedTuple):
     @property
     def scalar(self) -> tuple[int, ...]:
         """The shape of scalars per point."""
-        return (self.count, *(1,) * self.event_ndim)
+        return (self.size, *(1,) * self.event_ndim)
 
     @property
     def last(self) -> int:

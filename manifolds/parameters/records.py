@@ -53,6 +53,8 @@ class Declaration:
     """Names of the parameters of the same module whose rows belong to the same points."""
     factors: Factors | None = None
     """The slices that are the points, in place of `rows` and `joined`; their parameters may belong to any modules inside."""
+    given: Factors | None = field(default=None, compare=False, repr=False)
+    """The same slices as they were given, with numbers left out."""
     found: bool = field(default=False, compare=False, repr=False)
     """Whether `psi.declare` made the declaration, and may remove it."""
 
@@ -81,14 +83,15 @@ class Entry(NamedTuple):
     name: str
     """Qualified name of the parameter, or the description of factors."""
     owner: nn.Module
+    path: str
+    """The path of `owner` in the model, with a dot at its end, or empty."""
     leaf: str
     declaration: Declaration
 
     @property
     def names(self) -> tuple[str, ...]:
         """Qualified names of the parameter and of its joined parameters, or those of the parameters of factors."""
-        path = self.name.removesuffix(self.leaf)
-        return tuple(path + name for name in self.declaration.names(self.leaf))
+        return tuple(self.path + name for name in self.declaration.names(self.leaf))
 
     @property
     def parts(self) -> list[nn.Parameter]:
@@ -146,19 +149,21 @@ def entries(model: nn.Module) -> Iterator[Entry]:
 
 def _of(owner: nn.Module, path: str) -> Iterator[Entry]:
     for leaf, declaration in owner.__dict__.get(_DECLARATIONS, {}).items():
-        yield Entry(path + leaf, owner, leaf, declaration)
+        given = declaration.given
+        name = path + leaf if given is None else str(given.renamed(lambda name: path + name))
+        yield Entry(name, owner, path, leaf, declaration)
 
 
-def record(owner: nn.Module, leaf: str, name: str, declaration: Declaration) -> None:
-    """Store `declaration` on `owner`, replacing any other of the parameter `leaf`, and mark its parameters.
+def record(owner: nn.Module, path: str, leaf: str, declaration: Declaration) -> None:
+    """Store `declaration` on `owner`, at `path` in the model, replacing any other of the parameter `leaf`, and mark its parameters.
 
     Copies of `owner` by `copy.copy` share the stored dict, which is therefore replaced and not changed.
     """
     erase(owner, leaf)
     owner.__dict__[_DECLARATIONS] = _Declarations(owner, {**owner.__dict__.get(_DECLARATIONS, {}), leaf: declaration})
-    path = name.removesuffix(leaf)
-    written = {id(part) for part in Entry(name, owner, leaf, declaration).parts}
-    mark_entries(entry for entry in _of(owner, path) if not written.isdisjoint(map(id, entry.parts)))
+    ours = [*_of(owner, path)]
+    (written,) = ({*entry.parts} for entry in ours if entry.leaf == leaf)
+    mark_entries(entry for entry in ours if not written.isdisjoint(entry.parts))
 
 
 def erase(owner: nn.Module, leaf: str) -> None:
@@ -221,8 +226,8 @@ def mark_entries(found: Iterable[Entry]) -> None:
     for entry in found:
         for part, name in entry.named_parts:
             marks.setdefault(part, (entry.name, []))[1].append(entry.declaration.geometry(name))
-    for part, (name, geometries) in marks.items():
-        mark(part, name, joined_geometries(geometries))
+    for marked_part, (name, geometries) in marks.items():
+        mark(marked_part, name, joined_geometries(geometries))
 
 
 def unmark(part: Tensor) -> None:

@@ -25,8 +25,8 @@ def sliced(
     representative: str,
     found: bool,
     without: Collection[str],
-) -> tuple[nn.Module, str, Declaration]:
-    """The declaration of `factors` of parameters of `module`, checked, with the module that will own it, and its name there.
+) -> tuple[nn.Module, str, str, Declaration]:
+    """The declaration of `factors` of parameters of `module`, checked, with the module that will own it, the path of that, and the name there.
 
     Raises as `declare.declare`.
     """
@@ -62,9 +62,10 @@ def sliced(
         covered(_of(factors, [name for name in factors.names if params[name] is p]), tuple(p.shape))
     path = _common_path(factors.names)
     local = factors.renamed(lambda name: name.removeprefix(path))
-    leaf = str(given.renamed(lambda name: name.removeprefix(path)))
+    given = given.renamed(lambda name: name.removeprefix(path))
+    leaf = str(given)
     for entry in entries(module):
-        if entry.name in (path + leaf, *without):
+        if (entry.path, entry.leaf) == (path, leaf) or entry.name in without:
             continue
         taken = entry.declaration.factors
         for p, name in entry.named_parts:
@@ -75,11 +76,16 @@ def sliced(
                 )
             if mine and taken is not None:
                 covered(mine + _of(taken, [name]), tuple(p.shape))
-    return module.get_submodule(path.rstrip(".")), leaf, Declaration(manifold, factors=local, found=found)
+    return (
+        module.get_submodule(path.rstrip(".")),
+        path,
+        leaf,
+        Declaration(manifold, factors=local, given=given, found=found),
+    )
 
 
 def _check_grids(factors: Factors, manifold: Manifold, grids: list[Grid]) -> None:
-    counts = [grid.count for grid in grids]
+    counts = [grid.size for grid in grids]
     if len(set(counts)) > 1:
         raise GeometryError(f"{factors} has {counts} points: all parts need the same number")
     widths = [grid.event[1:] for grid in grids]

@@ -178,7 +178,7 @@ def paths(
             path, reason = "none", "it is frozen, and no update is defined for its kind"
         elif any(map(is_sharded, points.parts)):
             path, reason = "sharded", "each process updates its shard"
-        elif points.sliced:
+        elif points.slices is not None:
             path, reason = "slices", "they are copied to points, which take the path of their manifold"
         else:
             grads = points.gradients() or [part.detach() for part in points.parts]

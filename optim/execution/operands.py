@@ -80,7 +80,8 @@ class Operand(NamedTuple):
             for name, scalar in self.scalars.items()
         }
         points = PointSet(self.points.name, (x,), self.points.manifold, Rows())
-        return self._replace(points=points, grads=[grad], layouts=points.layouts(), vectors=vectors, scalars=scalars)
+        layouts = points.rows.layouts(points.parts, 1)
+        return self._replace(points=points, grads=[grad], layouts=layouts, vectors=vectors, scalars=scalars)
 
     def write_back(self, copy: Operand) -> None:
         """Write the results in `copy`, made by `copied`, to the parameter and its state."""
@@ -98,7 +99,7 @@ def real(dtype: torch.dtype) -> torch.dtype:
 
 def make_operand(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> Operand:
     """The operand of `points` in a step with `options`; `state` is only read."""
-    layouts, first = points.layouts(), points.parts[0]
+    layouts, first = points.rows.layouts(points.parts, points.manifold.event_ndim), points.parts[0]
     stored: Sequence[Mapping[str, Any]] = [state.get(part, {}) for part in points.parts]
     needed = rule.needs(options)
     existing = [name for name in rule.vectors if all(name in entry for entry in stored)]

@@ -41,33 +41,30 @@ class PointSet:
     parts: tuple[Tensor, ...]
     """The parameters of the parts; of several slices of one parameter each is a part."""
     manifold: Manifold
-    rows: Rows | Factors | Rest
+    rows: Rows = Rows()
+    slices: Factors | Rest | None = None
+    """In place of `rows`: the points are slices of the parts, and other points may be other slices of them."""
     suffix: str = ""
     """What the names of its scalars end with in the state of the first part, which may lead several sets of slices."""
 
-    @property
-    def sliced(self) -> bool:
-        """Whether the points are slices of the parts, which other points share."""
-        return not isinstance(self.rows, Rows)
-
     def layouts(self) -> Sequence[AnyLayout]:
         """How each part is cut into points."""
-        return self.rows.layouts(self.parts, self.manifold.event_ndim)
+        return (self.slices or self.rows).layouts(self.parts, self.manifold.event_ndim)
 
     def geometries(self) -> Iterator[tuple[Tensor, str]]:
         """The parts with descriptions of their geometry, as in the marks of declarations."""
-        if isinstance(self.rows, Rows):
+        if self.slices is None:
             text = geometry(self.manifold, self.rows, len(self.parts))
             yield from ((part, text) for part in self.parts)
-        elif isinstance(self.rows, Factors):
+        elif isinstance(self.slices, Factors):
             for p in dict.fromkeys(self.parts):
-                mine = [part for part, other in zip(self.rows.parts, self.parts, strict=True) if other is p]
+                mine = [part for part, other in zip(self.slices.parts, self.parts, strict=True) if other is p]
                 yield p, geometry_of_slices(self.manifold, mine)
 
     def placed(self, index: Mapping[Tensor, int]) -> str:
         """The manifold and the slices, with the number of each parameter in place of its name."""
-        assert not isinstance(self.rows, Rows)
-        places = [f"{index[p]}{replace(part, name='')}" for p, part in zip(self.parts, self.rows.parts, strict=False)]
+        parts = self.slices.parts if self.slices is not None else ()
+        places = [f"{index[p]}{replace(part, name='')}" for p, part in zip(self.parts, parts, strict=False)]
         return f"{self.manifold!r} at {' '.join(places)}"
 
     def scalar_names(self, rule: Rule) -> dict[str, str]:
