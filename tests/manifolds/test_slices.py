@@ -11,6 +11,7 @@ import retract
 import torch
 from retract.errors import DeclarationError, GeometryError
 from retract.manifolds import PSI, Factors, FixedRank, Part, Sphere
+from slices import PAIRS, QUERY_KEY, UNITS, Attention, declared_network, network
 from torch import nn
 
 
@@ -84,41 +85,6 @@ def test_levels_run_through_dimensions_that_are_counted_together():
     assert torch.equal(Part("w", (0, 1)).grid(w.shape).split(w), w.view(8, 3, 1))
     assert torch.equal(Part("w", (0, 1), columns=2).grid(w.shape).split(w), w.view(4, 2, 3).mT)
     assert torch.equal(Part("w", (0, 2)).grid(w.shape).split(w), w.movedim(2, 1).reshape(6, 4, 1))
-
-
-class Attention(nn.Module):
-    """Two heads of 4 from a fused projection."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
-
-    def forward(self, x):
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-        return self.out(((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2))
-
-
-QUERY_KEY = Factors(
-    tuple(Part(f"0.qkv.{name}", 0, 8, 2, 4) for name in ("weight", "bias")),
-    tuple(Part(f"0.qkv.{name}", 0, 0, 2, 4) for name in ("weight", "bias")),
-)
-VALUE_OUT = Factors(
-    (Part("0.out.weight", dim=1),), tuple(Part(f"0.qkv.{name}", start=16) for name in ("weight", "bias"))
-)
-UNITS = Factors((Part("3.weight", dim=1),), (Part("1.weight"), Part("1.bias")))
-PAIRS = {QUERY_KEY: FixedRank(4), VALUE_OUT: FixedRank(4), UNITS: FixedRank(1)}
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(Attention(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).double()
-
-
-def declared_network():
-    model = network()
-    for factors, manifold in PAIRS.items():
-        retract.declare(model, factors, manifold)
-    return model
 
 
 def test_declarations_are_on_the_lowest_module_and_name_both_factors():
