@@ -4,6 +4,7 @@ from .base import Manifold
 from .conformal import ConformalManifold
 from .embedded import EmbeddedManifold
 from .euclidean import Euclidean
+from .fixed_rank import FixedRank
 from .geodesic import ExponentialManifold, GeodesicManifold
 from .geoopt import from_geoopt, to_geoopt
 from .grassmann import Grassmann
@@ -24,6 +25,7 @@ __all__ = [
     "EmbeddedManifold",
     "Euclidean",
     "ExponentialManifold",
+    "FixedRank",
     "GeodesicManifold",
     "Grassmann",
     "Manifold",
