@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Real
 
 import torch
@@ -19,7 +19,7 @@ __all__ = ["Factors", "Pair", "ScaledFactors"]
 Pair = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScaledFactors(Manifold):
     """Hypothesis: a point is a pair of factors B (n × k) and A (k × m), stored as B over Aᵀ in one array
     (*batch, n + m, k), with the metric in which each factor is measured by the other.
@@ -52,6 +52,11 @@ class ScaledFactors(Manifold):
                 f"{type(self).__name__}: degree={self.degree} with k={self.k}: an activation of another degree than 1 leaves "
                 "scalings of single units, so k is 1"
             )
+
+    def __repr__(self) -> str:
+        named = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
+        given = ", ".join(f"{name}={value!r}" for name, value, usual in named if name == "k" or value != usual)
+        return f"{type(self).__name__}({given})"
 
     def event_error(self, event: Sequence[int]) -> str | None:
         """As in `Manifold.event_error`; n has to be known, and both factors need at least k rows."""
@@ -183,14 +188,14 @@ class ScaledFactors(Manifold):
         return numerics.random_normal(shape, generator, dtype, device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Factors(ScaledFactors):
     """Pairs of factors of full rank themselves, the representatives of `FixedRank`, with its metric.
 
     >>> import torch
     >>> from retract.manifolds import FixedRank
     >>> FixedRank(2, 5).total_space
-    Factors(k=2, n=5, damping=0.0, degree=1.0)
+    Factors(k=2, n=5)
     """
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:

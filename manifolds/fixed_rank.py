@@ -19,7 +19,7 @@ _SYLVESTER_ORDERS = 2
 _ROOT_STEPS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FixedRank(QuotientManifold, ScaledFactors):
     """Matrices B A of rank k, stored as their factors modulo (B, A) ~ (B R, R⁻¹A) for invertible R: B (n × k) over
     Aᵀ (m × k) in one array, (*batch, n + m, k).
