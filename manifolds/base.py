@@ -25,7 +25,7 @@ __all__ = ["Manifold"]
 _MAPS = frozenset(
     ("inner", "norm", "project", "riemannian_gradient", "nearest", "retract", "transport", "retract_and_transport")
     + ("point_defect", "exp", "log", "dist", "parallel_transport", "transport_to")
-    + ("horizontal", "align", "alignment", "canonical", "act")
+    + ("horizontal", "align", "alignment", "canonical", "balanced", "act")
 )
 
 
@@ -113,7 +113,7 @@ class Manifold(ABC):
         """``retract(x, u)`` and ``transport(x, u, v)``, for manifolds that can share the work between them."""
         return self.retract(x, u), self.transport(x, u, v)
 
-    # What follows. None of these is overridden, but `norm`, where no square has to be formed.
+    # What follows. None of these is overridden, but `norm`, where no square has to be formed, and `advice`.
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """Length √⟨u, u⟩ₓ of `u` in the metric, (*batch, 1…)."""
@@ -141,6 +141,10 @@ class Manifold(ABC):
             return "a point cannot be empty"
         return None
 
+    def advice(self, x: Tensor) -> str:
+        """What to do about the array `x`, (*event), that is no point; also why it is none, where the defect does not say that."""
+        return "put it there with nearest(), declared parameters with retract.project_(model)"
+
     def check_point(self, x: Tensor, name: str = "x", tolerance: float | None = None) -> None:
         """Raise `GeometryError` if a row of `x` is off the manifold by more than `tolerance`, by default
         `numerics.tolerance` of its dtype.
@@ -151,21 +155,24 @@ class Manifold(ABC):
         if error:
             raise GeometryError(f"{name} of shape {tuple(x.shape)}: {error}")
         limit = numerics.tolerance(x.dtype) if tolerance is None else tolerance
+        event = x.shape[x.ndim - self.event_ndim :]
         self._raise_worst(
             self.point_defect(x),
             limit,
             f"{name} is not on {self!r}",
-            "put it there with nearest(), declared parameters with retract.project_(model)",
+            lambda row: self.advice(x.detach().reshape(-1, *event)[row]),
         )
 
     def check_tangent(self, x: Tensor, u: Tensor, name: str = "u") -> None:
         """Raise `GeometryError` if a row of `u` is not tangent at `x`, as `check_point` does."""
         defect = self.tangent_defect(x, u)
         limit = numerics.tolerance(u.dtype)
-        self._raise_worst(defect, limit, f"{name} is not tangent to {self!r}", "make it so with project()")
+        self._raise_worst(defect, limit, f"{name} is not tangent to {self!r}", lambda _: "make it so with project()")
 
-    def _raise_worst(self, defect: Tensor, limit: float, what: str, remedy: str) -> None:
+    def _raise_worst(self, defect: Tensor, limit: float, what: str, remedy: Callable[[int], str]) -> None:
         flat = defect.detach().reshape(-1).nan_to_num(nan=torch.inf)
         if flat.numel() and flat.max() > limit:
             row = int(flat.argmax())
-            raise GeometryError(f"{what}: row {row} is off by {float(flat[row]):.2g} (tolerance {limit:.2g}); {remedy}")
+            raise GeometryError(
+                f"{what}: row {row} is off by {float(flat[row]):.2g} (tolerance {limit:.2g}); {remedy(row)}"
+            )

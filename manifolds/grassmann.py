@@ -127,10 +127,7 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
 
     def canonical(self, x: Tensor) -> Tensor:
         """The basis of the subspace nearest to a fixed generic matrix, (*batch, n, k)."""
-        n = x.shape[-2]
-        rows = torch.arange(1, n + 1, dtype=x.dtype, device=x.device).unsqueeze(-1)
-        columns = torch.arange(1, self.k + 1, dtype=x.dtype, device=x.device)
-        return self.align((rows * columns).cos(), x)
+        return self.align(numerics.generic(x), x)
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """x cos √A + u (sin √A/√A) with A = uᵀu, (*batch, n, k)."""

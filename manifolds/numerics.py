@@ -19,6 +19,7 @@ from ..errors import GeometryError
 
 __all__ = [
     "DTYPES",
+    "cholesky",
     "circular",
     "derivatives_wanted",
     "differentiated",
@@ -26,6 +27,7 @@ __all__ = [
     "exceeds",
     "finite_matrices",
     "full_precision",
+    "generic",
     "hold_still",
     "longest",
     "norm",
@@ -306,6 +308,26 @@ def positive_qr(a: Tensor) -> Tensor:
     q, r = torch.linalg.qr(a)
     diagonal = r.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
     return q * torch.ones_like(diagonal).copysign(diagonal)
+
+
+def generic(like: Tensor) -> Tensor:
+    """A fixed matrix cos(i j) in the shape of one of `like`, (n, p), with which nothing is aligned by chance."""
+    rows, columns = (torch.arange(1, size + 1, dtype=like.dtype, device=like.device) for size in like.shape[-2:])
+    return (rows.unsqueeze(-1) * columns).cos()
+
+
+def cholesky(a: Tensor) -> Tensor:
+    """Lower triangular L with L Lᵀ = a for symmetric positive semidefinite `a`, (*batch, k, k).
+
+    Matrices that are singular up to rounding are factored with 8 k ε of their trace added to the diagonal.
+    """
+    lower, info = torch.linalg.cholesky_ex(a)
+    if readable(info) and not info.any():
+        return lower
+    k = a.shape[-1]
+    trace = a.diagonal(dim1=-2, dim2=-1).sum(-1)
+    shift = torch.where(info > 0, 8 * k * torch.finfo(a.dtype).eps * trace, 0.0)
+    return torch.linalg.cholesky_ex(a + shift[..., None, None] * torch.eye(k, dtype=a.dtype, device=a.device))[0]
 
 
 def finite_matrices(a: Tensor) -> Tensor:

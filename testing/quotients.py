@@ -41,12 +41,13 @@ def gradients_of_invariant_functions_are_horizontal(s: Setting) -> None:
 
 @law(QuotientManifold)
 def horizontal_and_vertical_make_up_a_tangent(s: Setting) -> None:
-    """horizontal + vertical is the tangent of the total space, and the two are orthogonal."""
+    """horizontal + vertical is the tangent of the total space, and the two are orthogonal there."""
     total = s.m.total_space
     a = s.inputs["a"] = total.project(s.x, s.noise(*s.x.shape))
     horizontal, vertical = s.m.horizontal(s.x, a), s.m.vertical(s.x, a)
     s.same(horizontal + vertical, a, "horizontal + vertical")
-    s.same((horizontal * vertical).sum(), torch.zeros((), dtype=s.dtype, device=s.device), "horizontal·vertical")
+    between = total.inner(s.x, horizontal, vertical)
+    s.same(between, torch.zeros_like(between), "inner(horizontal, vertical) in the total space")
     s.tangent_at(s.x, horizontal, "the horizontal part")
     total.check_point(s.x)
 

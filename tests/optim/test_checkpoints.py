@@ -9,12 +9,12 @@ import torch
 from optimizers import OPTIMIZERS
 from retract import declare, param_groups
 from retract.errors import OptionError, StateError
-from retract.manifolds import PSI, Euclidean, ProjectiveSpace, Sphere, Stiefel
+from retract.manifolds import PSI, Euclidean, FixedRank, ProjectiveSpace, Sphere, Stiefel
 from retract.optim import PSISGD, RiemannianAdam, RiemannianSGD
 from torch import nn
 
 NAMES = ("sgd", "adam", "psi-sgdm")
-MANIFOLDS = [Euclidean(0), Sphere(), PSI(), ProjectiveSpace(), Stiefel()]
+MANIFOLDS = [Euclidean(0), Sphere(), PSI(), ProjectiveSpace(), Stiefel(), FixedRank(2, 3)]
 
 
 def step(optimizer, seed=0):
@@ -27,7 +27,7 @@ def step(optimizer, seed=0):
 
 def one(name, manifold, dtype=torch.float32):
     torch.manual_seed(0)
-    w = nn.Parameter(manifold.random_point(6, 4).to(dtype))
+    w = nn.Parameter(manifold.random_point(6, getattr(manifold, "k", 4)).to(dtype))
     return w, OPTIMIZERS[name]([{"params": [w], "manifold": manifold}], lr=0.1)
 
 

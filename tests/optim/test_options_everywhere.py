@@ -4,7 +4,16 @@ none it does not act."""
 import pytest
 import torch
 from optimizers import OPTIMIZERS
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
+from retract.manifolds import (
+    PSI,
+    Euclidean,
+    ExponentialManifold,
+    FixedRank,
+    GeodesicManifold,
+    Grassmann,
+    Sphere,
+    Stiefel,
+)
 from retract.optim.memory import Memory
 from retract.optim.update import update
 from torch import nn
@@ -23,6 +32,8 @@ KINDS = {
     "lines": (Grassmann(1), (5, 4)),
     "subspaces": (Grassmann(2), (3, 5, 2)),
     "frames": (Stiefel(), (3, 5, 2)),
+    "products": (FixedRank(2, 3), (3, 7, 2)),
+    "units": (FixedRank(1, 3), (4, 5, 1)),
 }
 CHANGES = {
     "none": {},
@@ -56,8 +67,10 @@ def options_for(kind, change):
         options.pop("weight_decay", None)
     if manifold.event_ndim == 2:
         options["orthogonality"] = 0.0
-        if manifold == Stiefel() and options["transport"] == "parallel":
+        if not isinstance(manifold, GeodesicManifold) and options["transport"] == "parallel":
             options["transport"] = "project"
+        if not isinstance(manifold, ExponentialManifold):
+            options["motion"] = "retract"
     return options
 
 

@@ -7,12 +7,12 @@ import torch
 from own_rules import RULES, Averaged, RMSprop, Signed, Switched, optimizer_of
 from paths import PATHS
 from retract.errors import OptionError
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
+from retract.manifolds import PSI, Euclidean, FixedRank, Grassmann, Sphere, Stiefel
 from retract.optim import RiemannianAdam, RiemannianSGD
 from retract.optim.options import COMMON, OPTIONS
 from torch import nn
 
-MANIFOLDS = [Euclidean(0), PSI(), Sphere(), Stiefel()]
+MANIFOLDS = [Euclidean(0), PSI(), Sphere(), Stiefel(), FixedRank(3, 3)]
 
 
 class Uphill(RiemannianSGD):

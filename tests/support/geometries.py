@@ -5,7 +5,18 @@ from dataclasses import dataclass
 
 import geoopt
 import torch
-from retract.manifolds import PSI, Euclidean, Grassmann, Manifold, ProjectiveSpace, Sphere, Stiefel, from_geoopt
+from retract.manifolds import (
+    PSI,
+    Euclidean,
+    FixedRank,
+    Grassmann,
+    Manifold,
+    ProjectiveSpace,
+    Sphere,
+    Stiefel,
+    from_geoopt,
+)
+from retract.manifolds.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,7 @@ class Case:
 
 
 X, Y = [1.0, 0.0], [0.0, 1.0]
+COLUMN = [[3.0], [4.0], [0.0], [2.0]]
 R2 = 2**-0.5
 
 CASES = [
@@ -82,6 +94,22 @@ CASES = [
         torch.eye(6, 3).mul(2).tolist(),
         known=(("nearest", ([[2.0], [0.0]],), [[1.0], [0.0]]),),
     ),
+    Case(
+        "fixed-rank1",
+        FixedRank(1, 3),
+        (5, 1),
+        [[1.0], [2.0], [0.0], [0.0], [0.0]],
+        known=(
+            ("riemannian_gradient", (COLUMN, [[0.0], [8.0], [0.0], [4.0]]), [[0.0], [2.0], [0.0], [0.16]]),
+            ("inner", (COLUMN, [[0.0], [1.0], [0.0], [1.0]], [[0.0], [1.0], [0.0], [2.0]]), [[54.0]]),
+            ("project", (COLUMN, [[3.0], [4.0], [0.0], [0.0]]), [[1.5], [2.0], [0.0], [1.0]]),
+        ),
+    ),
+    Case("fixed-rank3", FixedRank(3, 5), (9, 3), [[1.0, 0.0, 0.0]] * 9),
+    Case("fixed-rank2-damped", FixedRank(2, 4, damping=0.1), (7, 2), [[0.0, 0.0]] * 7),
+    Case("fixed-rank1-damped", FixedRank(1, 3, damping=0.1), (5, 1), [[0.0]] * 5),
+    Case("fixed-rank1-squares", FixedRank(1, 3, degree=2.0), (5, 1), [[1.0], [2.0], [0.0], [0.0], [0.0]]),
+    Case("factors", Factors(2, 4), (7, 2), [[1.0, 0.0]] * 7),
     Case("geoopt-lorentz", from_geoopt(geoopt.Lorentz()), (5,), [0.5, 1.0, 1.0]),
     Case("geoopt-poincare", from_geoopt(geoopt.PoincareBall()), (5,), [1.0, 1.0]),
     Case("geoopt-spd", from_geoopt(geoopt.SymmetricPositiveDefinite()), (3, 3), [[1.0, 2.0], [2.0, 1.0]]),

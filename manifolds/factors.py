@@ -1,0 +1,207 @@
+"""Pairs of factors of full rank, with the metric in which each is measured by the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from ..errors import GeometryError
+from . import numerics
+from .base import Manifold
+
+__all__ = ["Factors", "Pair", "ScaledFactors"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, repr=False)
+class ScaledFactors(Manifold):
+    """Hypothesis: a point is a pair of factors B (n × k) and A (k × m), stored as B over Aᵀ in one array
+    (*batch, n + m, k), with the metric in which each factor is measured by the other.
+    """
+
+    k: int = 1
+    """The rank, the inner size of the product."""
+    n: int | None = None
+    """The number of rows that are B; None: not known yet."""
+    damping: float = 0.0
+    """The share of the mean scale of both factors that is added to each, in [0, 1)."""
+    degree: float = 1.0
+    """For k = 1: the degree p of the activation between the factors."""
+    event_ndim = 2
+
+    def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("n", self.n)):
+            if (type(value) is not int or value < 1) and not (name == "n" and value is None):
+                raise GeometryError(f"{type(self).__name__}: {name}={value!r} is not an integer ≥ 1")
+        for name, fits, interval in (
+            ("damping", lambda value: 0 <= value < 1, "[0, 1)"),
+            ("degree", lambda value: 0 < value < math.inf, "(0, inf)"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not fits(value):
+                raise GeometryError(f"{type(self).__name__}: {name}={value!r} is not a number in {interval}")
+            object.__setattr__(self, name, float(value))  # groups and checkpoints are compared by repr
+        if self.degree != 1 and self.k > 1:
+            raise GeometryError(
+                f"{type(self).__name__}: degree={self.degree} with k={self.k}: an activation of another degree than 1 leaves "
+                "scalings of single units, so k is 1"
+            )
+
+    def __repr__(self) -> str:
+        named = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
+        given = ", ".join(f"{name}={value!r}" for name, value, usual in named if name == "k" or value != usual)
+        return f"{type(self).__name__}({given})"
+
+    def event_error(self, event: Sequence[int]) -> str | None:
+        """As in `Manifold.event_error`; n has to be known, and both factors need at least k rows."""
+        error = super().event_error(event)
+        if error is not None:
+            return error
+        rows, k = event
+        if self.n is None:
+            return (
+                f"{self!r} does not know how many of the {rows} rows are the first factor: name it, as in "
+                f"{type(self).__name__}({self.k}, n=…)"
+            )
+        if k != self.k or rows - self.n < self.k or self.n < self.k:
+            return (
+                f"a point of {self!r} is an array of (n + m) × {self.k}, n = {self.n} rows of B over m of Aᵀ, and rank "
+                f"{self.k} needs n, m ≥ {self.k}; not {rows} × {k}"
+            )
+        return None
+
+    def split(self, x: Tensor) -> Pair:
+        """B and Aᵀ, (*batch, n, k) and (*batch, m, k), views of `x`, or of a tangent."""
+        return x[..., : self.n, :], x[..., self.n :, :]
+
+    def weights(self, x: Tensor) -> Pair:
+        """What tangents of B and of Aᵀ are measured by, each (*batch, k, k): A Aᵀ + λ and BᵀB + λ; for k = 1 and degree p
+        p ‖u‖²ᵖ⁻² ‖v‖² + λ and ‖u‖²ᵖ + λ.
+
+        λ is `damping` times the mean of both traces over k.
+        """
+        of_b, of_a = self._undamped(x)
+        added = self._shift(of_b, of_a) * torch.eye(self.k, dtype=x.dtype, device=x.device)
+        return of_b + added, of_a + added
+
+    def _undamped(self, x: Tensor) -> Pair:
+        b, a = self.split(x)
+        if self.k > 1:
+            return a.mT @ a, b.mT @ b
+        of_b, of_a = numerics.dot(a, a, 2), numerics.dot(b, b, 2)
+        if self.degree == 1:
+            return of_b, of_a
+        return self.degree * of_a ** (self.degree - 1) * of_b, of_a**self.degree
+
+    def _shift(self, of_b: Tensor, of_a: Tensor) -> Tensor | float:
+        """λ of the undamped weights, (*batch, 1, 1), above 0."""
+        tiny = torch.finfo(of_b.dtype).tiny
+        if not self.damping:
+            return tiny
+        traces = (weight.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for weight in (of_b, of_a))
+        return self.damping / (2 * self.k) * sum(traces) + tiny
+
+    def _roots(self, x: Tensor) -> Pair:
+        """Lower triangular roots of the weights, for k > 1; all are factored at once."""
+        first, second = numerics.cholesky(torch.stack(self.weights(x))).unbind()
+        return first, second
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """tr(u_Bᵀ v_B W_B) + tr(u_Aᵀ v_A W_A) with the `weights` W, (*batch, 1, 1)."""
+        times = torch.mul if self.k == 1 else torch.matmul
+        (b, a), (c, d), (of_b, of_a) = self.split(u), self.split(v), self.weights(x)
+        return numerics.dot(times(b, of_b), c, 2) + numerics.dot(times(a, of_a), d, 2)
+
+    def norm(self, x: Tensor, u: Tensor) -> Tensor:
+        """Length of `u` times roots of the weights, (*batch, 1, 1): no square of `u` is formed, which may overflow or vanish."""
+        b, a = self.split(u)
+        if self.k == 1:
+            of_b, of_a = (weight.sqrt() for weight in self.weights(x))
+            return numerics.length(torch.cat([b * of_b, a * of_a], -2), 2)
+        of_b, of_a = self._roots(x)
+        return numerics.length(torch.cat([b @ of_b, a @ of_a], -2), 2)
+
+    def riemannian_gradient(self, x: Tensor, egrad: Tensor) -> Tensor:
+        """The gradients of the factors times the inverse weights, (*batch, n + m, k)."""
+        parts = self.split(egrad)
+        if self.k == 1:
+            return torch.cat([part / weight for part, weight in zip(parts, self.weights(x), strict=True)], -2)
+        solved = (torch.cholesky_solve(part.mT, root).mT for part, root in zip(parts, self._roots(x), strict=True))
+        return torch.cat(list(solved), -2)
+
+    def nearest(self, a: Tensor) -> Tensor:
+        """`a` itself: points are an open set of arrays."""
+        return a
+
+    def retract(self, x: Tensor, u: Tensor) -> Tensor:
+        """x + u: B + u_B and A + u_A, (*batch, n + m, k)."""
+        return x + u
+
+    def _singular(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The smallest and the largest singular value of B and of A, four of (*batch, 1, 1)."""
+        least, most = [], []
+        for factor in self.split(torch.where(numerics.finite_matrices(x), x, 0.0)):
+            values = torch.linalg.svdvals(factor).unsqueeze(-1)
+            least.append(values[..., -1:, :])
+            most.append(values[..., :1, :])
+        return least[0], most[0], least[1], most[1]
+
+    def point_defect(self, x: Tensor) -> Tensor:
+        """0 for a point and infinite for other arrays, (*batch, 1, 1).
+
+        Points are finite factors of rank k, up to rounding; with damping all for which one of the weights is not 0.
+        """
+        least_b, most_b, least_a, most_a = self._singular(x)
+        if self.damping:
+            full = most_b > 0 if self.degree != 1 else (most_b > 0) | (most_a > 0)
+        else:
+            rounding = max(x.shape[-2:]) * torch.finfo(x.dtype).eps
+            full = (least_b > rounding * most_b) & (least_a > rounding * most_a)
+        return torch.where(full & numerics.finite_matrices(x), 0.0, torch.inf).to(x.dtype)
+
+    def advice(self, x: Tensor) -> str:
+        """Which factor of `x`, (n + m, k), lacks rank, with its singular values, and what to do."""
+        if not torch.isfinite(x).all():
+            return "its factors are not finite; re-initialize them"
+        least_b, most_b, least_a, most_a = (float(value) for value in self._singular(x))
+        ratio_b, ratio_a = (least / most if most else 0.0 for least, most in ((least_b, most_b), (least_a, most_a)))
+        name, least, most = ("B", least_b, most_b) if ratio_b <= ratio_a else ("A", least_a, most_a)
+        return (
+            f"its factor {name} has rank below {self.k}, with the smallest singular value {least:.2g} beside {most:.2g}; "
+            "re-initialize it, or admit it with a damping, such as damping=1e-2"
+        )
+
+    def random_point(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Standard normal factors."""
+        return numerics.random_normal(shape, generator, dtype, device)
+
+
+@dataclass(frozen=True, repr=False)
+class Factors(ScaledFactors):
+    """Pairs of factors of full rank themselves, the representatives of `FixedRank`, with its metric.
+
+    >>> import torch
+    >>> from retract.manifolds import FixedRank
+    >>> FixedRank(2, 5).total_space
+    Factors(k=2, n=5)
+    """
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        """`a` itself: points are an open set of arrays."""
+        return a
+
+    def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """`v` itself."""
+        return v
