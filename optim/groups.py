@@ -17,6 +17,7 @@ from ..manifolds.parameters.records import changes, joined_geometries, marked
 from .execution.dispatch import check_path
 from .execution.points import PointSet, Table
 from .execution.sharded import check_sharding
+from .execution.sliced import check_slices
 from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
 from .rules import Rule
 
@@ -197,6 +198,7 @@ class Settings:
         if not {"differentiable", "foreach", "fused"}.isdisjoint(found):
             for points in self._points:
                 check_sharding(points, group)
+                check_slices(points, group)
                 check_path(points, self._rule, group)
 
 

@@ -22,7 +22,15 @@ from .dispatch import Group
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 
-__all__ = ["SlicedGroup"]
+__all__ = ["SlicedGroup", "check_slices"]
+
+
+def check_slices(points: PointSet, options: Options) -> None:
+    """Raise `OptionError` for options that steps of slices do not support."""
+    if options["differentiable"] and points.slices is not None:
+        raise OptionError(
+            f"differentiable=True on {points.name}: steps of slices are not differentiable; leave it at False"
+        )
 
 
 class Stacked:
@@ -90,10 +98,7 @@ class SlicedGroup:
         for points in point_sets(options["params"], table):
             if not points.gradients():
                 continue
-            if options["differentiable"]:
-                raise OptionError(
-                    f"differentiable=True on {points.name}: steps of slices are not differentiable; leave it at False"
-                )
+            check_slices(points, options)
             check_state(points, state, rule)
             self.points.append(points)
             kinds.setdefault(_kind(points, state, rule, options), []).append(points)

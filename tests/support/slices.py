@@ -45,13 +45,10 @@ def declared_network():
 
 @torch.no_grad()
 def act_at_random(model, generator=None):
-    """`model` with a random group element applied to every point of FixedRank, in place."""
+    """`model` with a random group element applied to every point of FixedRank, in place; units of ReLU keep their sign."""
     for name, _, params, declaration, _ in walk(model):
         parts, layouts = declaration.arrays(name, params)
         x = gather(parts, layouts)
-        scatter_(
-            declaration.manifold.act(declaration.manifold.random_group_element(x, generator=generator), x),
-            parts,
-            layouts,
-        )
+        g = declaration.manifold.random_group_element(x, generator=generator)
+        scatter_(declaration.manifold.act(g.abs() if g.shape[-1] == 1 else g, x), parts, layouts)
     return model
