@@ -2,25 +2,28 @@
 
 Sets of the same manifold, shape of a point, dtype and device, such as the heads of all layers, are one stack, so that they are
 stepped in one call. A parameter may be in several sets; vectors of state are stored in its shape, scalars per point with the
-first part of each set.
+first part of each set. Sharded parameters are gathered, those of a group in one collective, and every process steps them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ...manifolds import Rows, ScalingQuotient
+from ...manifolds import Euclidean, Rows, ScalingQuotient
 from ...manifolds.parameters.rows import gather, scatter_
+from ...manifolds.parameters.shards import is_sharded
 from ..options import Options
 from ..rules import Rule
 from .dispatch import Group
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
+from .shards import GatheredPoints, exchange
 
 __all__ = ["SlicedGroup", "check_slices"]
 
@@ -69,7 +72,11 @@ class Stacked:
                 continue
             pieces = [value] * len(self._sets) if name == "step" else value.split(self._counts)
             for points, piece in zip(self._sets, pieces, strict=True):
-                state[points.parts[0]][name + points.suffix] = piece.clone()
+                entry, stored = state[points.parts[0]], name + points.suffix
+                if stored in entry:
+                    entry[stored].copy_(piece)
+                else:
+                    entry[stored] = piece.clone()
 
     def _scatter(self, stack: Tensor, targets: Sequence[Sequence[Tensor]]) -> None:
         for points, piece, tensors in zip(self._sets, stack.split(self._counts), targets, strict=True):
@@ -93,14 +100,21 @@ class SlicedGroup:
         self, table: Mapping[Tensor, Sequence[PointSet]], state: State, rule: Rule, options: Options, known: bool
     ) -> Sequence[Callable[[], None]]:
         """Check a step, as `Group.prepare` does."""
-        kinds: dict[tuple[Any, ...], list[PointSet]] = {}
-        self.points = []
-        for points in point_sets(options["params"], table):
-            if not points.gradients():
-                continue
+        self.points = [points for points in point_sets(options["params"], table) if points.gradients()]
+        for points in self.points:
             check_slices(points, options)
+        sets, gathered = self.points, None
+        shards = dict.fromkeys(p for points in sets for p in points.parts if is_sharded(p))
+        if shards:
+            gathered = GatheredPoints(PointSet("slices", tuple(shards), Euclidean(0)))
+            gathered.read(state)
+            gathered.receive(exchange(gathered.messages(rule, options)), rule, options)
+            whole = dict(zip(shards, gathered.local_state(), strict=True))
+            sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in sets]
+            optimizer_state, state = state, gathered.local_state()
+        kinds: dict[tuple[Any, ...], list[PointSet]] = {}
+        for points in sets:
             check_state(points, state, rule)
-            self.points.append(points)
             kinds.setdefault(_kind(points, state, rule, options), []).append(points)
         stacks = [Stacked(sets, state, rule, key[-1]) for key, sets in kinds.items()]
         local_table = {stack.x: (stack.points,) for stack in stacks}
@@ -111,6 +125,9 @@ class SlicedGroup:
         def write_back() -> None:
             for stack in stacks:
                 stack.write_back(state, rule)
+            if gathered is not None:
+                gathered.write_back(rule, options)
+                gathered.write(optimizer_state, rule)
 
         return [*work, write_back]
 
