@@ -22,7 +22,7 @@ from ..options import Options
 from ..rules import Rule
 from .points import PointSet, State, new_scalar
 
-__all__ = ["Arrays", "Operand", "make_operand", "raise_versions", "real"]
+__all__ = ["Arrays", "Operand", "make_operand", "raise_versions", "real", "stack_of"]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
@@ -70,24 +70,34 @@ class Operand(NamedTuple):
             number.is_contiguous() and number.dtype == precision for number in self.scalars.values()
         )
 
-    def copied(self) -> Operand:
-        """A copy as contiguous matrices in float32 or better: (points, n), and (points, 1) for scalars; for vectors only."""
-        x = gather(self.points.parts, self.layouts).contiguous()
-        grad = gather(self.grads, self.layouts).to(x.dtype).contiguous()
-        vectors = {name: [gather(parts, self.layouts).contiguous()] for name, parts in self.vectors.items()}
-        scalars = {
-            name: self.layouts[0].split_scalars(scalar).to(x.dtype).contiguous()
-            for name, scalar in self.scalars.items()
-        }
-        points = PointSet(self.points.name, (x,), self.points.manifold, Rows())
+    def as_matrices(self, *, joined: bool) -> Operand:
+        """The operand as matrices in float32 or better: (points, n), and (points, 1) for scalars; for vectors only.
+
+        They are contiguous with the parts `joined` in one matrix; otherwise each part is a matrix, a view where one exists.
+        """
+        size = len(self.layouts) if joined else 1
+
+        def matrices(tensors: Sequence[Tensor]) -> list[Tensor]:
+            starts = range(0, len(tensors), size)
+            found = [gather(tensors[i : i + size], self.layouts[i : i + size]) for i in starts]
+            return [matrix.contiguous() for matrix in found] if joined else found
+
+        x, layout = matrices(self.points.parts), self.layouts[0]
+        points = PointSet(self.points.name, tuple(x), self.points.manifold, Rows())
+        # Dot products of arrays with different strides take several times as long.
+        grads = [_like(part, grad) for part, grad in zip(x, matrices(self.grads), strict=True)]
+        vectors = {name: matrices(parts) for name, parts in self.vectors.items()}
+        scalars = {name: layout.split_scalars(a).to(x[0].dtype).contiguous() for name, a in self.scalars.items()}
         layouts = points.rows.layouts(points.parts, 1)
-        return self._replace(points=points, grads=[grad], layouts=layouts, vectors=vectors, scalars=scalars)
+        return self._replace(points=points, grads=grads, layouts=layouts, vectors=vectors, scalars=scalars)
 
     def write_back(self, copy: Operand) -> None:
-        """Write the results in `copy`, made by `copied`, to the parameter and its state."""
-        scatter_(copy.points.parts[0], self.points.parts, self.layouts)
-        for name, (vector,) in copy.vectors.items():
-            scatter_(vector, self.vectors[name], self.layouts)
+        """Write the results in `copy`, made by `as_matrices`, to the parameter and its state."""
+        size = len(self.layouts) // len(copy.layouts)
+        for name, tensors in {"": self.points.parts, **self.vectors}.items():
+            for i, result in enumerate(copy.vectors[name] if name else copy.points.parts):
+                part = slice(i * size, (i + 1) * size)
+                scatter_(result, tensors[part], self.layouts[part])
         for name, scalar in copy.scalars.items():
             self.layouts[0].split_scalars(self.scalars[name]).copy_(scalar)
 
@@ -118,6 +128,23 @@ def make_operand(points: PointSet, grads: Sequence[Tensor], state: State, rule: 
     }
     fresh = any(name not in existing for name in needed)
     return Operand(points, grads, layouts, vectors, scalars, fresh, held and "radius" not in stored[0])
+
+
+def stack_of(operands: Sequence[Operand], processes: Any = None) -> Stack:
+    """`operands` made by `as_matrices`, all with the same number of parts, as a stack."""
+    parts = len(operands[0].layouts)
+
+    def by_part(arrays: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        return [array[i] for i in range(parts) for array in arrays]
+
+    return Stack(
+        by_part([operand.points.parts for operand in operands]),
+        by_part([operand.grads for operand in operands]),
+        {name: by_part([operand.vectors[name] for operand in operands]) for name in operands[0].vectors},
+        {name: [operand.scalars[name] for operand in operands] for name in operands[0].scalars},
+        parts,
+        processes,
+    )
 
 
 def raise_versions(written: Iterable[Tensor]) -> None:
@@ -202,6 +229,12 @@ class Arrays:
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return list(map(_address, tensors))
+
+
+def _like(p: Tensor, other: Tensor) -> Tensor:
+    """`other` with the dtype and the strides of `p`."""
+    alike = other.dtype == p.dtype and other.stride() == p.stride()
+    return other if alike else torch.empty_like(p).copy_(other)
 
 
 def _same_order(p: Tensor, other: Tensor) -> bool:

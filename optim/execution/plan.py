@@ -126,7 +126,7 @@ class ArrayPlan(Plan):
             self.step(copied, options)
 
     def step(self, operands: Sequence[Operand], options: Options) -> None:
-        copies = [operand.copied() for operand in operands]
+        copies = [operand.as_matrices(joined=True) for operand in operands]
         params = [operand.points.parts[0] for operand in operands]
         self.run(Arrays(copies, self.rule), params, [operand.fresh for operand in operands], options)
         for operand, copy in zip(operands, copies, strict=True):

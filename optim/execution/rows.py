@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,17 @@ import torch
 from torch import Tensor
 
 from ...manifolds import Spherical
-from ..kernels import lists
+from ..kernels import lists, sums
 from ..kernels.launch import COEFFICIENTS, GRADIENT, POINTS, Kernel, Update, X, is_constant, table_of, update_of
 from ..memory import Memory
 from ..options import Options, read_by
 from ..rules import Adam, Momentum, Rule
 from ..stages import ambient
-from .operands import Arrays, Operand
+from .operands import Arrays, Operand, stack_of
 from .plan import ArrayPlan
 from .points import State
 
-__all__ = ["Fused", "Lists"]
+__all__ = ["Fused", "Lists", "step_in_place"]
 
 _READ = read_by("kernel")
 PIECE, ADDITIVE_PIECE = 2**19, 2**21
@@ -59,17 +60,52 @@ class _Rows(ArrayPlan):
 
 
 class Lists(_Rows):
-    """Rows through `lists.step`, a few parameters at a time."""
+    """Rows through `lists.step`, a few parameters at a time; joint points part by part, and strided ones, in place."""
 
     def run(self, arrays: Arrays, params: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options) -> None:
-        stack = arrays.stack()
+        sums.run(self.steps(arrays.stack(), params, fresh, options))
+
+    def step(self, operands: Sequence[Operand], options: Options) -> None:
+        counts = sorted({len(operand.layouts) for operand in operands})
+        kinds = [[operand for operand in operands if len(operand.layouts) == count] for count in counts]
+        step_in_place(((self, alike, None) for alike in kinds), options)
+
+    def steps(
+        self, stack: lists.Stack, params: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options
+    ) -> Iterator[sums.Step[None]]:
+        """The steps of `stack`, whose parameters and their state are those of `params`; see `sums.run`."""
         if options["orthogonality"]:
             stack, options = self.penalised(stack, options)
         for batch, members in self.batches(params, fresh):
             update, memory = self.update(batch, params[0].dtype, options)
             size = ADDITIVE_PIECE if update.choices.additive else PIECE
-            for piece in stack.select(members).pieces(size):
-                lists.step(piece, update, self.rule, memory, options)
+            some = stack.select(members)
+            for piece in some.pieces(size) if stack.processes is None else [some]:
+                yield lists.step(piece, update, self.rule, memory, options)
+
+
+def step_in_place(
+    kinds: Iterable[tuple[Lists, Sequence[Operand], Any]],
+    options: Options,
+    exchange: Callable[[Sequence[sums.Message]], list[Tensor]] | None = None,
+) -> None:
+    """Step operands part by part, together with those of other plans and process groups.
+
+    Args:
+        kinds: a plan, operands with equally many parts, and the process group that has their coordinates, or None.
+        options: the options of the group.
+        exchange: as in `sums.run`.
+    """
+    steps: list[Iterator[sums.Step[None]]] = []
+    copies: list[tuple[Operand, Operand]] = []
+    for plan, operands, processes in kinds:
+        matrices = [operand.as_matrices(joined=bool(options["orthogonality"])) for operand in operands]
+        copies += zip(operands, matrices, strict=True)
+        params, fresh = [operand.points.parts[0] for operand in operands], [operand.fresh for operand in operands]
+        steps.append(plan.steps(stack_of(matrices, processes), params, fresh, options))
+    sums.run(chain(*steps), exchange)
+    for operand, copy in copies:
+        operand.write_back(copy)
 
 
 class Fused(_Rows):

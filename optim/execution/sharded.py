@@ -3,35 +3,36 @@
 Every process steps plain tensors:
 
 - `LocalPoints`: points that are complete in one shard are stepped in place, on any path, without communication.
-- `ReducedPoints`: vectors of which every process has some coordinates. The update commutes with rotations, so it takes
-  place in the two or three dimensions that a point, its gradient and its vector span. The coordinates there come from a QR
-  factorisation in two stages (TSQR; Demmel, Grigori, Hoemmen, Langou 2012), for which processes exchange at most nine
-  numbers per point.
+- `SummedPoints`: vectors of which every process has some coordinates. It steps those through `lists.step`, whose dot products
+  are summed over all processes, for which they exchange at most eight numbers per point with one vector.
 - `GatheredPoints`: all others are gathered and stepped by every process, which keeps its part.
 
-An orthogonality penalty couples the points of a tensor: their unit representatives are gathered. The points of a parameter
-group are exchanged in one collective per step (and process group and dtype).
+An orthogonality penalty couples the points of a tensor: their unit representatives are gathered. All points of a parameter
+group are exchanged in the same collectives (per process group and dtype): one in a step to gather, at most two for sums.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ...manifolds import Euclidean, Rows, Spherical
+from ...manifolds import Rows
 from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
 from ..options import Options
 from ..rules import Rule
 from ..stages import is_penalised
-from .dispatch import Group
+from .dispatch import Group, has_rows
+from .operands import Operand, make_operand
 from .plan import Plan
-from .points import PointSet, State, point_sets
-from .shards import GatheredPoints, LocalPoints, Message, ReducedPoints, ShardedPoints
+from .points import PointSet, State, check_state, point_sets
+from .rows import Lists, step_in_place
+from .shards import GatheredPoints, LocalPoints, ShardedPoints, SummedPoints, exchange
 
 __all__ = ["ShardedGroup", "check_sharding"]
 
@@ -56,16 +57,16 @@ class ShardedGroup:
     """The execution of one parameter group with sharded parameters; has the interface of `Group`."""
 
     def __init__(self) -> None:
-        self._plain, self._local, self._penalised, self._spanning = Group(), Group(), Group(), Group()
+        self._groups = {kind: Group() for kind in ("plain", *CHANGES)}
         self.points: list[PointSet] = []
         """The sharded point sets with gradients."""
-        self._known: dict[tuple[PointSet, bool], ShardedPoints] = {}
+        self._known: dict[tuple[PointSet, bool, bool], ShardedPoints] = {}
 
     @property
     def plans(self) -> Sequence[Plan | ShardedGroup]:
-        """The plans, in the order of the functions that `prepare` returns; the last one, the group, writes back the shards."""
-        groups = (self._plain, self._local, self._penalised, self._spanning)
-        return [*(plan for group in groups for plan in group.plans), self]
+        """The plans, in the order of the functions that `prepare` returns; the last one is the group, which steps summed points
+        and writes back the shards."""
+        return [*(plan for group in self._groups.values() for plan in group.plans), self]
 
     def prepare(
         self, table: Mapping[Tensor, Sequence[PointSet]], state: State, rule: Rule, options: Options, known: bool
@@ -75,55 +76,71 @@ class ShardedGroup:
         plain = [p for p in options["params"] if not is_sharded(p)]
         for points in point_sets([p for p in options["params"] if is_sharded(p)], table):
             if points.gradients():
-                penalty = is_penalised(points.manifold, options)
-                if (points, penalty) not in self._known:
-                    self._known[points, penalty] = _sharded(points, penalty)
-                members.append(self._known[points, penalty])
-        self.points, self._spanning = [member.points for member in members], Group()
+                key = points, is_penalised(points.manifold, options), options["capturable"]
+                if key not in self._known:
+                    self._known[key] = _sharded(*key)
+                members.append(self._known[key])
+        self.points, self._groups["gathered"] = [member.points for member in members], Group()
         for member in members:
             member.read(state)
         messages = [member.messages(rule, options) for member in members]
-        rows = iter(_exchange([message for sent in messages for message in sent]))
+        rows = iter(exchange([message for sent in messages for message in sent]))
         for member, sent in zip(members, messages, strict=True):
             member.receive([next(rows) for _ in sent], rule, options)
-        work = [*self._plain.prepare(table, state, rule, {**options, "params": plain}, known)]
-        local = [member for member in members if isinstance(member, LocalPoints) and not member.penalised]
-        penalised = [member for member in members if isinstance(member, LocalPoints) and member.penalised]
-        spanning = [member for member in members if not isinstance(member, LocalPoints)]
-        for group, sets, changes in (
-            (self._local, local, {}),
-            (self._penalised, penalised, {"maximize": False, "orthogonality": 0.0}),
-            (self._spanning, spanning, {}),
-        ):
-            local_table = {p: (points,) for member in sets for p, points in member.table.items()}
-            local_state = {p: entry for member in sets for p, entry in member.local_state().items()}
-            changed = {**options, **changes, "params": [*local_state]}
-            work += group.prepare(local_table, local_state, rule, changed, True)
+        work = [*self._groups["plain"].prepare(table, state, rule, {**options, "params": plain}, known)]
+        local_table = {p: (points,) for member in members for p, points in member.table.items()}
+        local_state = {p: entry for member in members for p, entry in member.local_state().items()}
+        for kind, changes in CHANGES.items():
+            params = [p for member in members if member.kind == kind for p in member.local_state()]
+            changed = {**options, **changes, "params": params}
+            work += self._groups[kind].prepare(local_table, local_state, rule, changed, True)
+        summed = _operands([member for member in members if member.kind == "summed"], local_state, rule, options)
 
-        def write_back() -> None:
+        def finish() -> None:
+            for operand in chain(*summed.values()):
+                operand.add_to(local_state)
+            kinds = ((Lists(alike, local_state, rule), alike, key[0]) for key, alike in summed.items())
+            step_in_place(kinds, options, exchange)
             for member in members:
                 member.write_back(rule, options)
                 member.write(state, rule)
 
-        return [*work, write_back]
+        return [*work, finish]
 
 
-def _sharded(points: PointSet, penalty: bool) -> ShardedPoints:
+CHANGES: dict[str, Options] = {
+    "local": {},
+    "penalised": {"maximize": False, "orthogonality": 0.0},  # both are in the gradients
+    "gathered": {},
+}
+"""The options to be changed by the kind of points that are stepped like plain parameters."""
+
+
+def _operands(
+    members: Sequence[ShardedPoints], state: State, rule: Rule, options: Options
+) -> dict[tuple[Any, ...], list[Operand]]:
+    """The operands of summed points by what a `Stack` has in common, beginning with the process group."""
+    kinds: dict[tuple[Any, ...], list[Operand]] = {}
+    for member in members:
+        (points,), group = member.table.values(), member.shards[0].cut.group
+        check_state(points, state, rule)
+        operand = make_operand(points, points.gradients(), state, rule, options)
+        part = points.parts[0]
+        key = group, points.manifold, part.dtype, part.device, operand.state_names, len(points.parts)
+        kinds.setdefault(key, []).append(operand)
+    return kinds
+
+
+def _sharded(points: PointSet, penalty: bool, capturable: bool) -> ShardedPoints:
     """`points` as they can be stepped."""
     cuts = [cut_of(points.name, part) for part in points.parts if is_sharded(part)]
     local = [_local_rows(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True)]
-    alike = len({(cut.axis is None, cut.size) for cut in cuts}) == 1
-    if alike and all(rows is not None and rows == local[0] for rows in local):
-        assert local[0] is not None
-        return LocalPoints(points, local[0], penalty)
-    rotates = isinstance(points.manifold, (Spherical, Euclidean)) and points.manifold.event_ndim == 1
-    reducible = alike and rotates and points.parts[0].dtype != torch.float16
-    if (
-        reducible
-        and not penalty
-        and all(_cuts_coordinates(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True))
-    ):
-        return ReducedPoints(points)
+    if len({(cut.axis is None, cut.group) for cut in cuts}) == 1:
+        if local[0] is not None and all(rows == local[0] for rows in local):
+            return LocalPoints(points, local[0], penalty)
+        divided = all(_cuts_coordinates(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True))
+        if divided and has_rows(points.manifold) and not penalty and not capturable:
+            return SummedPoints(points, points.rows)
     return GatheredPoints(points)
 
 
@@ -153,19 +170,3 @@ def _cuts_coordinates(part: Tensor, cut: Cut, points: PointSet) -> bool:
     if rows.blocks is not None:
         return rows.blocks == 1 or cut.axis != 0
     return rows.groups == 1 and cut.axis not in rows.point_dims(part.ndim, points.manifold.event_ndim)
-
-
-def _exchange(messages: Sequence[Message]) -> list[Tensor]:
-    """The messages of all processes, (processes, numbers) each; one collective per process group and dtype."""
-    kinds: dict[tuple[Any, torch.dtype], list[int]] = {}
-    for index, (cut, numbers) in enumerate(messages):
-        kinds.setdefault((cut.group, numbers.dtype), []).append(index)
-    rows: dict[int, Tensor] = {}
-    for (group, _), members in kinds.items():
-        sent = torch.cat([messages[i][1] for i in members])
-        size = messages[members[0]][0].size
-        received = sent.new_empty(size, sent.numel())
-        torch.distributed.all_gather(list(received), sent, group=group)
-        columns = received.split([messages[i][1].numel() for i in members], dim=1)
-        rows.update(zip(members, columns, strict=True))
-    return [rows[i] for i in range(len(messages))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any
 
 import torch
@@ -13,17 +12,15 @@ from torch import Tensor
 from ...errors import StateError
 from ...manifolds import Manifold, Rows, ScalingQuotient, numerics
 from ...manifolds.parameters.rows import gather, scatter_
-from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
+from ...manifolds.parameters.shards import cut_of, is_sharded
+from ..kernels.sums import Message
 from ..options import Options
 from ..rules import Rule
 from ..stages import ambient
 from .operands import real
 from .points import PointSet, State, count_steps
 
-__all__ = ["GatheredPoints", "LocalPoints", "Message", "ReducedPoints", "ShardedPoints"]
-
-Message = tuple[Cut, Tensor]
-"""Numbers for all processes of a cut, the same count from each process."""
+__all__ = ["GatheredPoints", "LocalPoints", "ShardedPoints", "SummedPoints", "exchange"]
 
 
 class Shard:
@@ -54,7 +51,7 @@ class Shard:
         for name, value in state.items():
             if name in self.state and value is self._sources.get(name):
                 continue
-            if name != "step" and not is_sharded(value):
+            if not _counts_steps(name) and not is_sharded(value):
                 raise StateError(
                     f"{self.name} is sharded, its {name} is not: load the state with set_optimizer_state_dict of "
                     "torch.distributed.checkpoint.state_dict, which shards it"
@@ -85,16 +82,23 @@ class Shard:
                 continue
             if name in rule.vectors:
                 value = DTensor.from_local(value, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
-            elif name != "step":
-                stride = torch.empty(scalar, device="meta").stride()
-                value = DTensor.from_local(value, p.device_mesh, scalars, shape=torch.Size(scalar), stride=stride)
+            elif not _counts_steps(name):
+                shape = value.shape if axis is None else torch.Size(scalar)
+                stride = torch.empty(shape, device="meta").stride()
+                value = DTensor.from_local(value, p.device_mesh, scalars, shape=shape, stride=stride)
             state[name] = self._sources[name] = value
+
+
+def _counts_steps(name: str) -> bool:
+    """Whether the state `name` is a counter of steps, of which sets of slices have one each."""
+    return name.partition(".")[0] == "step"
 
 
 class ShardedPoints(ABC):
     """A point set whose parts are sharded."""
 
-    penalised = False
+    kind: str
+    """How the points are stepped: the key of `sharded.CHANGES`, or ``"summed"``."""
     table: dict[Tensor, PointSet]
     """The plain parameters that this process steps in place of the DTensors, and the point set that they form."""
 
@@ -143,10 +147,13 @@ class ShardedPoints(ABC):
 class LocalPoints(ShardedPoints):
     """Points that are complete in one shard each, cut into `rows` there."""
 
-    def __init__(self, points: PointSet, rows: Rows, penalty: bool) -> None:
+    kind = "local"
+
+    def __init__(self, points: PointSet, rows: Rows, penalty: bool = False) -> None:
         super().__init__(points)
         self.rows = rows
-        self.penalised = penalty
+        if penalty:
+            self.kind = "penalised"
 
     def _points(self) -> PointSet:
         parts = tuple(shard.local for shard in self.shards)
@@ -159,7 +166,7 @@ class LocalPoints(ShardedPoints):
     def messages(self, rule: Rule, options: Options) -> list[Message]:
         """The unit representatives, with a penalty."""
         cut = self.shards[0].cut
-        if not self.penalised or cut.axis is None:
+        if self.kind != "penalised" or cut.axis is None:
             return []
         layout = self.points.layouts()[0]
         run = -(-layout.batch[0] // cut.size)
@@ -169,13 +176,13 @@ class LocalPoints(ShardedPoints):
             points = self._points()
             x = gather(points.parts, points.layouts())
             sent[: x.shape[0]] = x / numerics.norm(x, 1)
-        return [(cut, sent.reshape(-1))]
+        return [(cut.group, sent.reshape(-1))]
 
     def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
         """Make `table`, and add the penalty to the gradients."""
         points = self._points()
         self.table = {} if self._empty else {points.parts[0]: points}
-        if self.penalised and not self._empty:
+        if self.kind == "penalised" and not self._empty:
             layouts = points.layouts()
             x, egrad = gather(points.parts, layouts), gather(points.gradients(), layouts)
             among = rows[0].reshape(-1, x.shape[1]) if rows else None
@@ -199,14 +206,14 @@ class LocalPoints(ShardedPoints):
         dtype = real(first.local.dtype) if self.manifold.event_ndim else first.local.dtype
         for name in (*rule.scalars, *(["radius"] if held else [])):
             shape = list(self.scalar)
-            shape[self._axis] = 0
+            shape[self.shards[0].cut.axis or 0] = 0
             first.state.setdefault(name, first.local.new_zeros(shape, dtype=dtype))
         if rule.counts_steps:
             count_steps([first.state])
 
     @property
-    def _axis(self) -> int:
-        """The axis along which scalars per point are sharded."""
+    def _axis(self) -> int | None:
+        """The axis along which scalars per point are sharded; None: every process has all."""
         axis = self.shards[0].cut.axis
         return 0 if axis is None else axis
 
@@ -216,72 +223,30 @@ class LocalPoints(ShardedPoints):
             shard.write(state[shard.p], rule, self.scalar, self._axis)
 
 
-class ReducedPoints(ShardedPoints):
-    """Vectors of which every process has some coordinates, reduced to the two or three dimensions that a step spans."""
+class SummedPoints(LocalPoints):
+    """Vectors of which every process has some coordinates, which it steps in place; processes exchange sums."""
 
-    def messages(self, rule: Rule, options: Options) -> list[Message]:
-        """The triangular QR factors of the coordinates of this process, (points, k, k)."""
-        self._names, self._count = self.stored_vectors(rule), prod(self.scalar)
-        self._occupied = [shard for shard in self.shards if shard.local.numel()]
-        self._layouts = [self.points.rows.layout(shard.local, 1) for shard in self._occupied]
-        k, first = 2 + len(self._names), self.shards[0]
-        factor = first.local.new_zeros(self._count, k, k, dtype=real(first.local.dtype))
-        self._q = factor[:, :0]
-        if self._occupied:
-            arrays = zip(*(shard.arrays(self._names) for shard in self._occupied), strict=True)
-            columns = torch.stack([gather(tensors, self._layouts).to(factor.dtype) for tensors in arrays], -1)
-            self._q, r = torch.linalg.qr(columns)
-            factor[:, : r.shape[1]] = r
-        return [(first.cut, factor.reshape(-1))]
+    kind = "summed"
 
-    def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
-        """The second QR, the same on all processes; makes `table` of its triangular factor."""
-        cut, k, points = self.shards[0].cut, 2 + len(self._names), self._count
-        stacked = rows[0].reshape(cut.size, points, k, k).transpose(0, 1).reshape(points, cut.size * k, k)
-        q, r = torch.linalg.qr(stacked)
-        self._q_local = q[:, cut.rank * k : (cut.rank + 1) * k]
-        self._x, self._x.grad, *vectors = (column.contiguous() for column in r.unbind(-1))
-        self._before = {"": self._x.clone(), **{name: v.clone() for name, v in zip(self._names, vectors, strict=True)}}
-        self._state: dict[str, Any] = dict(zip(self._names, vectors, strict=True))
-        for name, value in self.shards[0].state.items():
-            if name not in rule.vectors:
-                self._state[name] = value if name == "step" else value.view(points, 1)
-        self.table = {self._x: PointSet(self.points.name, (self._x,), self.manifold, Rows())}
+    @property
+    def _empty(self) -> bool:
+        return False
 
-    def local_state(self) -> dict[Tensor, dict[str, Any]]:
-        return {self._x: self._state}
-
-    def write_back(self, rule: Rule, options: Options) -> None:
-        """Add the changes to the shards; without a change they keep every bit."""
-        self._add("", self._x, [shard.local for shard in self._occupied])
-        for name, value in self._state.items():
-            if name in rule.vectors:
-                for shard in self.shards:
-                    shard.state.setdefault(name, torch.zeros_like(shard.local))
-                self._add(name, value, [shard.state[name] for shard in self._occupied])
-            elif name not in self.shards[0].state:
-                self.shards[0].state[name] = value if name == "step" else value.view(self.scalar)
-        self.table, self._state, self._q = {}, {}, self._q[:, :0]  # Q is as large as the parameter with its state
-
-    def _add(self, name: str, value: Tensor, targets: list[Tensor]) -> None:
-        """Add the change of the vectors `name` to `value`, (points, k), to `targets`, their parts in this process."""
-        if targets:
-            change = self._q_local @ (value - self._before[name] if name in self._before else value).unsqueeze(-1)
-            vectors = (self._q @ change[:, : self._q.shape[2]]).squeeze(-1)
-            parts = [torch.empty_like(target, dtype=vectors.dtype) for target in targets]
-            scatter_(vectors, parts, self._layouts)
-            for target, part in zip(targets, parts, strict=True):
-                target.copy_(target + part)
+    @property
+    def _axis(self) -> int | None:
+        return None
 
 
 class GatheredPoints(ShardedPoints):
     """Points that are gathered, and stepped by every process."""
 
+    kind = "gathered"
+
     def messages(self, rule: Rule, options: Options) -> list[Message]:
         """The shards of parameter, gradient and vectors."""
         self._names = self.stored_vectors(rule)
         divided = [shard for shard in self.shards if shard.cut.axis is not None]
-        return [(shard.cut, shard.cut.pack(array)) for shard in divided for array in shard.arrays(self._names)]
+        return [(shard.cut.group, shard.cut.pack(array)) for shard in divided for array in shard.arrays(self._names)]
 
     def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
         """Make `table` of the whole parameters."""
@@ -310,3 +275,18 @@ class GatheredPoints(ShardedPoints):
                 else:
                     shard.state[name] = value
         self.table, self._state = {}, {}
+
+
+def exchange(messages: Sequence[Message]) -> list[Tensor]:
+    """The messages of all processes, (processes, numbers) each; one collective per process group and dtype."""
+    kinds: dict[tuple[Any, torch.dtype], list[int]] = {}
+    for index, (group, numbers) in enumerate(messages):
+        kinds.setdefault((group, numbers.dtype), []).append(index)
+    rows: dict[int, Tensor] = {}
+    for (group, _), members in kinds.items():
+        sent = torch.cat([messages[i][1] for i in members])
+        received = sent.new_empty(torch.distributed.get_world_size(group), sent.numel())
+        torch.distributed.all_gather(list(received), sent, group=group)
+        columns = received.split([messages[i][1].numel() for i in members], dim=1)
+        rows.update(zip(members, columns, strict=True))
+    return [rows[i] for i in range(len(messages))]

@@ -109,7 +109,7 @@ class SlicedGroup:
             gathered = GatheredPoints(PointSet("slices", tuple(shards), Euclidean(0)))
             gathered.read(state)
             gathered.receive(exchange(gathered.messages(rule, options)), rule, options)
-            whole = dict(zip(shards, gathered.local_state(), strict=True))
+            whole: dict[Tensor, Tensor] = dict(zip(shards, gathered.local_state(), strict=True))
             sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in sets]
             optimizer_state, state = state, gathered.local_state()
         kinds: dict[tuple[Any, ...], list[PointSet]] = {}
