@@ -109,7 +109,7 @@ def test_declarations_of_slices_survive(way):
         model.load_state_dict(network().state_dict(), assign=True)
     else:
         with torch.device("meta"):
-            model = nn.Sequential(Attention(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+            model = nn.Sequential(Attention(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.Tanh())
         for factors, manifold in PAIRS.items():
             retract.declare(model, factors, manifold)
         model = model.to_empty(device="cpu")

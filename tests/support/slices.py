@@ -33,7 +33,7 @@ PAIRS = {QUERY_KEY: FixedRank(4), VALUE_OUT: FixedRank(4), UNITS: FixedRank(1)}
 
 def network(device=None):
     torch.manual_seed(0)
-    return nn.Sequential(Attention(), nn.Linear(8, 16, device=device), nn.ReLU(), nn.Linear(16, 8)).double()
+    return nn.Sequential(Attention(), nn.Linear(8, 16, device=device), nn.ReLU(), nn.Linear(16, 8), nn.Tanh()).double()
 
 
 def declared_network():
