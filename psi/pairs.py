@@ -1,0 +1,152 @@
+"""Pairs of factors that may be transformed against each other without changing the network: `Pair`, and how they are found.
+
+Slices with equal charges are candidates (`relations`); where the whole moment maps of the two sides agree, slices are columns of
+one point (`blocks`); what is left when random elements of the group have acted on the points is a finding (`acting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from ..manifolds.parameters.factors import Factors
+from .acting import DOWN, SIGNS, UP, Acting
+from .blocks import Moments, factors
+from .charges import Array, Charges, Indices
+from .euler import Tolerances
+from .probe import Probe
+from .relations import Relation, relations
+from .rescaling import agreeing
+
+__all__ = ["GL", "POSITIVE", "SCALING", "Pair", "pairs"]
+
+PASSES = 24
+"""Forward passes for confirming pairs, at most."""
+
+_Block = tuple["_Candidate", int]
+
+GL, SCALING, POSITIVE = "GL", "scaling", "positive scaling"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two factors B and A of each of several points, such that the network is the same with B R and R⁻¹ A."""
+
+    factors: Factors
+    """Where they are: B is [left], (n, k) per point, and Aᵀ is [right], (m, k)."""
+    k: int
+    """Number of columns of a factor."""
+    points: int
+    """How many points there are."""
+    group: str
+    """What R may be: ``"GL"``, any invertible k × k matrix; ``"scaling"``, any number but 0; ``"positive scaling"``."""
+    degree: float
+    """p ≥ 1: the network is the same with a u and a⁻ᵖ v, where u is [left] and v is [right]. It is 1 but for an activation that is
+    homogeneous of another degree, and then u is in front of it."""
+    residual: float
+    """Largest difference of ⟨u, ∂L/∂u⟩ and p ⟨v, ∂L/∂v⟩ of a column, relative to the size that they would have if products had random
+    signs."""
+    entries: int
+    """How many numbers of parameters take part."""
+    reason: str
+    """One phrase."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Qualified names of the parameters."""
+        return tuple(dict.fromkeys(part.name for part in self.factors.parts))
+
+
+def pairs(probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances) -> list[Pair]:
+    """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them."""
+    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead)) if charges.passes > 1 else []
+    if not found:
+        return []
+    gradients = probe.differentiate(1 % len(bases), eps=False, functional=charges.passes + 1)[1]
+    floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
+    candidates = []
+    for relation in found:
+        moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
+        candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
+    del gradients, moments
+    return _confirmed(candidates, Acting(probe, bases, tolerances.outputs, probe.passes + PASSES))
+
+
+class _Candidate:
+    """A relation with its points, by their number of columns."""
+
+    def __init__(
+        self, relation: Relation, points: dict[int, Indices], residuals: Array, shapes: dict[str, tuple[int, ...]]
+    ) -> None:
+        self.points, self._relation, self._residuals, self._shapes = points, relation, residuals, shapes
+
+    def pairs(self, k: int) -> list[Pair]:
+        """Its points of k columns."""
+        columns = self.points.get(k)
+        return [] if columns is None else [self._pair(*found) for found in factors(self._relation, columns, self._shapes)]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all points have as many columns, and are on grids. Units of a ReLU that are on for the same inputs look like the
+        columns of a linear layer, but of how many is chance."""
+        count = sum(pair.points * pair.k for k in self.points for pair in self.pairs(k))
+        return len(self.points) == 1 and count == next(iter(self.points.values())).size
+
+    def single(self, k: int) -> None:
+        """Take the columns of the points of k columns for points of their own."""
+        some = [self.points.pop(size) for size in (1, k) if size in self.points]
+        self.points[1] = np.sort(np.concatenate([columns.ravel() for columns in some]))[:, None]
+
+    def _pair(self, both: Factors, columns: Indices) -> Pair:
+        count, k = columns.shape
+        grids = [part.grid(self._shapes[part.name], k) for part in both.parts]
+        entries = sum(grid.points * grid.height * k for grid in grids)
+        worst = float(self._residuals[columns].max())
+        degree = self._relation.degree
+        return Pair(both, k, count, GL if k > 1 else POSITIVE, degree, worst, entries, _reason(both, k))
+
+
+def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
+    """Pairs whose group leaves the outputs as they are, with the largest group that does."""
+    blocks = [(candidate, k) for candidate in candidates for k in candidate.points if k > 1]
+    good = [block for block in blocks if block[0].whole]
+    for way in (UP, DOWN):
+        good = _agreeing(good, acting, way)
+    for candidate, k in blocks:
+        if (candidate, k) not in good:
+            candidate.single(k)
+    found = [(candidate, 1) for candidate in candidates if 1 in candidate.points]
+    for way in (UP, DOWN):
+        found = _agreeing(found, acting, way)
+    kinds: dict[object, list[Pair]] = {}
+    result = [pair for c in candidates for k in c.points for pair in c.pairs(k) if (c, k) in good or (c, k) in found]
+    for pair in result:
+        if pair.k == 1 and pair.degree.is_integer():
+            key = (pair.degree, pair.points, tuple((part.dim, part.rows) for part in pair.factors.parts))
+            kinds.setdefault(key, []).append(pair)
+    # Layers of one kind all take signs, or none does: together first.
+    signed = list(kinds.values())
+    for way in SIGNS:
+        signed = agreeing(signed, lambda some, way=way: acting.unchanged(sum(some, []), way))[0]
+    both = {id(pair) for kind in signed for pair in kind}
+    return [replace(pair, group=SCALING) if id(pair) in both else pair for pair in result]
+
+
+def _agreeing(blocks: list[_Block], acting: Acting, way: int) -> list[_Block]:
+    """Those blocks that pass the test by acting, tried all together, then in halves."""
+
+    def passes(some: list[_Block]) -> bool:
+        return acting.unchanged([pair for candidate, k in some for pair in candidate.pairs(k)], way)
+
+    return agreeing(blocks, passes)[0]
+
+
+def _reason(both: Factors, k: int) -> str:
+    if k > 1:
+        return "each may be multiplied by an invertible matrix"
+    if all(part.rows for part in both.parts):
+        return "rotary embedding: scalings only"
+    return "each may be rescaled"
