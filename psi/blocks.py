@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import GeometryError
 from ..manifolds.parameters.factors import Factors, Levels, Part
 from .charges import Indices
 from .relations import Relation, Slices
@@ -101,23 +102,33 @@ class Moments:
         return (gap.abs() <= self._tolerance * size) & (size > self._floor)
 
 
-def factors(relation: Relation, columns: Indices, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Factors, Indices]]:
+def factors(
+    relation: Relation, columns: Indices, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[Factors, Indices]]:
     """The relation's slices at `columns` (points, k) as factors on regular grids, as few as it takes, with their columns."""
+    whole = _on_grids(relation, columns, shapes)
     starts = [0]
-    parts = relation.left + relation.right
-    if any(_grid(part.offsets[columns]) is None for part in parts):
-        steps = np.stack([np.diff(part.offsets[columns[:, 0]]) for part in parts])
-        inner = np.stack([(part.offsets[columns] - part.offsets[columns[:, :1]]) for part in parts])
-        same = (inner[:, 1:] == inner[:, :-1]).all((0, 2))
+    if whole is None:
+        offsets = [part.offsets[columns] for part in relation.left + relation.right]
+        steps = np.concatenate([np.diff(numbers, axis=0) for numbers in offsets], 1)
         for place in range(1, len(columns)):
-            begun = place - starts[-1] < 2
-            if not same[place - 1] or (not begun and (steps[:, place - 1] != steps[:, place - 2]).any()):
+            if place - starts[-1] > 1 and (steps[place - 1] != steps[place - 2]).any():
                 starts.append(place)
     for start, end in pairwise([*starts, len(columns)]):
         some = columns[start:end]
-        if all(_grid(part.offsets[some]) is not None for part in parts):
-            left, right = (tuple(_part(part, some, shapes) for part in side) for side in (relation.left, relation.right))
-            yield Factors(left, right), some
+        found = whole or _on_grids(relation, some, shapes)
+        if found is not None:
+            yield found, some
+
+
+def _on_grids(relation: Relation, columns: Indices, shapes: Mapping[str, tuple[int, ...]]) -> Factors | None:
+    sides = []
+    for side in (relation.left, relation.right):
+        parts = [_part(part, columns, shapes[part.axis.name]) for part in side]
+        if None in parts:
+            return None
+        sides.append(tuple(part for part in parts if part is not None))
+    return Factors(*sides)
 
 
 def _matrix(t: Tensor, part: Slices) -> Tensor:
@@ -128,38 +139,29 @@ def _matrix(t: Tensor, part: Slices) -> Tensor:
     return flat[indices.flatten()].view(len(indices), -1)
 
 
-def _part(part: Slices, columns: Indices, shapes: Mapping[str, tuple[int, ...]]) -> Part:
-    """As a `Part`, with what follows from the shape left out."""
+def _part(part: Slices, columns: Indices, shape: tuple[int, ...]) -> Part | None:
+    """As a `Part`, with what follows from the shape left out, or None where the slices are on no grid."""
     dims, offsets = part.axis.dims, part.offsets[columns]
     count, k = offsets.shape
-    grid = _grid(offsets)
-    assert grid is not None
+    within = offsets - offsets[:, :1]
+    levels = _levels(offsets[:, 0]), _levels(within[0])
+    if (within != within[0]).any() or levels[0] is None or levels[1] is None:
+        return None
     start, inner = int(offsets[0, 0]), k * prod(n for n, _ in part.rows)
-    over, within = (_plain(levels, distance) for levels, distance in zip(grid, (inner, 1), strict=True))
-    length = prod(shapes[part.axis.name][dim] for dim in dims)
-    rest = over == count and count * inner == length - start
-    return Part(
-        part.axis.name,
-        dims[0] if len(dims) == 1 else dims,
-        start,
-        None if rest else over,
-        None if within == k else within,
-        part.rows,
-    )
+    over, in_each = _plain(levels[0], inner), _plain(levels[1], 1)
+    rest = over == count and count * inner == prod(shape[dim] for dim in dims) - start
+    dim = dims[0] if len(dims) == 1 else dims
+    found = Part(part.axis.name, dim, start, None if rest else over, None if in_each == k else in_each, part.rows)
+    try:
+        found.grid(shape, k)
+    except GeometryError:  # across the indices of one of several dimensions
+        return None
+    return found
 
 
 def _plain(levels: Levels, distance: int) -> int | Levels:
     """A number for slices that follow each other at `distance`."""
     return levels[0][0] if len(levels) == 1 and levels[0][1] == distance else levels or 1
-
-
-def _grid(offsets: Indices) -> tuple[Levels, Levels] | None:
-    """Levels of points and of columns of offsets (points, k), or None where they are on no grid."""
-    within = offsets - offsets[:, :1]
-    if (within != within[0]).any():
-        return None
-    over, columns = _levels(offsets[:, 0]), _levels(within[0])
-    return None if over is None or columns is None else (over, columns)
 
 
 def _levels(numbers: Indices) -> Levels | None:

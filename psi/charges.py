@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from math import prod
 
 import numpy as np
@@ -58,7 +57,12 @@ class Charges:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.shapes = dict(shapes)
-        self.axes = [Axis(name, dims) for name, shape in shapes.items() for dims in _dims(shape)]
+        stacks = {name.rpartition(".")[0] for name, shape in shapes.items() if len(shape) == 3}
+        self.axes = [
+            Axis(name, dims)
+            for name, shape in shapes.items()
+            for dims in _dims(shape, name.rpartition(".")[0] in stacks)
+        ]
         self.values: dict[Axis, Array] = {axis: np.zeros((0, self.length(axis))) for axis in self.axes}
         self._squares: dict[Axis, Array] = dict(self.values)
 
@@ -112,15 +116,13 @@ class Charges:
         return len(axis.dims) == 1 or len(self.shapes[axis.name]) == 3 or prod(self.shapes[axis.name]) == self.length(axis)
 
 
-def _dims(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Each dimension, and those that may be counted together: of stacked weights and of convolutions with groups."""
+def _dims(shape: tuple[int, ...], stacked: bool) -> Iterator[tuple[int, ...]]:
+    """Each dimension, and those that may be counted together: of stacked weights and their biases, and of convolutions with groups."""
     wide = [dim for dim, size in enumerate(shape) if size > 1]
     yield from ((dim,) for dim in wide)
-    if len(shape) == 2 and len(wide) == 2:
-        pairs = []
-    else:
-        pairs = [pair for pair in combinations(wide, 2) if pair[0] == 0 and (pair[1] == 1 or len(shape) == 3)]
-    yield from (pair for pair in pairs if prod(shape[dim] for dim in pair) <= LONG)
+    pairs = [(0, dim) for dim in wide[1:] if wide[0] == 0 and (dim == 1 or len(shape) == 3)]
+    if len(shape) > 2 or stacked:
+        yield from (pair for pair in pairs if prod(shape[dim] for dim in pair) <= LONG)
 
 
 def _owner(axis: Axis) -> str:

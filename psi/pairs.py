@@ -6,6 +6,7 @@ one point (`blocks`); what is left when random elements of the group have acted 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -92,8 +93,10 @@ class _Candidate:
     def whole(self) -> bool:
         """Whether all points have as many columns, and are on grids. Units of a ReLU that are on for the same inputs look like the
         columns of a linear layer, but of how many is chance."""
-        count = sum(pair.points * pair.k for k in self.points for pair in self.pairs(k))
-        return len(self.points) == 1 and count == next(iter(self.points.values())).size
+        if len(self.points) > 1:
+            return False
+        k, columns = next(iter(self.points.items()))
+        return sum(pair.points for pair in self.pairs(k)) == len(columns)
 
     def single(self, k: int) -> None:
         """Take the columns of the points of k columns for points of their own."""
@@ -121,18 +124,28 @@ def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
     found = [(candidate, 1) for candidate in candidates if 1 in candidate.points]
     for way in (UP, DOWN):
         found = _agreeing(found, acting, way)
-    kinds: dict[object, list[Pair]] = {}
     result = [pair for c in candidates for k in c.points for pair in c.pairs(k) if (c, k) in good or (c, k) in found]
-    for pair in result:
-        if pair.k == 1 and pair.degree.is_integer():
-            key = (pair.degree, pair.points, tuple((part.dim, part.rows) for part in pair.factors.parts))
-            kinds.setdefault(key, []).append(pair)
-    # Layers of one kind all take signs, or none does: together first.
-    signed = list(kinds.values())
+    signed = {id(pair) for pair in _signed([pair for pair in result if pair.k == 1], acting)}
+    return [replace(pair, group=SCALING) if id(pair) in signed else pair for pair in result]
+
+
+def _signed(pairs: list[Pair], acting: Acting) -> list[Pair]:
+    """Those for which factors may be negative, too. Layers of one kind all take signs or none does, so they are tried together; where
+    they fail, and the first of them does not, in halves."""
+    kinds: dict[object, list[Pair]] = {}
+    for pair in pairs:
+        if pair.degree.is_integer():
+            kinds.setdefault((pair.degree, *(re.sub(r"\d+", "", name) for name in pair.names)), []).append(pair)
     for way in SIGNS:
-        signed = agreeing(signed, lambda some, way=way: acting.unchanged(sum(some, []), way))[0]
-    both = {id(pair) for kind in signed for pair in kind}
-    return [replace(pair, group=SCALING) if id(pair) in both else pair for pair in result]
+
+        def passes(some: list[list[Pair]], way: int = way) -> bool:
+            return acting.unchanged([pair for kind in some for pair in kind], way)
+
+        good = agreeing(list(kinds.values()), passes)[0]
+        mixed = [kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]]
+        singles = agreeing([[pair] for kind in mixed for pair in kind], passes)[0]
+        kinds = dict(enumerate([*good, *singles]))
+    return [pair for kind in kinds.values() for pair in kind]
 
 
 def _agreeing(blocks: list[_Block], acting: Acting, way: int) -> list[_Block]:

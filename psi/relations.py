@@ -164,7 +164,7 @@ class _Search:
                 self._add(Relation(left, right, float(other / one)))
 
     def sums(self) -> None:
-        """Sums of slices with equal charges, those of the fewest first."""
+        """Sums of slices with equal charges, the relations with the most of them first: sums of sums have fewer."""
         free = [b for b in self.bundles if not self.claimed[b.main].all()]
         parts, total = [], 0
         for bundle in sorted(free, key=lambda b: b.values.shape[1]):
@@ -178,12 +178,12 @@ class _Search:
             return
         entries = _Entries(parts)
 
-        def count(group: tuple[int, int, Indices, Indices]) -> tuple[int, int, int]:
+        def finest(group: tuple[int, int, Indices, Indices]) -> tuple[int, int, int]:
             a, b, i, _ = group
             axes = len(entries.bundles[a].axes) + len(entries.bundles[b].axes)
-            return entries.windows[a].count + entries.windows[b].count, axes, -len(i)
+            return -len(i), entries.windows[a].count + entries.windows[b].count, axes
 
-        for a, b, i, j in sorted(self._groups(entries, 1), key=count):
+        for a, b, i, j in sorted(self._groups(entries, 1), key=finest):
             sides = entries.slices(a, i), entries.slices(b, j)
             first, second = sides[0][0].indices, sides[1][0].indices
             free_ = ~(self.claimed[sides[0][0].axis][first].any(1) | self.claimed[sides[1][0].axis][second].any(1))

@@ -67,12 +67,12 @@ def windows(bundle: Bundle, shape: tuple[int, ...]) -> Iterator[Window]:
         for number in _numbers(length // distance):
             yield Window(((number, distance),))
             for two in _divisors(distance):
-                if number * distance < length and distance % (2 * two) == 0:
+                if (number - 1) * distance + two < length and distance % (2 * two) == 0:
                     yield Window(((number, distance), (2, two)))
 
 
 def _numbers(most: int) -> list[int]:
-    return sorted({d - more for d in _divisors(most) for more in range(3) if d - more > 1})
+    return sorted({2} | {d - more for d in _divisors(most) for more in range(3) if d - more > 1}) if most > 1 else []
 
 
 def _divisors(n: int) -> list[int]:
