@@ -7,10 +7,12 @@ one point (`blocks`); what is left when random elements of the group have acted 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..manifolds.parameters.factors import Factors
@@ -18,7 +20,7 @@ from .acting import DOWN, SIGNS, UP, Acting
 from .blocks import Moments, factors
 from .charges import Array, Charges, Indices
 from .euler import Tolerances
-from .probe import Probe
+from .probe import Probe, ProbeError
 from .relations import Relation, relations
 from .rescaling import agreeing
 
@@ -63,17 +65,46 @@ class Pair:
 
 def pairs(probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances) -> list[Pair]:
     """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them."""
-    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead)) if charges.passes > 1 else []
+    if len(charges.shapes) < 2:
+        return []
+    number, tolerance = 1 % len(bases), tolerances.charges
+    with _flipped(probe, number, 0) as gradients:
+        charges.add(probe.weights, gradients)
+    found = relations(charges, tolerance, charges.floor(tolerances.dead))
     if not found:
         return []
-    gradients = probe.differentiate(1 % len(bases), eps=False, functional=charges.passes + 1)[1]
-    floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
     candidates = []
-    for relation in found:
-        moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
-        candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
-    del gradients, moments
+    with _flipped(probe, number, 1) as gradients:
+        floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
+        for relation in found:
+            moments = Moments(probe.weights, gradients, relation, tolerance, floor)
+            candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
     return _confirmed(candidates, Acting(probe, bases, tolerances.outputs, probe.passes + PASSES))
+
+
+@contextmanager
+def _flipped(probe: Probe, number: int, half: int) -> Iterator[dict[str, Tensor]]:
+    """Gradients with the signs of half of all entries of vectors changed for the time being: with other signs of their biases, units
+    that are on for all inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
+    generator = torch.Generator().manual_seed(0)
+    signs = {n: 1.0 - 2.0 * (torch.rand(w.shape, generator=generator) < 0.5) for n, w in probe.weights.items() if w.ndim == 1}
+    signs = {n: (sign if half == 0 else -sign).to(probe.weights[n]) for n, sign in signs.items()}
+
+    def flip() -> None:
+        for n, sign in signs.items():
+            probe.weights[n].detach().mul_(sign)
+
+    flip()
+    try:
+        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+    except ProbeError:
+        flip()
+        signs = {}
+        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+    try:
+        yield gradients
+    finally:
+        flip()
 
 
 class _Candidate:
@@ -114,17 +145,17 @@ class _Candidate:
 
 def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
     """Pairs whose group leaves the outputs as they are, with the largest group that does."""
-    blocks = [(candidate, k) for candidate in candidates for k in candidate.points if k > 1]
-    good = [block for block in blocks if block[0].whole]
-    for way in (UP, DOWN):
-        good = _agreeing(good, acting, way)
-    for candidate, k in blocks:
-        if (candidate, k) not in good:
+    for candidate in candidates:
+        for k in [k for k in candidate.points if k > 1 and not candidate.whole]:
             candidate.single(k)
-    found = [(candidate, 1) for candidate in candidates if 1 in candidate.points]
+    found = [(candidate, k) for candidate in candidates for k in candidate.points]
     for way in (UP, DOWN):
-        found = _agreeing(found, acting, way)
-    result = [pair for c in candidates for k in c.points for pair in c.pairs(k) if (c, k) in good or (c, k) in found]
+        good = _agreeing(found, acting, way)
+        failed = [(candidate, k) for candidate, k in found if k > 1 and (candidate, k) not in good]
+        for candidate, k in failed:
+            candidate.single(k)
+        found = good + _agreeing([(candidate, 1) for candidate, _ in failed], acting, way)
+    result = [pair for c in candidates for k in c.points for pair in c.pairs(k) if (c, k) in found]
     signed = {id(pair) for pair in _signed([pair for pair in result if pair.k == 1], acting)}
     return [replace(pair, group=SCALING) if id(pair) in signed else pair for pair in result]
 

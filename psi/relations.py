@@ -215,7 +215,7 @@ class _Search:
     def _equal(self, entries: _Entries, degree: int) -> tuple[Indices, Indices]:
         """Entries i, j with charges cᵢ = degree · cⱼ in all passes."""
         live = (entries.sizes > self.floor) & (np.abs(entries.values) > CLEAR * self.tolerance * entries.sizes)
-        kept = np.flatnonzero(live.all(0))
+        kept = np.flatnonzero(live[0] & (live.sum(0) > 1))
         values, sizes = entries.values[:, kept], entries.sizes[:, kept]
         role = np.zeros(len(kept), int)
         if degree > 1:
