@@ -35,6 +35,11 @@ class Tolerances:
         return 1e3 * self.precision / self.identity
 
     @property
+    def charges(self) -> float:
+        """Relative difference of two charges that counts as none."""
+        return max(1e-9, 1e2 * self.precision)
+
+    @property
     def outputs(self) -> float:
         """Relative change of an output that counts as none."""
         return max(1e-7, 1e3 * self.precision)

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from .agreement import on_all_ranks
+from .charges import Charges
 from .cuts import cuts
 from .euler import Euler, Tolerances
 from .leaks import leaks
+from .pairs import pairs
 from .probe import Probe, ProbeError
 from .reasons import explain
 from .report import Report
@@ -101,6 +103,8 @@ def find(
     bases = [[t.detach() for t in outputs]]
     del outputs
     search.look(Euler(probe.weights, gradients, tolerances))
+    charges = Charges({name: tuple(w.shape) for name, w in probe.weights.items()})
+    charges.add(probe.weights, gradients)
     del gradients
     bases += _perturbed(probe, probes)
     sound = 0
@@ -109,6 +113,8 @@ def find(
         with _scattered(probe, search, number, turn) as (outputs, gradients):
             same = max(changes(outputs, bases[number]), default=0.0) <= tolerances.outputs
             search.look(Euler(probe.weights, gradients, tolerances), sound=same)
+            if same:
+                charges.add(probe.weights, gradients)
         del outputs, gradients
         sound += same
         if sound == 2:
@@ -117,8 +123,12 @@ def find(
     for vectors in (False, True):
         while taken := [cut for cut in search.taken() if vectors == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
-    del bases, rescaling
-    return report(probe, search, reasons, leaks(probe, list(search.proven.values()), tolerances, PASSES))
+    del rescaling
+    passes = probe.passes
+    found = pairs(probe, charges, bases, tolerances)
+    del bases
+    limit = PASSES + probe.passes - passes
+    return report(probe, search, reasons, leaks(probe, list(search.proven.values()), tolerances, limit), found)
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -162,17 +172,17 @@ def _scattered(
 
     with multiplied(probe.weights, search.likely(), exponents, turn // 2):
         try:
-            measured = _detached(probe, number)
+            measured = _detached(probe, number, turn + 1)
         except ProbeError:
             measured = None
         if measured:
             yield measured
     if not measured:
-        yield _detached(probe, number)
+        yield _detached(probe, number, turn + 1)
 
 
-def _detached(probe: Probe, number: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-    outputs, gradients = probe.differentiate(number, eps=False)
+def _detached(probe: Probe, number: int, functional: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    outputs, gradients = probe.differentiate(number, eps=False, functional=functional)
     return [t.detach() for t in outputs], gradients
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import MissingExtraError, install
 from ..manifolds import PSI, Manifold, Rows
 from .found import declare_found
+from .pairs import Pair
 
 __all__ = ["Finding", "Report"]
 
@@ -58,10 +59,13 @@ class Report(Sequence[Finding]):
         declared: Sequence[str] = (),
         manifold: Manifold = PSI(),
         notes: Sequence[str] = (),
+        pairs: Sequence[Pair] = (),
     ) -> None:
         self._findings = self._measured = tuple(findings)
         self.notes = tuple(notes)
         """What a reader of the verdicts must know: outputs and attributes that were not looked at, state that could not be copied."""
+        self.pairs = tuple(pairs)
+        """Pairs of factors that may be transformed against each other without changing the network, in the model's order."""
         self.declared = tuple(declared)
         """Names of the parameters that `psi.declare` put on the manifold, joined ones included; none after `find`."""
         self._manifold = manifold
@@ -110,7 +114,7 @@ class Report(Sequence[Finding]):
         with other parameters, `RetractError` where processes differ. Then nothing has been declared.
         """
         findings, declared = declare_found(model, self._measured, manifold, representative)
-        report = Report(findings, declared, manifold, self.notes)
+        report = Report(findings, declared, manifold, self.notes, self.pairs)
         report._measured = self._measured
         return report
 

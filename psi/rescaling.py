@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ EXPONENTS = (5.0, REACH)
 """Where all points go the same way, random factors are 2^±5 … 2^±7, so that a clamp within a factor of 32 shows."""
 FEW = 8
 """Cuts of at most so many points are tested point by point, too."""
+
+T = TypeVar("T")
 
 Exponents = Callable[[int, torch.Generator], Tensor]
 """Exponents of 2 for that many points."""
@@ -104,11 +107,11 @@ class Rescaling:
         return max(gaps, default=0.0) <= self._tolerance
 
 
-def agreeing(cuts: list[Cut], test: Callable[[list[Cut]], bool]) -> tuple[list[Cut], list[Cut]]:
+def agreeing(cuts: list[T], test: Callable[[list[T]], bool]) -> tuple[list[T], list[T]]:
     """Those of `cuts` that pass `test`, tried all together, then in halves; and those undecided when it is out of passes."""
-    undecided: list[Cut] = []
+    undecided: list[T] = []
 
-    def halves(some: list[Cut], fails: bool) -> list[Cut]:
+    def halves(some: list[T], fails: bool) -> list[T]:
         try:
             if not some or (not fails and test(some)):
                 return some

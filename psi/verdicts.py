@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from ..manifolds.parameters.rows import gather
 from .cuts import Cut
 from .euler import Euler, Evidence
 from .leaks import Leak
+from .pairs import Pair
 from .probe import Probe
 from .reasons import STARVED, UNUSED
 from .report import Finding, Report
@@ -102,8 +104,10 @@ class Search:
         self.proven = {name: cut for name, cut in self.proven.items() if name not in bound}
 
 
-def report(probe: Probe, search: Search, reasons: dict[str, str], leaks: dict[str, Leak]) -> Report:
-    """The findings on all parameters."""
+def report(
+    probe: Probe, search: Search, reasons: dict[str, str], leaks: dict[str, Leak], pairs: Sequence[Pair]
+) -> Report:
+    """The findings on all parameters, and the `pairs` among them."""
     model = probe.model
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
@@ -129,7 +133,7 @@ def report(probe: Probe, search: Search, reasons: dict[str, str], leaks: dict[st
         else:
             reason = _reason(name, probe, search, reasons)
         findings.append(Finding(name, "none", Rows(), (), search.radial.get(name, math.nan), math.nan, reason, shape))
-    return Report(findings, notes=probe.notes)
+    return Report(findings, notes=probe.notes, pairs=pairs)
 
 
 def _reason(name: str, probe: Probe, search: Search, reasons: dict[str, str]) -> str:

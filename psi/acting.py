@@ -1,0 +1,93 @@
+"""The test by acting: transform the factors of pairs by random elements of their group and see whether any output changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..manifolds.parameters.factors import Grid
+from .probe import Probe, ProbeError
+from .rescaling import EXPONENTS, OutOfPasses, changes, spread
+
+if TYPE_CHECKING:
+    from .pairs import Pair
+
+__all__ = ["UP", "DOWN", "SIGNS", "Acting"]
+
+CONDITION = 3.0
+"""Singular values of random matrices are 2^-3 … 2^3."""
+UP, DOWN = range(2)
+"""Ways to act: scalings enlarge the left factor, or make it smaller; a matrix R, or −R, since what is a ReLU for R is none for −R."""
+SIGNS = (2, 3)
+"""Scalings that change the signs of some points, and those of the others."""
+
+
+class Acting:
+    """Pairs acted upon, all points of each by elements of their own, and put back.
+
+    `bases` are the outputs without eps, one entry per input. No test begins once the probe has made `limit` passes.
+    """
+
+    def __init__(self, probe: Probe, bases: Sequence[list[Tensor]], tolerance: float, limit: int) -> None:
+        self._probe, self._bases, self._tolerance, self._limit = probe, bases, tolerance, limit
+
+    def unchanged(self, pairs: Sequence[Pair], way: int) -> bool:
+        """Whether the outputs are the same for `pairs` transformed."""
+        if self._probe.passes >= self._limit:
+            raise OutOfPasses
+        number = (way + 1) % len(self._bases)
+        with _transformed(self._probe.weights, pairs, way):
+            try:
+                gaps = changes(self._probe.run(number, eps=False), self._bases[number])
+            except ProbeError:
+                return False
+        return max(gaps, default=0.0) <= self._tolerance
+
+
+@contextmanager
+def _transformed(weights: dict[str, Tensor], pairs: Sequence[Pair], way: int) -> Iterator[None]:
+    kept = {name: weights[name].detach().clone() for pair in pairs for name in pair.names}
+    generator = torch.Generator().manual_seed(0)
+    for pair in pairs:
+        _act(weights, pair, way, generator)
+    try:
+        yield
+    finally:
+        for name, w in kept.items():
+            weights[name].detach().copy_(w)
+
+
+@torch.no_grad()
+def _act(weights: dict[str, Tensor], pair: Pair, way: int, generator: torch.Generator) -> None:
+    """(B, A) ← (B R, R⁻¹ A) for a random R per point, or (u, v) ← (a u, a⁻ᵖ v)."""
+    if pair.k > 1:
+        u, v = (
+            torch.linalg.qr(torch.randn(pair.points, pair.k, pair.k, generator=generator, dtype=torch.float64))[0]
+            for _ in range(2)
+        )
+        s = 2.0 ** (CONDITION * (2 * torch.rand(pair.points, 1, pair.k, generator=generator, dtype=torch.float64) - 1))
+        s = s if way == UP else -s
+        sides: tuple[Tensor, Tensor] = ((u * s) @ v.mT, (u / s) @ v.mT)  # R and R⁻ᵀ
+    else:
+        low, high = EXPONENTS if way == UP else (-EXPONENTS[1], EXPONENTS[1] if way in SIGNS else -EXPONENTS[0])
+        a = 2.0 ** spread(low, high)(pair.points, generator)
+        sign = torch.randint(2, a.shape, generator=generator) * 2.0 - 1
+        sign = torch.ones_like(a) if way not in SIGNS else sign if way == SIGNS[0] else -sign
+        sides = (sign * a, sign**pair.degree * a**-pair.degree)
+    for parts, element in zip((pair.factors.left, pair.factors.right), sides, strict=True):
+        for part in parts:
+            w = weights[part.name].detach()
+            _apply(part.grid(tuple(w.shape), pair.k), w, element.to(w))
+
+
+def _apply(grid: Grid, w: Tensor, element: Tensor) -> None:
+    """Multiply the slices of `w` by a matrix, or a number, per point, in place."""
+    view = grid.strided(w)
+    if element.ndim > 1:
+        view.copy_((grid.view(w) @ element).view(view.shape))
+    else:
+        view.mul_(element.view(*(n for n, _ in grid.point_levels), *(1,) * (view.ndim - len(grid.point_levels))))

@@ -1,0 +1,196 @@
+"""Pairs of factors that may be transformed against each other without changing the network: `Pair`, and how they are found.
+
+Slices with equal charges are candidates (`relations`); where the whole moment maps of the two sides agree, slices are columns of
+one point (`blocks`); what is left when random elements of the group have acted on the points is a finding (`acting`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..manifolds.parameters.factors import Factors
+from .acting import DOWN, SIGNS, UP, Acting
+from .blocks import Moments, factors
+from .charges import Array, Charges, Indices
+from .euler import Tolerances
+from .probe import Probe, ProbeError
+from .relations import Relation, relations
+from .rescaling import agreeing
+
+__all__ = ["GL", "POSITIVE", "SCALING", "Pair", "pairs"]
+
+PASSES = 24
+"""Forward passes for confirming pairs, at most."""
+
+_Block = tuple["_Candidate", int]
+
+GL, SCALING, POSITIVE = "GL", "scaling", "positive scaling"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two factors B and A of each of several points, such that the network is the same with B R and R⁻¹ A."""
+
+    factors: Factors
+    """Where they are: B is [left], (n, k) per point, and Aᵀ is [right], (m, k)."""
+    k: int
+    """Number of columns of a factor."""
+    points: int
+    """How many points there are."""
+    group: str
+    """What R may be: ``"GL"``, any invertible k × k matrix; ``"scaling"``, any number but 0; ``"positive scaling"``."""
+    degree: float
+    """p ≥ 1: the network is the same with a u and a⁻ᵖ v, where u is [left] and v is [right]. It is 1 but for an activation that is
+    homogeneous of another degree, and then u is in front of it."""
+    residual: float
+    """Largest difference of ⟨u, ∂L/∂u⟩ and p ⟨v, ∂L/∂v⟩ of a column, relative to the size that they would have if products had random
+    signs."""
+    entries: int
+    """How many numbers of parameters take part."""
+    reason: str
+    """One phrase."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Qualified names of the parameters."""
+        return tuple(dict.fromkeys(part.name for part in self.factors.parts))
+
+
+def pairs(probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances) -> list[Pair]:
+    """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them."""
+    if len(charges.shapes) < 2:
+        return []
+    number, tolerance = 1 % len(bases), tolerances.charges
+    with _flipped(probe, number, 0) as gradients:
+        charges.add(probe.weights, gradients)
+    found = relations(charges, tolerance, charges.floor(tolerances.dead))
+    if not found:
+        return []
+    candidates = []
+    with _flipped(probe, number, 1) as gradients:
+        floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
+        for relation in found:
+            moments = Moments(probe.weights, gradients, relation, tolerance, floor)
+            candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
+    return _confirmed(candidates, Acting(probe, bases, tolerances.outputs, probe.passes + PASSES))
+
+
+@contextmanager
+def _flipped(probe: Probe, number: int, half: int) -> Iterator[dict[str, Tensor]]:
+    """Gradients with the signs of half of all entries of vectors changed for the time being: with other signs of their biases, units
+    that are on for all inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
+    generator = torch.Generator().manual_seed(0)
+    signs = {n: 1.0 - 2.0 * (torch.rand(w.shape, generator=generator) < 0.5) for n, w in probe.weights.items() if w.ndim == 1}
+    signs = {n: (sign if half == 0 else -sign).to(probe.weights[n]) for n, sign in signs.items()}
+
+    def flip() -> None:
+        for n, sign in signs.items():
+            probe.weights[n].detach().mul_(sign)
+
+    flip()
+    try:
+        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+    except ProbeError:
+        flip()
+        signs = {}
+        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+    try:
+        yield gradients
+    finally:
+        flip()
+
+
+class _Candidate:
+    """A relation with its points, by their number of columns."""
+
+    def __init__(
+        self, relation: Relation, points: dict[int, Indices], residuals: Array, shapes: dict[str, tuple[int, ...]]
+    ) -> None:
+        self.points, self._relation, self._residuals, self._shapes = points, relation, residuals, shapes
+
+    def pairs(self, k: int) -> list[Pair]:
+        """Its points of k columns."""
+        columns = self.points.get(k)
+        return [] if columns is None else [self._pair(*found) for found in factors(self._relation, columns, self._shapes)]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all points have as many columns, and are on grids. Units of a ReLU that are on for the same inputs look like the
+        columns of a linear layer, but of how many is chance."""
+        if len(self.points) > 1:
+            return False
+        k, columns = next(iter(self.points.items()))
+        return sum(pair.points for pair in self.pairs(k)) == len(columns)
+
+    def single(self, k: int) -> None:
+        """Take the columns of the points of k columns for points of their own."""
+        some = [self.points.pop(size) for size in (1, k) if size in self.points]
+        self.points[1] = np.sort(np.concatenate([columns.ravel() for columns in some]))[:, None]
+
+    def _pair(self, both: Factors, columns: Indices) -> Pair:
+        count, k = columns.shape
+        grids = [part.grid(self._shapes[part.name], k) for part in both.parts]
+        entries = sum(grid.points * grid.height * k for grid in grids)
+        worst = float(self._residuals[columns].max())
+        degree = self._relation.degree
+        return Pair(both, k, count, GL if k > 1 else POSITIVE, degree, worst, entries, _reason(both, k))
+
+
+def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
+    """Pairs whose group leaves the outputs as they are, with the largest group that does."""
+    for candidate in candidates:
+        for k in [k for k in candidate.points if k > 1 and not candidate.whole]:
+            candidate.single(k)
+    found = [(candidate, k) for candidate in candidates for k in candidate.points]
+    for way in (UP, DOWN):
+        good = _agreeing(found, acting, way)
+        failed = [(candidate, k) for candidate, k in found if k > 1 and (candidate, k) not in good]
+        for candidate, k in failed:
+            candidate.single(k)
+        found = good + _agreeing([(candidate, 1) for candidate, _ in failed], acting, way)
+    result = [pair for c in candidates for k in c.points for pair in c.pairs(k) if (c, k) in found]
+    signed = {id(pair) for pair in _signed([pair for pair in result if pair.k == 1], acting)}
+    return [replace(pair, group=SCALING) if id(pair) in signed else pair for pair in result]
+
+
+def _signed(pairs: list[Pair], acting: Acting) -> list[Pair]:
+    """Those for which factors may be negative, too. Layers of one kind all take signs or none does, so they are tried together; where
+    they fail, and the first of them does not, in halves."""
+    kinds: dict[object, list[Pair]] = {}
+    for pair in pairs:
+        if pair.degree.is_integer():
+            kinds.setdefault((pair.degree, *(re.sub(r"\d+", "", name) for name in pair.names)), []).append(pair)
+    for way in SIGNS:
+
+        def passes(some: list[list[Pair]], way: int = way) -> bool:
+            return acting.unchanged([pair for kind in some for pair in kind], way)
+
+        good = agreeing(list(kinds.values()), passes)[0]
+        mixed = [kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]]
+        singles = agreeing([[pair] for kind in mixed for pair in kind], passes)[0]
+        kinds = dict(enumerate([*good, *singles]))
+    return [pair for kind in kinds.values() for pair in kind]
+
+
+def _agreeing(blocks: list[_Block], acting: Acting, way: int) -> list[_Block]:
+    """Those blocks that pass the test by acting, tried all together, then in halves."""
+
+    def passes(some: list[_Block]) -> bool:
+        return acting.unchanged([pair for candidate, k in some for pair in candidate.pairs(k)], way)
+
+    return agreeing(blocks, passes)[0]
+
+
+def _reason(both: Factors, k: int) -> str:
+    if k > 1:
+        return "each may be multiplied by an invertible matrix"
+    if all(part.rows for part in both.parts):
+        return "rotary embedding: scalings only"
+    return "each may be rescaled"

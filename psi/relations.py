@@ -1,0 +1,271 @@
+"""Which slices of weights have equal charges: candidates for pairs of factors, with indices measured and not read from names.
+
+Three searches, each among what those before it have left:
+
+1. Single slices with equal charges, or with charges that are 2 or 3 times each other, anywhere in the network: a sort.
+2. Whole axes of equal length with a linear relation, such as a normalization layer's weight and the columns of the several weights
+   after it: a null space.
+3. Sums of slices at equal distances, within an axis: the query heads that share a key head, the two numbers of a frequency of a
+   rotary embedding, the positions that a channel is flattened to, the outputs of a group of a convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..manifolds.parameters.factors import Levels
+from .charges import Array, Axis, Bundle, Charges, Indices
+from .dependence import dependences
+from .windows import Window, windows
+
+__all__ = ["Relation", "Slices", "relations"]
+
+DEGREES = (1, 2, 3)
+"""Degrees of activations that are looked for; 1 is that of a product, and of ReLU."""
+CLEAR = 1e3
+"""A charge is clearly not zero from so many times the tolerance on."""
+MANY = 2**22
+"""Sums that are compared, at most."""
+
+WHOLE = Window()
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices of one parameter: those of column c start at ``offsets[c]``, and `rows` is a grid of further ones."""
+
+    axis: Axis
+    offsets: Indices
+    rows: Levels = ()
+
+    @property
+    def indices(self) -> Indices:
+        """(columns, rows)."""
+        return self.offsets[:, None] + Window(self.rows).shifts
+
+    def take(self, columns: Indices) -> Slices:
+        """Some of the columns."""
+        return Slices(self.axis, self.offsets[columns], self.rows)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The charges of `left`, summed over its slices, are `degree` times those of `right`, column by column."""
+
+    left: tuple[Slices, ...]
+    right: tuple[Slices, ...]
+    degree: float = 1.0
+
+    def take(self, columns: Indices) -> Relation:
+        """Some of the columns."""
+        left, right = (tuple(part.take(columns) for part in side) for side in (self.left, self.right))
+        return Relation(left, right, self.degree)
+
+
+class _Entries:
+    """Sums of charges from several sources, one after the other: (passes, entries)."""
+
+    def __init__(self, parts: Iterable[tuple[Bundle, Window]]) -> None:
+        self.bundles, self.windows = [list(side) for side in zip(*parts, strict=True)] or ([], [])
+        values = [w.sums(b.values) for b, w in zip(self.bundles, self.windows, strict=True)]
+        self.values = np.concatenate(values, 1)
+        squares = (w.sums(b.sizes**2) for b, w in zip(self.bundles, self.windows, strict=True))
+        self.sizes = np.sqrt(np.concatenate(list(squares), 1))
+        counts = [v.shape[1] for v in values]
+        self.starts = np.cumsum([0, *counts])
+        self.source = np.repeat(np.arange(len(counts)), counts)
+
+    def part(self, source: int) -> tuple[Array, Array]:
+        """Values and sizes of one source."""
+        where = slice(self.starts[source], self.starts[source + 1])
+        return self.values[:, where], self.sizes[:, where]
+
+    def slices(self, source: int, places: Indices) -> tuple[Slices, ...]:
+        """The slices that the sums at those places of a source are made of."""
+        bundle, window = self.bundles[source], self.windows[source]
+        offsets = window.offsets(bundle.values.shape[1])[places]
+        return tuple(Slices(axis, offsets, window.levels) for axis in bundle.axes)
+
+
+def relations(charges: Charges, tolerance: float, floor: Array) -> list[Relation]:
+    """All relations that hold within `tolerance` of the size of the charges, where these exceed the `floor` of each pass."""
+    search = _Search(charges, tolerance, floor)
+    if charges.axes and charges.passes > 1:
+        search.singles()
+        search.axes()
+        search.sums()
+    return search.found
+
+
+class _Search:
+    def __init__(self, charges: Charges, tolerance: float, floor: Array) -> None:
+        self.charges, self.tolerance, self.floor = charges, tolerance, floor[:, None]
+        self.order = {name: number for number, name in enumerate(charges.shapes)}
+        self.claimed = {axis: np.zeros(charges.length(axis), bool) for axis in charges.axes}
+        self.bundles = charges.bundles()
+        self.found: list[Relation] = []
+        self.group = {name: name for name in charges.shapes}
+        """Of parameters that a relation joins, directly or through others, all have the same."""
+
+    def singles(self) -> None:
+        """Slices with equal charges. Of several that are equal each is paired with one of them only."""
+        entries = _Entries((bundle, WHOLE) for bundle in self.bundles if bundle.singles)
+        starts = dict(zip(self.claimed, np.cumsum([0, *map(len, self.claimed.values())]), strict=False))
+        label = np.arange(sum(map(len, self.claimed.values())))
+        groups = [(degree, *group) for degree in DEGREES for group in self._groups(entries, degree)]
+
+        def parts(group: tuple[int, int, int, Indices, Indices]) -> tuple[int, ...]:
+            degree, a, b, _, _ = group
+            one, other = entries.bundles[a], entries.bundles[b]
+            dims = len(one.main.dims) + len(other.main.dims)
+            latest = max(self.order[one.main.name], self.order[other.main.name])
+            return (-dims, degree, len(one.axes) + len(other.axes), -latest)
+
+        finer: list[tuple[Axis, Axis]] = []
+        for degree, a, b, i, j in sorted(groups, key=parts):
+            one, other = entries.bundles[a].main, entries.bundles[b].main
+            if any(_within(one, x) and _within(other, y) for pair in finer for x, y in (pair, pair[::-1])):
+                continue
+            left, right = label[starts[one] + i], label[starts[other] + j]
+            new = left != right
+            if new.any():
+                names = np.arange(len(label))
+                names[right[new]] = left[new]
+                label = names[label]
+                self._add(Relation(entries.slices(a, i[new]), entries.slices(b, j[new]), float(degree)))
+                if len(one.dims) + len(other.dims) > 2:
+                    finer.append((one, other))
+                    for axis in self.claimed:
+                        if any(_within(axis, x) for x in (one, other)):
+                            self.claimed[axis][:] = True
+
+    def axes(self) -> None:
+        """Linear relations of whole axes."""
+        lengths: dict[int, list[Axis]] = {}
+        for axis, taken in self.claimed.items():
+            values, sizes = self.charges.values[axis], self.charges.bundle(axis).sizes
+            live = (sizes > self.floor) & (np.abs(values) > CLEAR * self.tolerance * sizes)
+            if not taken.any() and live.any() and self.charges.bundle(axis).singles:
+                lengths.setdefault(len(taken), []).append(axis)
+        for length, axes in lengths.items():
+            columns = np.stack([self.charges.values[axis].ravel() for axis in axes], 1)
+            sizes = np.stack([self.charges.bundle(axis).sizes.ravel() for axis in axes], 1)
+            for coefficients in dependences(columns, sizes, self.tolerance):
+                named = [axes[number].name for number in coefficients]
+                sides = [{n: abs(c) for n, c in coefficients.items() if (c > 0) == up} for up in (True, False)]
+                if len(set(named)) < len(named) or any(len(set(side.values())) != 1 for side in sides):
+                    continue
+                left, right = (tuple(Slices(axes[n], np.arange(length)) for n in side) for side in sides)
+                one, other = (next(iter(side.values())) for side in sides)
+                self._add(Relation(left, right, float(other / one)))
+
+    def sums(self) -> None:
+        """Sums of slices with equal charges, the relations with the most of them first: sums of sums have fewer."""
+        free = [b for b in self.bundles if not self.claimed[b.main].all()]
+        parts, total = [], 0
+        for bundle in sorted(free, key=lambda b: b.values.shape[1]):
+            length = bundle.values.shape[1]
+            some = [WHOLE] if bundle.singles else []
+            for window in [*some, *windows(bundle, self.charges.shapes[bundle.main.name])]:
+                total += len(window.offsets(length)) if total < MANY else MANY
+                if total < MANY:
+                    parts.append((bundle, window))
+        if not parts:
+            return
+        entries = _Entries(parts)
+
+        def finest(group: tuple[int, int, Indices, Indices]) -> tuple[int, int, int]:
+            a, b, i, _ = group
+            axes = len(entries.bundles[a].axes) + len(entries.bundles[b].axes)
+            return -len(i), entries.windows[a].count + entries.windows[b].count, axes
+
+        for a, b, i, j in sorted(self._groups(entries, 1), key=finest):
+            sides = entries.slices(a, i), entries.slices(b, j)
+            first, second = sides[0][0].indices, sides[1][0].indices
+            free_ = ~(self.claimed[sides[0][0].axis][first].any(1) | self.claimed[sides[1][0].axis][second].any(1))
+            if sides[0][0].axis == sides[1][0].axis:
+                free_ &= ~(first[:, :, None] == second[:, None, :]).any((1, 2))
+            # That the charges of two whole weights are equal follows from relations of their slices.
+            names = [bundle.main.name for bundle in (entries.bundles[a], entries.bundles[b])]
+            total = any(side[0].indices.shape[1] == len(self.claimed[side[0].axis]) for side in sides)
+            if free_.any() and not (total and self.group[names[0]] == self.group[names[1]]):
+                self._add(Relation(*sides).take(np.flatnonzero(free_)))
+
+    def _groups(self, entries: _Entries, degree: int) -> Iterator[tuple[int, int, Indices, Indices]]:
+        """(source, source, places, places) with equal charges, places that are not clear included where they are between others."""
+        i, j = self._equal(entries, degree)
+        a, b = entries.source[i], entries.source[j]
+        order = np.lexsort((i, b, a))
+        i, j, a, b = i[order], j[order], a[order], b[order]
+        edges = np.flatnonzero(np.r_[True, (np.diff(a) != 0) | (np.diff(b) != 0), True]) if len(a) else np.zeros(1, int)
+        for start, end in pairwise(edges.tolist()):
+            one, other = int(a[start]), int(b[start])
+            if self._apart(entries.bundles[one], entries.bundles[other]):
+                places = i[start:end] - entries.starts[one], j[start:end] - entries.starts[other]
+                yield one, other, *self._filled(entries.part(one), entries.part(other), *places, degree)
+
+    def _apart(self, one: Bundle, other: Bundle) -> bool:
+        """Whether two bundles have no entry of a parameter in common, or may have none: rows and columns of one weight always have."""
+        return all(x.name != y.name or (x == y and one.axes == other.axes) for x in one.axes for y in other.axes)
+
+    def _equal(self, entries: _Entries, degree: int) -> tuple[Indices, Indices]:
+        """Entries i, j with charges cᵢ = degree · cⱼ in all passes."""
+        live = (entries.sizes > self.floor) & (np.abs(entries.values) > CLEAR * self.tolerance * entries.sizes)
+        kept = np.flatnonzero(live[0] & (live.sum(0) > 1))
+        values, sizes = entries.values[:, kept], entries.sizes[:, kept]
+        role = np.zeros(len(kept), int)
+        if degree > 1:
+            kept, role = np.concatenate([kept, kept]), np.repeat([0, 1], len(kept))
+            values, sizes = np.concatenate([values, degree * values], 1), np.concatenate([sizes, degree * sizes], 1)
+        order = np.argsort(values[0])
+        kept, role, values, sizes = kept[order], role[order], values[:, order], self.tolerance * sizes[:, order]
+        near = np.diff(values[0]) <= sizes[0, :-1] + sizes[0, 1:]
+        chain, lag, found = near, 1, []
+        while chain.any():
+            at = np.flatnonzero(chain)
+            equal = (np.abs(values[:, at] - values[:, at + lag]) <= sizes[:, at] + sizes[:, at + lag]).all(0)
+            at = at[equal & ((role[at] != role[at + lag]) | (degree == 1))]
+            swap = (role[at] > role[at + lag]) | ((degree == 1) & (kept[at] > kept[at + lag]))
+            found.append(np.stack([np.where(swap, kept[at + lag], kept[at]), np.where(swap, kept[at], kept[at + lag])]))
+            chain, lag = chain[:-1] & near[lag:], lag + 1
+        i, j = np.concatenate(found, 1) if found else np.zeros((2, 0), int)
+        return i, j
+
+    def _filled(
+        self, one: tuple[Array, Array], other: tuple[Array, Array], i: Indices, j: Indices, degree: int
+    ) -> tuple[Indices, Indices]:
+        """Places i, j, and those next to them at the same distance that are as equal, though they may be zero."""
+        found = []
+        for distance in np.unique(j - i):
+            low, high = max(0, -distance), min(one[0].shape[1], other[0].shape[1] - distance)
+            a, b = slice(low, high), slice(low + distance, high + distance)
+            gap = np.abs(one[0][:, a] - degree * other[0][:, b])
+            equal = (gap <= self.tolerance * (one[1][:, a] + degree * other[1][:, b])).all(0)
+            runs = np.cumsum(~equal)
+            good = np.flatnonzero(equal & np.isin(runs, runs[i[j - i == distance] - low]))
+            found.append(np.stack([good + low, good + low + distance]))
+        places = np.concatenate(found, 1)
+        for side in (0, 1):  # a place has one partner
+            places = places[:, np.unique(places[side], return_index=True)[1]]
+        return places[0], places[1]
+
+    def _add(self, relation: Relation) -> None:
+        """Take down a relation. Its right side has the first of its parameters, or the one whose charges count for more."""
+        left, right = relation.left, relation.right
+        first = [min(self.order[part.axis.name] for part in side) for side in (left, right)]
+        at = [int(side[0].offsets[0]) for side in (left, right)]
+        swap = relation.degree < 1 or (relation.degree == 1 and (first[0], at[0]) < (first[1], at[1]))
+        self.found.append(Relation(right, left, 1 / relation.degree) if swap else relation)
+        joined = {self.group[part.axis.name] for part in left + right}
+        self.group = {name: min(joined) if group in joined else group for name, group in self.group.items()}
+        for part in left + right:
+            self.claimed[part.axis][part.indices] = True
+
+
+def _within(one: Axis, other: Axis) -> bool:
+    """Whether the slices of `other` are finer than those of `one`."""
+    return one.name == other.name and one != other and set(one.dims) <= set(other.dims)

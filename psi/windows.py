@@ -1,0 +1,80 @@
+"""Sums of slices of an axis at equal distances, at every place where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..manifolds.parameters.factors import Levels
+from .charges import Array, Bundle, Indices
+
+__all__ = ["Window", "windows"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Slices at `levels` from the first one, which goes over the axis; with `block`, over the first ``block`` indices of every
+    so many as the window spans."""
+
+    levels: Levels = ()
+    block: int | None = None
+
+    @property
+    def shifts(self) -> Indices:
+        """Where the slices are, relative to the first."""
+        found = np.zeros(1, np.int64)
+        for number, distance in self.levels:
+            found = (found[:, None] + distance * np.arange(number)).ravel()
+        return found
+
+    @property
+    def count(self) -> int:
+        """How many slices are summed."""
+        return int(np.prod([number for number, _ in self.levels], dtype=int))
+
+    def offsets(self, length: int) -> Indices:
+        """The places of the first slice on an axis of that length."""
+        if self.block is None:
+            return np.arange(length - int(self.shifts[-1]))
+        span = self.count * self.block
+        return (span * np.arange(length // span)[:, None] + np.arange(self.block)).ravel()
+
+    def sums(self, values: Array) -> Array:
+        """Of values (…, length) at all `offsets`."""
+        if self.block is not None:
+            return values.reshape(*values.shape[:-1], -1, self.count, self.block).sum(-2).reshape(*values.shape[:-1], -1)
+        for number, distance in self.levels:
+            last = values.shape[-1] - (number - 1) * distance
+            values = sum((values[..., s * distance : s * distance + last] for s in range(1, number)), values[..., :last])
+        return values
+
+
+def windows(bundle: Bundle, shape: tuple[int, ...]) -> Iterator[Window]:
+    """The windows that may make points on the axis of `bundle`, of a parameter of that shape: of one level, and of two numbers that
+    are repeated, as the frequencies of rotary embeddings are in query heads that share a key head.
+
+    Distances divide the length of the axis, and so do numbers, or one or two more: a fused weight may hold queries beside a key and a
+    value per group.
+    """
+    length = bundle.values.shape[1]
+    if len(bundle.main.dims) > 1:
+        block = shape[bundle.main.dims[1]]
+        yield from (Window(((n, block),), block) for n in _divisors(shape[0]) if 1 < n < shape[0])
+        return
+    for distance in _divisors(length):
+        for number in _numbers(length // distance):
+            yield Window(((number, distance),))
+            for two in _divisors(distance):
+                if (number - 1) * distance + two < length and distance % (2 * two) == 0:
+                    yield Window(((number, distance), (2, two)))
+
+
+def _numbers(most: int) -> list[int]:
+    return sorted({2} | {d - more for d in _divisors(most) for more in range(3) if d - more > 1}) if most > 1 else []
+
+
+def _divisors(n: int) -> list[int]:
+    small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
