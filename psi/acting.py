@@ -16,7 +16,7 @@ from .rescaling import EXPONENTS, OutOfPasses, changes, spread
 if TYPE_CHECKING:
     from .pairs import Pair
 
-__all__ = ["UP", "DOWN", "SIGNS", "Acting"]
+__all__ = ["DOWN", "SIGNS", "UP", "Acting"]
 
 CONDITION = 3.0
 """Singular values of random matrices are 2^-3 … 2^3."""
@@ -88,6 +88,6 @@ def _apply(grid: Grid, w: Tensor, element: Tensor) -> None:
     """Multiply the slices of `w` by a matrix, or a number, per point, in place."""
     view = grid.strided(w)
     if element.ndim > 1:
-        view.copy_((grid.view(w) @ element).view(view.shape))
+        view.copy_((grid.split(w) @ element).view(view.shape))
     else:
         view.mul_(element.view(*(n for n, _ in grid.point_levels), *(1,) * (view.ndim - len(grid.point_levels))))

@@ -87,7 +87,9 @@ def _flipped(probe: Probe, number: int, half: int) -> Iterator[dict[str, Tensor]
     """Gradients with the signs of half of all entries of vectors changed for the time being: with other signs of their biases, units
     that are on for all inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
     generator = torch.Generator().manual_seed(0)
-    signs = {n: 1.0 - 2.0 * (torch.rand(w.shape, generator=generator) < 0.5) for n, w in probe.weights.items() if w.ndim == 1}
+    signs = {
+        n: 1.0 - 2.0 * (torch.rand(w.shape, generator=generator) < 0.5) for n, w in probe.weights.items() if w.ndim == 1
+    }
     signs = {n: (sign if half == 0 else -sign).to(probe.weights[n]) for n, sign in signs.items()}
 
     def flip() -> None:
@@ -118,7 +120,9 @@ class _Candidate:
     def pairs(self, k: int) -> list[Pair]:
         """Its points of k columns."""
         columns = self.points.get(k)
-        return [] if columns is None else [self._pair(*found) for found in factors(self._relation, columns, self._shapes)]
+        return (
+            [] if columns is None else [self._pair(*found) for found in factors(self._relation, columns, self._shapes)]
+        )
 
     @property
     def whole(self) -> bool:
@@ -173,7 +177,9 @@ def _signed(pairs: list[Pair], acting: Acting) -> list[Pair]:
             return acting.unchanged([pair for kind in some for pair in kind], way)
 
         good = agreeing(list(kinds.values()), passes)[0]
-        mixed = [kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]]
+        mixed = [
+            kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]
+        ]
         singles = agreeing([[pair] for kind in mixed for pair in kind], passes)[0]
         kinds = dict(enumerate([*good, *singles]))
     return [pair for kind in kinds.values() for pair in kind]

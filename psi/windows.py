@@ -44,10 +44,14 @@ class Window:
     def sums(self, values: Array) -> Array:
         """Of values (…, length) at all `offsets`."""
         if self.block is not None:
-            return values.reshape(*values.shape[:-1], -1, self.count, self.block).sum(-2).reshape(*values.shape[:-1], -1)
+            return (
+                values.reshape(*values.shape[:-1], -1, self.count, self.block).sum(-2).reshape(*values.shape[:-1], -1)
+            )
         for number, distance in self.levels:
             last = values.shape[-1] - (number - 1) * distance
-            values = sum((values[..., s * distance : s * distance + last] for s in range(1, number)), values[..., :last])
+            values = sum(
+                (values[..., s * distance : s * distance + last] for s in range(1, number)), values[..., :last]
+            )
         return values
 
 

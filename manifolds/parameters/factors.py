@@ -120,7 +120,7 @@ class Part:
                 f"{self!r}: a level of the grid crosses from one index of a dimension to the next; "
                 f"a level lies within one of the dimensions {self.dim} of shape {tuple(shape)}"
             )
-        if self.points is None and found.size * inner != length - self.start:
+        if self.points is None and found.points * inner != length - self.start:
             raise GeometryError(
                 f"{self!r}: the {length - self.start} slices of dimension {self.dim} of shape {tuple(shape)} are no multiple of "
                 f"the {inner} of a point; say how many points there are"
@@ -192,7 +192,7 @@ class Grid(NamedTuple):
     event_ndim: int
 
     @property
-    def size(self) -> int:
+    def points(self) -> int:
         """The number of points."""
         return _count(self.point_levels)
 
@@ -209,7 +209,7 @@ class Grid(NamedTuple):
     @property
     def batch(self) -> tuple[int, ...]:
         """The dimensions of points, one."""
-        return (self.size,)
+        return (self.points,)
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ class Grid(NamedTuple):
     @property
     def scalar(self) -> tuple[int, ...]:
         """The shape of scalars per point."""
-        return (self.size, *(1,) * self.event_ndim)
+        return (self.points, *(1,) * self.event_ndim)
 
     @property
     def last(self) -> int:
@@ -243,11 +243,11 @@ class Grid(NamedTuple):
 
     def split(self, tensor: Tensor) -> Tensor:
         """The slices of `tensor`, which has the shape of the parameter: (points, *event); a view where one exists."""
-        return self._strided(tensor).reshape(self.batch + self.event)
+        return self.strided(tensor).reshape(self.batch + self.event)
 
     def write(self, tensor: Tensor, points: Tensor) -> None:
         """Write `points`, as `split` gives them, to their places in `tensor`."""
-        target = self._strided(tensor)
+        target = self.strided(tensor)
         target.copy_(points.reshape(target.shape))
 
     def split_scalars(self, tensor: Tensor) -> Tensor:
@@ -260,13 +260,13 @@ class Grid(NamedTuple):
         Raises `GeometryError` for slices that are there twice.
         """
         counts = torch.zeros(prod(self.shape), dtype=torch.int8)
-        taken = self._strided(torch.arange(prod(self.shape)).view(self.shape)).flatten()
+        taken = self.strided(torch.arange(prod(self.shape)).view(self.shape)).flatten()
         counts.index_add_(0, taken, torch.ones_like(taken, dtype=torch.int8))
         if counts.numel() and counts.max() > 1:
             raise GeometryError("its levels have slices in common; a slice is one column of one point")
         return counts.bool().view(self.shape)
 
-    def _strided(self, tensor: Tensor) -> Tensor:
+    def strided(self, tensor: Tensor) -> Tensor:
         """The slices as a view with a dimension per level: those of points, of rows, the other dimensions, those of columns."""
         outer, others = self.point_levels + self.row_levels, self._others
         sizes = [*(n for n, _ in outer), *(self.shape[a] for a in others), *(n for n, _ in self.column_levels)]

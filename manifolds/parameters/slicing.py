@@ -85,7 +85,7 @@ def sliced(
 
 
 def _check_grids(factors: Factors, manifold: Manifold, grids: list[Grid]) -> None:
-    counts = [grid.size for grid in grids]
+    counts = [grid.points for grid in grids]
     if len(set(counts)) > 1:
         raise GeometryError(f"{factors} has {counts} points: all parts need the same number")
     widths = [grid.event[1:] for grid in grids]

@@ -72,7 +72,7 @@ def test_grids_are_what_loops_give():
         tensor = torch.arange(float(prod(shape))).view(shape)
         strided = torch.empty([2 * n for n in shape])[tuple(slice(None, None, 2) for _ in shape)].copy_(tensor)
         grid = part.grid(shape)
-        expected = torch.tensor(by_loops(part, tensor)).view(grid.size, grid.height, grid.k)
+        expected = torch.tensor(by_loops(part, tensor)).view(grid.points, grid.height, grid.k)
         for given in (tensor, strided, tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor):
             assert torch.equal(grid.split(given), expected), part
         written = torch.full(shape, -1.0)

@@ -6,7 +6,6 @@ A label is (group, degree, left, right, k), with the parts of either side. Deriv
 import torch
 from retract.manifolds import Part
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 D = 12
 """Width of the residual stream."""
@@ -279,11 +278,15 @@ class GPT2(nn.Module):
 def conv1d():
     """A layer norm's weight and bias, divided by what the inputs of the fused projection are multiplied with."""
     q, k, v = ([("c_attn.weight", 1, start, 3), ("c_attn.bias", 0, start, 3)] for start in (0, 12, 24))
-    return GPT2(), tokens(), [
-        pair("c_proj.weight", v, GL, 4),
-        pair(k, q, GL, 4),
-        pair("c_attn.weight", ["ln_1.weight", "ln_1.bias"]),
-    ]
+    return (
+        GPT2(),
+        tokens(),
+        [
+            pair("c_proj.weight", v, GL, 4),
+            pair(k, q, GL, 4),
+            pair("c_attn.weight", ["ln_1.weight", "ln_1.bias"]),
+        ],
+    )
 
 
 class Gated(nn.Module):
