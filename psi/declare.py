@@ -22,12 +22,15 @@ def declare(
     *,
     manifold: Manifold = PSI(),
     representative: str = "keep",
+    pairs: bool = False,
+    damping: float = 0.0,
     probes: int = 2,
 ) -> Report:
-    """`find` what is scale-invariant in `model`, declare its weights on `manifold`, and put them there.
+    """`find` what is scale-invariant in `model`, declare its weights on `manifold`, and put them there; with `pairs` also the
+    pairs of factors, on `FixedRank`.
 
     This is ``find(model, args, kwargs, probes=probes).declare(model, manifold=manifold,
-    representative=representative)``: `args`, `kwargs` and `probes` are explained at `find`, what is declared and the
+    representative=representative, pairs=pairs, damping=damping)``: `args`, `kwargs` and `probes` are explained at `find`, what is declared and the
     other options at `Report.declare`.
 
     With a process group initialized this is a collective call, and all processes declare the same or none.
@@ -50,4 +53,5 @@ def declare(
         DeclarationError, GeometryError: as `Report.declare`; then nothing has been declared.
     """
     refuse_matrices(manifold)
-    return find(model, args, kwargs, probes=probes).declare(model, manifold=manifold, representative=representative)
+    report = find(model, args, kwargs, probes=probes)
+    return report.declare(model, manifold=manifold, representative=representative, pairs=pairs, damping=damping)

@@ -64,8 +64,10 @@ class Report(Sequence[Finding]):
         self._findings = self._measured = tuple(findings)
         self.notes = tuple(notes)
         """What a reader of the verdicts must know: outputs and attributes that were not looked at, state that could not be copied."""
-        self.pairs = tuple(pairs)
+        self.pairs = self._measured_pairs = tuple(pairs)
         """Pairs of factors that may be transformed against each other without changing the network, in the model's order."""
+        self.declared_pairs: tuple[Pair, ...] = ()
+        """The pairs that `declare` put on `FixedRank`."""
         self.declared = tuple(declared)
         """Names of the parameters that `psi.declare` put on the manifold, joined ones included; none after `find`."""
         self._manifold = manifold
@@ -86,7 +88,15 @@ class Report(Sequence[Finding]):
         return [finding for finding in self if finding.granularity != "none"]
 
     @torch.no_grad()
-    def declare(self, model: nn.Module, *, manifold: Manifold = PSI(), representative: str = "keep") -> Report:
+    def declare(
+        self,
+        model: nn.Module,
+        *,
+        manifold: Manifold = PSI(),
+        representative: str = "keep",
+        pairs: bool = False,
+        damping: float = 0.0,
+    ) -> Report:
         """Declare the weights that were found in `model` on `manifold`, and put them there.
 
         Parameters of one axis stay as they are. Such are the weights of normalization layers, which a ReLU and the next
@@ -106,16 +116,22 @@ class Report(Sequence[Finding]):
         Args:
             model: that was measured, or another with the same parameters, such as a copy or the original of one.
             manifold: of vectors: `PSI`, ``Grassmann(1)`` or `Sphere`.
-            representative: as in `retract.declare`.
+            representative: as in `retract.declare`: ``"unit"`` is for the rows, ``"balanced"`` for the pairs.
+            pairs: whether `self.pairs` are declared, too, each on `FixedRank`. Entries belong to one point: rows come first, and
+                the report says which pairs were left. Pairs with frozen parameters are left.
+            damping: of `FixedRank`; more than 0 where a factor may be singular, such as the zero factor of a fresh adapter.
 
         Returns a report that says what was declared; this one stays as it is.
 
         Raises as `retract.declare` does, and `OptionError` for a manifold of matrices, `DeclarationError` for a model
         with other parameters, `RetractError` where processes differ. Then nothing has been declared.
         """
-        findings, declared = declare_found(model, self._measured, manifold, representative)
-        report = Report(findings, declared, manifold, self.notes, self.pairs)
-        report._measured = self._measured
+        wanted = self._measured_pairs if pairs else ()
+        found = declare_found(model, self._measured, wanted, manifold, representative, damping)
+        told = found.pairs if pairs else self._measured_pairs
+        report = Report(found.findings, found.names, manifold, self.notes, told)
+        report._measured, report._measured_pairs = self._measured, self._measured_pairs
+        report.declared_pairs = found.declared_pairs
         return report
 
     def to_dict(self) -> dict[str, Any]:

@@ -144,6 +144,10 @@ def preparing(
         declaration = Declaration(manifold, rows, tuple(joined), found=found)
         params = tuple(find_parameter(owner, part, name) for part in (leaf, *declaration.joined))
         names = (name,)
+        if representative == "balanced":
+            raise DeclarationError(
+                f"{name}: representative='balanced' is for the factors of FixedRank, not for {manifold!r}"
+            )
         others = {other.rpartition(".")[2] for other in without if find_owner(module, other)[0] is owner}
         check_ties(owner, leaf, declaration, others)
         check_parts(name, params, manifold, rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...errors import GeometryError
 
-__all__ = ["Factors", "Grid", "Levels", "Part", "Rest", "covered"]
+__all__ = ["Factors", "Grid", "Levels", "Part", "Rest", "covered", "disjoint"]
 
 Levels = tuple[tuple[int, int], ...]
 """A regular grid of indices: (number, distance) of each level, from the outer to the inner one."""
@@ -347,6 +347,15 @@ def covered(parts: tuple[Part, ...], shape: tuple[int, ...]) -> Tensor:
             raise GeometryError(f"{part} and {others} have entries in common: an entry belongs to one point")
         taken |= mask
     return taken
+
+
+def disjoint(parts: tuple[Part, ...], shape: tuple[int, ...]) -> bool:
+    """Whether `parts` of a parameter of `shape` have no entries in common."""
+    try:
+        covered(parts, shape)
+    except GeometryError:
+        return False
+    return True
 
 
 def _count(levels: Levels) -> int:
