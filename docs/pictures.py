@@ -1,4 +1,4 @@
-"""The pictures of the pages on manifolds; every point in them is computed by `retract.manifolds`.
+"""The pictures of the pages on geometry; every point on a manifold is computed by `retract.manifolds`.
 
 python docs/pictures.py            # writes docs/pictures/*.svg; a second run changes no byte
 python docs/pictures.py --png DIR  # writes PNG copies to DIR as well, to look at
@@ -236,13 +236,39 @@ def grassmann():
     return figure
 
 
+def moments():
+    """Differences of the moments of both sides of two pairs of weights of an attention layer with four heads."""
+    generator = torch.Generator().manual_seed(0)
+    d, heads = 16, 4
+    weights = [torch.randn(d, d, generator=generator, dtype=torch.float64) / 4 for _ in range(4)]
+    query, key, value, out = (w.requires_grad_() for w in weights)
+    x = torch.randn(3, 5, d, generator=generator, dtype=torch.float64)
+    q, k, v = (torch.unflatten(x @ w.T, -1, (heads, -1)).transpose(1, 2) for w in (query, key, value))
+    y = ((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2) @ out.T
+    loss = (y * torch.randn(y.shape, generator=generator, dtype=torch.float64)).sum()
+    grads = torch.autograd.grad(loss, weights)
+    (dq, dk, dv, do), (query, key, value, out) = grads, (w.detach() for w in weights)
+    pairs = {
+        "values and outputs": (out.T @ do, value @ dv.T),
+        "keys and queries": (key @ dk.T, query @ dq.T),
+    }
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    for axis, (title, (left, right)) in zip(axes, pairs.items(), strict=True):
+        gap = (left - right.T).abs() / left.abs().max()
+        image = axis.pcolormesh(gap.clamp(min=1e-17).log10(), cmap="viridis", vmin=-17, vmax=0)
+        axis.set(title=title, aspect="equal", xticks=range(0, d + 1, 4), yticks=range(0, d + 1, 4))
+        axis.invert_yaxis()
+    figure.colorbar(image, ax=axes, label="$\\log_{10}$ of the relative difference")
+    return figure
+
+
 def main():
     """Draw and write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--png", type=Path)
     png = parser.parse_args().png
     with plt.rc_context(STYLE):
-        for draw in (sphere, psi, retraction, grassmann):
+        for draw in (sphere, psi, retraction, grassmann, moments):
             figure = draw()
             figure.savefig(PICTURES / f"{draw.__name__}.svg", metadata={"Date": None}, bbox_inches="tight")
             if png:

@@ -32,7 +32,7 @@ _MAPS = frozenset(
 def _refusing_complex(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def refusing(manifold: Manifold, *arrays: Any, **named: Any) -> Any:
         for array in (*arrays, *named.values()) if named else arrays:
-            if array.dtype.is_complex:
+            if isinstance(array, Tensor) and array.dtype.is_complex:
                 raise GeometryError(
                     f"{name} of {manifold!r} was given an array of {array.dtype}, but points and tangents "
                     "are real; give torch.view_as_real(a), or the real and the imaginary part"
