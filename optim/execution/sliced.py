@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ...errors import OptionError
 from ...manifolds import Euclidean, Rows, ScalingQuotient
-from ...manifolds.parameters.rows import gather, scatter_
+from ...manifolds.parameters.rows import scatter_
 from ...manifolds.parameters.shards import is_sharded
 from ..options import Options
 from ..rules import Rule
 from .dispatch import Group
+from .operands import real
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .shards import GatheredPoints, exchange
@@ -41,18 +42,14 @@ class Stacked:
 
     def __init__(self, sets: Sequence[PointSet], state: State, rule: Rule, names: Sequence[str]) -> None:
         self._sets = sets
-        layouts = [points.layouts() for points in sets]
-        self._counts = [each[0].batch[0] for each in layouts]
-        x = [gather(points.parts, each) for points, each in zip(sets, layouts, strict=True)]
-        grads = [gather(points.gradients(), each) for points, each in zip(sets, layouts, strict=True)]
-        self.x = torch.cat(x)
-        self.x.grad = torch.cat(grads).to(self.x.dtype)
+        self._layouts = [points.layouts() for points in sets]
+        self._counts = [each[0].batch[0] for each in self._layouts]
+        self.x = self._stack([points.parts for points in sets])
+        self.x.grad = self._stack([points.gradients() for points in sets])
         self.state: dict[str, Any] = {}
         for name in names:
             if name in rule.vectors:
-                pairs = zip(sets, layouts, strict=True)
-                vectors = [gather([state[p][name] for p in points.parts], each) for points, each in pairs]
-                self.state[name] = torch.cat(vectors)
+                self.state[name] = self._stack([[state[p][name] for p in points.parts] for points in sets])
             else:
                 found = [state[points.parts[0]][name + points.suffix] for points in sets]
                 self.state[name] = found[0].clone() if name == "step" else torch.cat(found)
@@ -78,9 +75,23 @@ class Stacked:
                 else:
                     entry[stored] = piece.clone()
 
+    def _stack(self, tensors: Sequence[Sequence[Tensor]]) -> Tensor:
+        """The slices of the parts of all sets as points, (points, *event), in float32 or better."""
+        layouts, first = self._layouts[0], self._sets[0].parts[0]
+        event = layouts[0].event
+        if event:
+            event = (sum(layout.event[0] for layout in layouts), *event[1:])
+        stack = first.new_empty(sum(self._counts), *event, dtype=real(first.dtype))
+        for piece, parts, each in zip(stack.split(self._counts), tensors, self._layouts, strict=True):
+            heights = [layout.event[0] for layout in each] if event else []
+            places = piece.split(heights, 1) if event else [piece]
+            for place, tensor, layout in zip(places, parts, each, strict=True):
+                place.copy_(layout.split(tensor))
+        return stack
+
     def _scatter(self, stack: Tensor, targets: Sequence[Sequence[Tensor]]) -> None:
-        for points, piece, tensors in zip(self._sets, stack.split(self._counts), targets, strict=True):
-            scatter_(piece, tensors, points.layouts())
+        for piece, tensors, layouts in zip(stack.split(self._counts), targets, self._layouts, strict=True):
+            scatter_(piece, tensors, layouts)
 
 
 class SlicedGroup:
