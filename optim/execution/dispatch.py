@@ -126,6 +126,8 @@ def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
         path = "torch fused" if fused else "torch foreach" if foreach else "torch"
         return path, f"{part.numel()} elements" if automatic else "as asked for"
     found = kernel_for(manifold, part.dtype, part.device, rule)
+    if automatic and has_rows(manifold) and part.is_cpu and operand.strided:
+        return "foreach", "its rows are strided, and kernels would copy them"
     if (fused or automatic) and not isinstance(found, str):
         return "fused", found.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     if not has_rows(manifold):

@@ -2,10 +2,10 @@
 
 Every process steps plain tensors:
 
-- `LocalPoints`: points that are complete in one shard are stepped in place, on any path, without communication.
-- `SummedPoints`: vectors of which every process has some coordinates. It steps those through `lists.step`, whose dot products
-  are summed over all processes, for which they exchange at most eight numbers per point with one vector.
-- `GatheredPoints`: all others are gathered and stepped by every process, which keeps its part.
+- Points that are complete in one shard are stepped in place, on any path, without communication.
+- Of other vectors on manifolds with row kernels every process has some coordinates. It steps those in place through
+  `lists.step`, whose sums are over all processes: they exchange at most eight numbers per point, for a rule with one vector.
+- All others are gathered and stepped by every process, which keeps its part.
 
 An orthogonality penalty couples the points of a tensor: their unit representatives are gathered. All points of a parameter
 group are exchanged in the same collectives (per process group and dtype): one in a step to gather, at most two for sums.
@@ -33,7 +33,7 @@ from .operands import Operand, make_operand
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .rows import Lists, step_in_place
-from .shards import GatheredPoints, LocalPoints, ShardedPoints, SummedPoints
+from .shards import GatheredPoints, LocalPoints, ShardedPoints
 
 __all__ = ["ShardedGroup", "check_sharding"]
 
@@ -90,9 +90,9 @@ class ShardedGroup:
             member.receive([next(rows) for _ in sent], rule, options)
         work = [*self._groups["plain"].prepare(table, state, rule, {**options, "params": plain}, known)]
         local_table = {p: points for member in members for p, points in member.table.items()}
-        local_state = {p: entry for member in members for p, entry in member.local_state().items()}
+        local_state = {p: entry for member in members for p, entry in member.state.items()}
         for kind, changes in CHANGES.items():
-            params = [p for member in members if member.kind == kind for p in member.local_state()]
+            params = [p for member in members if member.kind == kind for p in member.state]
             changed = {**options, **changes, "params": params}
             work += self._groups[kind].prepare(local_table, local_state, rule, changed, True)
         summed = _operands([member for member in members if member.kind == "summed"], local_state, rule, options)
@@ -103,8 +103,7 @@ class ShardedGroup:
             kinds = ((Lists(alike, local_state, rule), alike, key[0]) for key, alike in summed.items())
             step_in_place(kinds, options, _exchange)
             for member in members:
-                member.write_back(rule, options)
-                member.write(state, rule)
+                member.write(state, rule, options)
 
         return [*work, finish]
 
@@ -138,10 +137,10 @@ def _sharded(points: PointSet, penalty: bool, capturable: bool) -> ShardedPoints
     local = [_local_rows(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True)]
     if len({(cut.axis is None, cut.group) for cut in cuts}) == 1:
         if local[0] is not None and all(rows == local[0] for rows in local):
-            return LocalPoints(points, local[0], penalty)
+            return LocalPoints(points, local[0], "penalised" if penalty else "local")
         divided = all(_cuts_coordinates(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True))
         if divided and has_rows(points.manifold) and not penalty and not capturable:
-            return SummedPoints(points, points.rows)
+            return LocalPoints(points, points.rows, "summed")
     return GatheredPoints(points)
 
 
