@@ -230,8 +230,7 @@ class Group:
             check_state(points, state, rule)
             operand = make_operand(points, grads, state, rule, options)
             path, _ = choose(operand, rule, options)
-            part = points.parts[0]
-            kinds.setdefault((path, points.manifold, part.dtype, part.device, operand.state_names), []).append(operand)
+            kinds.setdefault((path, operand.kind), []).append(operand)
         self._plans = [_plan(key[0], operands, state, rule) for key, operands in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work

@@ -45,8 +45,14 @@ class Operand(NamedTuple):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Names of the state; the same for all point sets of a plan, so that no list has gaps."""
+        """Names of the state; no list of a plan has gaps."""
         return (*self.vectors, *self.scalars)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What all point sets of a plan have in common."""
+        part = self.points.parts[0]
+        return self.points.manifold, part.dtype, part.device, len(self.layouts), self.state_names
 
     def add_to(self, state: State) -> None:
         """Add new entries to `state`."""
@@ -65,9 +71,9 @@ class Operand(NamedTuple):
         matrix = self.layouts[0].split(p)
         if matrix.data_ptr() != p.data_ptr() or not matrix.is_contiguous():
             return False
-        precision = scalar_dtype(self.layouts[0], p)
         return all(_same_order(p, v) for v in chain(*self.vectors.values())) and all(
-            number.is_contiguous() and number.dtype == precision for number in self.scalars.values()
+            number.is_contiguous() and number.dtype == scalar_dtype(self.layouts[0], p)
+            for number in self.scalars.values()
         )
 
     @property

@@ -27,7 +27,7 @@ from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
 from ..kernels.sums import Message
 from ..options import Options
 from ..rules import Rule
-from ..stages import is_penalised
+from ..update import is_penalised
 from .dispatch import Group, has_rows
 from .operands import Operand, make_operand
 from .plan import Plan
@@ -95,13 +95,18 @@ class ShardedGroup:
             params = [p for member in members if member.kind == kind for p in member.state]
             changed = {**options, **changes, "params": params}
             work += self._groups[kind].prepare(local_table, local_state, rule, changed, True)
-        summed = _operands([member for member in members if member.kind == "summed"], local_state, rule, options)
+        summed: dict[tuple[Any, ...], list[Operand]] = {}
+        for member in members:
+            for points in member.table.values() if member.kind == "summed" else ():
+                check_state(points, local_state, rule)
+                operand = make_operand(points, points.gradients(), local_state, rule, options)
+                summed.setdefault((member.shards[0].cut.group, operand.kind), []).append(operand)
 
         def finish() -> None:
             for operand in chain(*summed.values()):
                 operand.add_to(local_state)
-            kinds = ((Lists(alike, local_state, rule), alike, key[0]) for key, alike in summed.items())
-            step_in_place(kinds, options, _exchange)
+            plans = [(Lists(operands, local_state, rule), operands, group) for (group, _), operands in summed.items()]
+            step_in_place(plans, options, _exchange)
             for member in members:
                 member.write(state, rule, options)
 
@@ -114,21 +119,6 @@ CHANGES: dict[str, Options] = {
     "gathered": {},
 }
 """The options to be changed by the kind of points that are stepped like plain parameters."""
-
-
-def _operands(
-    members: Sequence[ShardedPoints], state: State, rule: Rule, options: Options
-) -> dict[tuple[Any, ...], list[Operand]]:
-    """The operands of summed points by what a `Stack` has in common, beginning with the process group."""
-    kinds: dict[tuple[Any, ...], list[Operand]] = {}
-    for member in members:
-        (points,), group = member.table.values(), member.shards[0].cut.group
-        check_state(points, state, rule)
-        operand = make_operand(points, points.gradients(), state, rule, options)
-        part = points.parts[0]
-        key = group, points.manifold, part.dtype, part.device, operand.state_names, len(points.parts)
-        kinds.setdefault(key, []).append(operand)
-    return kinds
 
 
 def _sharded(points: PointSet, penalty: bool, capturable: bool) -> ShardedPoints:

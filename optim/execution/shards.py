@@ -16,7 +16,7 @@ from ...manifolds.parameters.shards import cut_of, is_sharded
 from ..kernels.sums import Message
 from ..options import Options
 from ..rules import Rule
-from ..stages import ambient
+from ..update import ambient
 from .operands import real
 from .points import PointSet, State, count_steps, scalar_dtype
 

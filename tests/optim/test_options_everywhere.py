@@ -5,7 +5,7 @@ import pytest
 import torch
 from optimizers import OPTIMIZERS
 from retract.manifolds import PSI, Euclidean, Grassmann, Sphere, Stiefel
-from retract.optim.memory import Memory
+from retract.optim.rules import Memory
 from retract.optim.update import update
 from torch import nn
 

@@ -7,8 +7,7 @@ from retract.manifolds import PSI, Grassmann, Rows, Sphere
 from retract.optim import PSISGD, Coefficients, RiemannianAdam, RiemannianSGD
 from retract.optim.kernels import lists, sums
 from retract.optim.kernels.launch import update_of
-from retract.optim.memory import Memory
-from retract.optim.rules import Rule
+from retract.optim.rules import Memory, Rule
 from retract.optim.update import update
 from torch import nn
 
