@@ -161,7 +161,7 @@ def test_sets_of_joint_points_are_cut_between_points(monkeypatch):
     ends = []
     for path in ({"foreach": True}, {"foreach": False}):
         torch.manual_seed(0)
-        shapes = ((6, 24), (3, 5), (2, 70), (4, 9))  # some are cut, and some pieces have points of two sets
+        shapes = ((6, 24), (3, 5), (4, 9), (2, 70))  # some are cut, and some pieces have points of two sets
         pairs = [
             tuple(nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in (shape, shape[:1])) for shape in shapes
         ]

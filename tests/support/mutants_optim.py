@@ -207,6 +207,13 @@ MUTANTS = [
         "tests/optim/test_sums.py::test_joint_and_strided_points_are_stepped_in_place[PSISGD-joint]",
     ),
     Mutant(
+        "pieces of joint points are in the order of point sets",
+        "optim/kernels/lists.py",
+        "for first in range(0, len(self.x), count) for i, rows in run]",
+        "for i, rows in run for first in range(0, len(self.x), count)]",
+        "tests/optim/test_sums.py::test_sets_of_joint_points_are_cut_between_points",
+    ),
+    Mutant(
         "the sums of every plan are exchanged on their own",
         "optim/execution/rows.py",
         "    sums.run(chain(*steps), exchange)\n",
