@@ -9,16 +9,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .kernels import algebra
-from .memory import Memory
 from .options import Options
 
-__all__ = ["Adam", "Coefficients", "Momentum", "Rule"]
+__all__ = ["Adam", "Coefficients", "Memory", "Momentum", "Rule"]
+
+
+@dataclass
+class Memory:
+    """The state of one batch of points during a step.
+
+    Updates change the tensors in place or replace them; the executor writes them back.
+    """
+
+    dtype: torch.dtype
+    """The dtype of the parameter, which may be narrower than that of the points."""
+    fresh: bool
+    """Whether the vectors were created for this step."""
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    """Tangent vectors at the points, (points, n)."""
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars per point, (points, 1)."""
+    step: Tensor | None = None
+    """The number of this step, from 1; None for rules that do not count steps."""
 
 
 class Coefficients(NamedTuple):

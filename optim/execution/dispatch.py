@@ -126,6 +126,8 @@ def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
         path = "torch fused" if fused else "torch foreach" if foreach else "torch"
         return path, f"{part.numel()} elements" if automatic else "as asked for"
     found = kernel_for(manifold, part.dtype, part.device, rule)
+    if automatic and has_rows(manifold) and part.is_cpu and operand.strided:
+        return "foreach", "its rows are strided, and kernels would copy them"
     if (fused or automatic) and not isinstance(found, str):
         return "fused", found.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     if not has_rows(manifold):
@@ -230,8 +232,7 @@ class Group:
             check_state(points, state, rule)
             operand = make_operand(points, grads, state, rule, options)
             path, _ = choose(operand, rule, options)
-            part = points.parts[0]
-            kinds.setdefault((path, points.manifold, part.dtype, part.device, operand.state_names), []).append(operand)
+            kinds.setdefault((path, operand.kind), []).append(operand)
         self._plans = [_plan(key[0], operands, state, rule) for key, operands in kinds.items()]
         work = [plan.prepare(options) for plan in self._plans]
         assert None not in work

@@ -20,7 +20,7 @@ from ...manifolds.parameters.rows import Layout, gather, scatter_
 from ..kernels.lists import Stack
 from ..options import Options
 from ..rules import Rule
-from .points import PointSet, State, new_scalar
+from .points import PointSet, State, new_scalar, scalar_dtype
 
 __all__ = ["Arrays", "Operand", "make_operand", "raise_versions", "real", "stack_of"]
 
@@ -45,8 +45,14 @@ class Operand(NamedTuple):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """Names of the state; the same for all point sets of a plan, so that no list has gaps."""
+        """Names of the state; no list of a plan has gaps."""
         return (*self.vectors, *self.scalars)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What all point sets of a plan have in common."""
+        part = self.points.parts[0]
+        return self.points.manifold, part.dtype, part.device, len(self.layouts), self.state_names
 
     def add_to(self, state: State) -> None:
         """Add new entries to `state`."""
@@ -65,10 +71,17 @@ class Operand(NamedTuple):
         matrix = self.layouts[0].split(p)
         if matrix.data_ptr() != p.data_ptr() or not matrix.is_contiguous():
             return False
-        precision = real(p.dtype) if self.layouts[0].event else p.dtype
         return all(_same_order(p, v) for v in chain(*self.vectors.values())) and all(
-            number.is_contiguous() and number.dtype == precision for number in self.scalars.values()
+            number.is_contiguous() and number.dtype == scalar_dtype(self.layouts[0], p)
+            for number in self.scalars.values()
         )
+
+    @property
+    def strided(self) -> bool:
+        """Whether the points are one view of their parameter that is not contiguous."""
+        p = self.points.parts[0]
+        matrix = self.layouts[0].split(p)
+        return len(self.layouts) == 1 and matrix.data_ptr() == p.data_ptr() and not matrix.is_contiguous()
 
     def as_matrices(self, *, joined: bool) -> Operand:
         """The operand as matrices in float32 or better: (points, n), and (points, 1) for scalars; for vectors only.

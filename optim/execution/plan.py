@@ -20,7 +20,7 @@ __all__ = ["ArrayPlan", "Plan"]
 
 
 class Plan(ABC):
-    """Point sets of one manifold, dtype and device with the same `Operand.state_names`, checked anew at every step."""
+    """Point sets with the same `Operand.kind`, checked anew at every step."""
 
     def __init__(self, operands: Sequence[Operand], state: State, rule: Rule) -> None:
         self.state, self.rule = state, rule

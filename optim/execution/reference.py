@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...manifolds import Manifold
 from ...manifolds.parameters.rows import gather, scatter_
-from ..memory import Memory
 from ..options import Options
+from ..rules import Memory
 from ..update import update
 from .operands import Operand
 from .plan import Plan

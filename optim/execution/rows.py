@@ -13,10 +13,9 @@ from torch import Tensor
 from ...manifolds import Spherical
 from ..kernels import lists, sums
 from ..kernels.launch import COEFFICIENTS, GRADIENT, POINTS, Kernel, Update, X, is_constant, table_of, update_of
-from ..memory import Memory
 from ..options import Options, read_by
-from ..rules import Adam, Momentum, Rule
-from ..stages import ambient
+from ..rules import Adam, Memory, Momentum, Rule
+from ..update import ambient
 from .operands import Arrays, Operand, stack_of
 from .plan import ArrayPlan
 from .points import State
@@ -66,9 +65,7 @@ class Lists(_Rows):
         sums.run(self.steps(arrays.stack(), params, fresh, options))
 
     def step(self, operands: Sequence[Operand], options: Options) -> None:
-        counts = sorted({len(operand.layouts) for operand in operands})
-        kinds = [[operand for operand in operands if len(operand.layouts) == count] for count in counts]
-        step_in_place(((self, alike, None) for alike in kinds), options)
+        step_in_place([(self, operands, None)], options)
 
     def steps(
         self, stack: lists.Stack, params: Sequence[Tensor], fresh: Sequence[bool] | None, options: Options
@@ -85,20 +82,14 @@ class Lists(_Rows):
 
 
 def step_in_place(
-    kinds: Iterable[tuple[Lists, Sequence[Operand], Any]],
+    plans: Iterable[tuple[Lists, Sequence[Operand], Any]],
     options: Options,
     exchange: Callable[[Sequence[sums.Message]], list[Tensor]] | None = None,
 ) -> None:
-    """Step operands part by part, together with those of other plans and process groups.
-
-    Args:
-        kinds: a plan, operands with equally many parts, and the process group that has their coordinates, or None.
-        options: the options of the group.
-        exchange: as in `sums.run`.
-    """
+    """Step the operands of `plans` part by part; with each, the process group that has their coordinates, or None."""
     steps: list[Iterator[sums.Step[None]]] = []
     copies: list[tuple[Operand, Operand]] = []
-    for plan, operands, processes in kinds:
+    for plan, operands, processes in plans:
         matrices = [operand.as_matrices(joined=bool(options["orthogonality"])) for operand in operands]
         copies += zip(operands, matrices, strict=True)
         params, fresh = [operand.points.parts[0] for operand in operands], [operand.fresh for operand in operands]

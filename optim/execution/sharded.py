@@ -2,10 +2,10 @@
 
 Every process steps plain tensors:
 
-- `LocalPoints`: points that are complete in one shard are stepped in place, on any path, without communication.
-- `SummedPoints`: vectors of which every process has some coordinates. It steps those through `lists.step`, whose dot products
-  are summed over all processes, for which they exchange at most eight numbers per point with one vector.
-- `GatheredPoints`: all others are gathered and stepped by every process, which keeps its part.
+- Points that are complete in one shard are stepped in place, on any path, without communication.
+- Of other vectors on manifolds with row kernels every process has some coordinates. It steps those in place through
+  `lists.step`, whose sums are over all processes: they exchange at most eight numbers per point, for a rule with one vector.
+- All others are gathered and stepped by every process, which keeps its part.
 
 An orthogonality penalty couples the points of a tensor: their unit representatives are gathered. All points of a parameter
 group are exchanged in the same collectives (per process group and dtype): one in a step to gather, at most two for sums.
@@ -26,13 +26,13 @@ from ...manifolds import Rows
 from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
 from ..options import Options
 from ..rules import Rule
-from ..stages import is_penalised
+from ..update import is_penalised
 from .dispatch import Group, has_rows
 from .operands import Operand, make_operand
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .rows import Lists, step_in_place
-from .shards import GatheredPoints, LocalPoints, ShardedPoints, SummedPoints, exchange
+from .shards import GatheredPoints, LocalPoints, ShardedPoints, exchange
 
 __all__ = ["ShardedGroup", "check_sharding"]
 
@@ -89,21 +89,25 @@ class ShardedGroup:
             member.receive([next(rows) for _ in sent], rule, options)
         work = [*self._groups["plain"].prepare(table, state, rule, {**options, "params": plain}, known)]
         local_table = {p: (points,) for member in members for p, points in member.table.items()}
-        local_state = {p: entry for member in members for p, entry in member.local_state().items()}
+        local_state = {p: entry for member in members for p, entry in member.state.items()}
         for kind, changes in CHANGES.items():
-            params = [p for member in members if member.kind == kind for p in member.local_state()]
+            params = [p for member in members if member.kind == kind for p in member.state]
             changed = {**options, **changes, "params": params}
             work += self._groups[kind].prepare(local_table, local_state, rule, changed, True)
-        summed = _operands([member for member in members if member.kind == "summed"], local_state, rule, options)
+        summed: dict[tuple[Any, ...], list[Operand]] = {}
+        for member in members:
+            for points in member.table.values() if member.kind == "summed" else ():
+                check_state(points, local_state, rule)
+                operand = make_operand(points, points.gradients(), local_state, rule, options)
+                summed.setdefault((member.shards[0].cut.group, operand.kind), []).append(operand)
 
         def finish() -> None:
             for operand in chain(*summed.values()):
                 operand.add_to(local_state)
-            kinds = ((Lists(alike, local_state, rule), alike, key[0]) for key, alike in summed.items())
-            step_in_place(kinds, options, exchange)
+            plans = [(Lists(operands, local_state, rule), operands, group) for (group, _), operands in summed.items()]
+            step_in_place(plans, options, exchange)
             for member in members:
-                member.write_back(rule, options)
-                member.write(state, rule)
+                member.write(state, rule, options)
 
         return [*work, finish]
 
@@ -116,31 +120,16 @@ CHANGES: dict[str, Options] = {
 """The options to be changed by the kind of points that are stepped like plain parameters."""
 
 
-def _operands(
-    members: Sequence[ShardedPoints], state: State, rule: Rule, options: Options
-) -> dict[tuple[Any, ...], list[Operand]]:
-    """The operands of summed points by what a `Stack` has in common, beginning with the process group."""
-    kinds: dict[tuple[Any, ...], list[Operand]] = {}
-    for member in members:
-        (points,), group = member.table.values(), member.shards[0].cut.group
-        check_state(points, state, rule)
-        operand = make_operand(points, points.gradients(), state, rule, options)
-        part = points.parts[0]
-        key = group, points.manifold, part.dtype, part.device, operand.state_names, len(points.parts)
-        kinds.setdefault(key, []).append(operand)
-    return kinds
-
-
 def _sharded(points: PointSet, penalty: bool, capturable: bool) -> ShardedPoints:
     """`points` as they can be stepped."""
     cuts = [cut_of(points.name, part) for part in points.parts if is_sharded(part)]
     local = [_local_rows(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True)]
     if len({(cut.axis is None, cut.group) for cut in cuts}) == 1:
         if local[0] is not None and all(rows == local[0] for rows in local):
-            return LocalPoints(points, local[0], penalty)
+            return LocalPoints(points, local[0], "penalised" if penalty else "local")
         divided = all(_cuts_coordinates(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True))
         if divided and has_rows(points.manifold) and not penalty and not capturable:
-            return SummedPoints(points, points.rows)
+            return LocalPoints(points, points.rows, "summed")
     return GatheredPoints(points)
 
 

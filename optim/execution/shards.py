@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from ...errors import StateError
-from ...manifolds import Manifold, Rows, ScalingQuotient, numerics
+from ...manifolds import Rows, ScalingQuotient, numerics
 from ...manifolds.parameters.rows import gather, scatter_
 from ...manifolds.parameters.shards import cut_of, is_sharded
 from ..kernels.sums import Message
 from ..options import Options
 from ..rules import Rule
-from ..stages import ambient
+from ..update import ambient
 from .operands import real
-from .points import PointSet, State, count_steps
+from .points import PointSet, State, count_steps, scalar_dtype
 
-__all__ = ["GatheredPoints", "LocalPoints", "ShardedPoints", "SummedPoints", "exchange"]
+__all__ = ["GatheredPoints", "LocalPoints", "ShardedPoints", "exchange"]
 
 
 class Shard:
@@ -98,29 +98,23 @@ class ShardedPoints(ABC):
     """A point set whose parts are sharded."""
 
     kind: str
-    """How the points are stepped: the key of `sharded.CHANGES`, or ``"summed"``."""
+    """How the points are stepped: a key of `sharded.CHANGES`, or ``"summed"``."""
+    axis: int | None = None
+    """The axis along which scalars per point are sharded; None: every process has all."""
     table: dict[Tensor, PointSet]
     """The plain parameters that this process steps in place of the DTensors, and the point set that they form."""
+    state: dict[Tensor, dict[str, Any]]
+    """The state of the parameters of `table`, with an entry for each."""
 
     def __init__(self, points: PointSet) -> None:
         self.points = points
         self.shards = [Shard(points.name, part) for part in points.parts]
         self.scalar = points.layouts()[0].scalar
-        self.table = {}
-
-    @property
-    def manifold(self) -> Manifold:
-        """The manifold of the points."""
-        return self.points.manifold
 
     def read(self, state: State) -> None:
         """Update the local tensors of parameters, gradients and state."""
         for shard in self.shards:
             shard.read(state.get(shard.p, {}))
-
-    def stored_vectors(self, rule: Rule) -> list[str]:
-        """Names of the vectors that all parts have."""
-        return [name for name in rule.vectors if all(name in shard.state for shard in self.shards)]
 
     @abstractmethod
     def messages(self, rule: Rule, options: Options) -> list[Message]:
@@ -128,49 +122,39 @@ class ShardedPoints(ABC):
 
     @abstractmethod
     def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
-        """Make `table` and its state from the messages of all processes, (processes, numbers) each."""
+        """Make `table` and `state` from the messages of all processes, (processes, numbers) each."""
 
-    @abstractmethod
-    def local_state(self) -> dict[Tensor, dict[str, Any]]:
-        """The state of the parameters of `table`, with an entry for each."""
-
-    @abstractmethod
-    def write_back(self, rule: Rule, options: Options) -> None:
-        """Copy the results of the step to the shards."""
-
-    def write(self, state: State, rule: Rule) -> None:
-        """Add new entries to the optimizer's state."""
+    def write(self, state: State, rule: Rule, options: Options) -> None:
+        """Copy the results of a step to the shards, and add new entries to `state`, the optimizer's."""
         for shard in self.shards:
-            shard.write(state[shard.p], rule, self.scalar, None)
+            shard.write(state[shard.p], rule, self.scalar, self.axis)
 
 
 class LocalPoints(ShardedPoints):
-    """Points that are complete in one shard each, cut into `rows` there."""
+    """Points, cut into `rows` in the shards, that are stepped in place: each is complete in one shard or, of the kind
+    ``"summed"``, a vector of which every process has some coordinates."""
 
-    kind = "local"
-
-    def __init__(self, points: PointSet, rows: Rows, penalty: bool = False) -> None:
+    def __init__(self, points: PointSet, rows: Rows, kind: str) -> None:
         super().__init__(points)
-        self.rows = rows
-        if penalty:
-            self.kind = "penalised"
+        self.rows, self.kind = rows, kind
+        if kind != "summed":
+            self.axis = self.shards[0].cut.axis or 0
 
     def _points(self) -> PointSet:
         parts = tuple(shard.local for shard in self.shards)
-        return PointSet(self.points.name, parts, self.manifold, self.rows)
+        return PointSet(self.points.name, parts, self.points.manifold, self.rows)
 
     @property
     def _empty(self) -> bool:
-        return any(shard.local.numel() == 0 for shard in self.shards)
+        """Whether this process has no points."""
+        return self.kind != "summed" and any(shard.local.numel() == 0 for shard in self.shards)
 
     def messages(self, rule: Rule, options: Options) -> list[Message]:
         """The unit representatives, with a penalty."""
-        cut = self.shards[0].cut
+        cut, layouts = self.shards[0].cut, self.points.layouts()
         if self.kind != "penalised" or cut.axis is None:
             return []
-        layout = self.points.layouts()[0]
-        run = -(-layout.batch[0] // cut.size)
-        n = sum(layout.event[0] for layout in self.points.layouts())
+        run, n = -(-layouts[0].batch[0] // cut.size), sum(layout.event[0] for layout in layouts)
         sent = self.shards[0].local.new_zeros(run, n, dtype=real(self.points.parts[0].dtype))
         if not self._empty:
             points = self._points()
@@ -179,62 +163,36 @@ class LocalPoints(ShardedPoints):
         return [(cut.group, sent.reshape(-1))]
 
     def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
-        """Make `table`, and add the penalty to the gradients."""
+        """Make `table` and `state`, and add the penalty to the gradients."""
+        self.table, self.state = {}, {}
+        if self._empty:
+            return
         points = self._points()
-        self.table = {} if self._empty else {points.parts[0]: points}
-        if self.kind == "penalised" and not self._empty:
+        self.table = {points.parts[0]: points}
+        self.state = {shard.local: shard.state for shard in self.shards}
+        if self.kind == "penalised":
             layouts = points.layouts()
             x, egrad = gather(points.parts, layouts), gather(points.gradients(), layouts)
             among = rows[0].reshape(-1, x.shape[1]) if rows else None
             changed = [torch.empty_like(part) for part in points.parts]
-            scatter_(ambient(self.manifold, x, egrad, options, among), changed, layouts)
+            scatter_(ambient(points.manifold, x, egrad, options, among), changed, layouts)
             for part, grad in zip(points.parts, changed, strict=True):
                 part.grad = grad
 
-    def local_state(self) -> dict[Tensor, dict[str, Any]]:
-        return {} if self._empty else {shard.local: shard.state for shard in self.shards}
-
-    def write_back(self, rule: Rule, options: Options) -> None:
-        """Create the state of a process without points; others have stepped their shards in place."""
-        if not self._empty:
-            return
-        for shard in self.shards:
-            for name in rule.needs(options):
-                shard.state.setdefault(name, torch.zeros_like(shard.local))
-        first = self.shards[0]
-        held = isinstance(self.manifold, ScalingQuotient) and options["radius"] == "hold"
-        dtype = real(first.local.dtype) if self.manifold.event_ndim else first.local.dtype
-        for name in (*rule.scalars, *(["radius"] if held else [])):
-            shape = list(self.scalar)
-            shape[self.shards[0].cut.axis or 0] = 0
-            first.state.setdefault(name, first.local.new_zeros(shape, dtype=dtype))
-        if rule.counts_steps:
-            count_steps([first.state])
-
-    @property
-    def _axis(self) -> int | None:
-        """The axis along which scalars per point are sharded; None: every process has all."""
-        axis = self.shards[0].cut.axis
-        return 0 if axis is None else axis
-
-    def write(self, state: State, rule: Rule) -> None:
-        """Add new entries to the optimizer's state; scalars per point are sharded like the points."""
-        for shard in self.shards:
-            shard.write(state[shard.p], rule, self.scalar, self._axis)
-
-
-class SummedPoints(LocalPoints):
-    """Vectors of which every process has some coordinates, which it steps in place; processes exchange sums."""
-
-    kind = "summed"
-
-    @property
-    def _empty(self) -> bool:
-        return False
-
-    @property
-    def _axis(self) -> int | None:
-        return None
+    def write(self, state: State, rule: Rule, options: Options) -> None:
+        """Add new entries to `state`, the optimizer's; a process without points has made none, and creates them here."""
+        if self._empty:
+            for shard in self.shards:
+                for name in rule.needs(options):
+                    shard.state.setdefault(name, torch.zeros_like(shard.local))
+            first, layout = self.shards[0], self.points.layouts()[0]
+            held = isinstance(self.points.manifold, ScalingQuotient) and options["radius"] == "hold"
+            shape = [0 if axis == self.axis else size for axis, size in enumerate(self.scalar)]
+            for name in (*rule.scalars, *(["radius"] if held else [])):
+                first.state.setdefault(name, first.local.new_zeros(shape, dtype=scalar_dtype(layout, first.local)))
+            if rule.counts_steps:
+                count_steps([first.state])
+        super().write(state, rule, options)
 
 
 class GatheredPoints(ShardedPoints):
@@ -244,13 +202,13 @@ class GatheredPoints(ShardedPoints):
 
     def messages(self, rule: Rule, options: Options) -> list[Message]:
         """The shards of parameter, gradient and vectors."""
-        self._names = self.stored_vectors(rule)
+        self._names = [name for name in rule.vectors if all(name in shard.state for shard in self.shards)]
         divided = [shard for shard in self.shards if shard.cut.axis is not None]
         return [(shard.cut.group, shard.cut.pack(array)) for shard in divided for array in shard.arrays(self._names)]
 
     def receive(self, rows: list[Tensor], rule: Rule, options: Options) -> None:
         """Make `table` of the whole parameters."""
-        received, self._state = iter(rows), {}
+        received, self.state = iter(rows), {}
         for shard in self.shards:
             cut, arrays = shard.cut, shard.arrays(self._names)
             if cut.axis is None:
@@ -258,23 +216,21 @@ class GatheredPoints(ShardedPoints):
             else:
                 full, full.grad, *vectors = (cut.unpack(next(received), shard.p.shape) for _ in arrays)
             scalars = {name: value for name, value in shard.state.items() if name not in rule.vectors}
-            self._state[full] = {**dict(zip(self._names, vectors, strict=True)), **scalars}
-        parts = tuple(self._state)
-        self.table = {parts[0]: PointSet(self.points.name, parts, self.manifold, self.points.rows)}
+            self.state[full] = {**dict(zip(self._names, vectors, strict=True)), **scalars}
+        parts = tuple(self.state)
+        self.table = {parts[0]: PointSet(self.points.name, parts, self.points.manifold, self.points.rows)}
 
-    def local_state(self) -> dict[Tensor, dict[str, Any]]:
-        return self._state
-
-    def write_back(self, rule: Rule, options: Options) -> None:
-        """Copy the part of this process to its shards."""
-        for shard, (full, state) in zip(self.shards, self._state.items(), strict=True):
+    def write(self, state: State, rule: Rule, options: Options) -> None:
+        """Copy the part of this process to its shards, and add new entries to `state`, the optimizer's."""
+        for shard, (full, entry) in zip(self.shards, self.state.items(), strict=True):
             shard.local.copy_(shard.cut.local(full))
-            for name, value in state.items():
+            for name, value in entry.items():
                 if name in rule.vectors:
                     shard.state.setdefault(name, torch.zeros_like(shard.local)).copy_(shard.cut.local(value))
                 else:
                     shard.state[name] = value
-        self.table, self._state = {}, {}
+        self.table, self.state = {}, {}
+        super().write(state, rule, options)
 
 
 def exchange(messages: Sequence[Message]) -> list[Tensor]:

@@ -120,9 +120,9 @@ class SlicedGroup:
             gathered = GatheredPoints(PointSet("slices", tuple(shards), Euclidean(0)))
             gathered.read(state)
             gathered.receive(exchange(gathered.messages(rule, options)), rule, options)
-            whole: dict[Tensor, Tensor] = dict(zip(shards, gathered.local_state(), strict=True))
+            whole: dict[Tensor, Tensor] = dict(zip(shards, gathered.state, strict=True))
             sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in sets]
-            optimizer_state, state = state, gathered.local_state()
+            optimizer_state, state = state, gathered.state
         kinds: dict[tuple[Any, ...], list[PointSet]] = {}
         for points in sets:
             check_state(points, state, rule)
@@ -137,8 +137,7 @@ class SlicedGroup:
             for stack in stacks:
                 stack.write_back(state, rule)
             if gathered is not None:
-                gathered.write_back(rule, options)
-                gathered.write(optimizer_state, rule)
+                gathered.write(optimizer_state, rule, options)
 
         return [*work, write_back]
 

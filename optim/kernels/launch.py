@@ -34,10 +34,9 @@ import numpy as np
 import torch
 
 from ...manifolds import Spherical
-from ..memory import Memory
 from ..options import Options
-from ..radius import band
-from ..rules import Adam, Coefficients, Rule
+from ..rules import Adam, Coefficients, Memory, Rule
+from ..update import band
 
 __all__ = [
     "COEFFICIENTS",

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from ..memory import Memory
 from ..options import Options
-from ..rules import Coefficients, Rule
+from ..rules import Coefficients, Memory, Rule
 from . import algebra
 from .launch import Choices, Update
 from .sums import Step, Sums

@@ -14,7 +14,7 @@ from retract.manifolds import (
     Sphere,
     Stiefel,
 )
-from retract.optim.memory import Memory
+from retract.optim.rules import Memory
 from retract.optim.update import update
 from torch import nn
 

@@ -1,7 +1,7 @@
 """`optimizer.paths()`: which path each parameter takes, and why."""
 
 import torch
-from retract.manifolds import PSI, Euclidean, Stiefel
+from retract.manifolds import PSI, Euclidean, Rows, Stiefel
 from retract.optim import RiemannianSGD
 from torch import nn
 
@@ -34,6 +34,17 @@ def test_every_parameter_says_its_path_before_and_after_a_step():
     assert head.split() == ["parameter", "on", "path", "why"]
     assert len(rows) == 4
     assert rows[1].startswith("frame      Stiefel()")
+
+
+def test_strided_rows_take_lists_and_joint_ones_the_kernel_if_there_is_one():
+    w, b, columns = (nn.Parameter(torch.ones(shape)) for shape in ((4, 6), 4, (6, 4)))
+    groups = [
+        {"params": [w, b], "joined": [(w, b)], "manifold": PSI()},
+        {"params": [columns], "rows": Rows(dim=1), "manifold": PSI()},
+    ]
+    joint, strided = RiemannianSGD(groups, lr=0.1).paths()
+    assert joint.path == RiemannianSGD([{"params": [w], "manifold": PSI()}], lr=0.1).paths()[0].path
+    assert (strided.path, strided.reason) == ("foreach", "its rows are strided, and kernels would copy them")
 
 
 def test_what_is_passed_over():

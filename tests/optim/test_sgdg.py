@@ -105,7 +105,7 @@ def test_adamg(shape, device):
 def test_penalty_is_the_gradient_it_says(device):
     """Of (α/2)‖YYᵀ − 1‖² with unit rows Y, at representatives of any norm."""
     from retract.manifolds import PSI
-    from retract.optim.stages import orthogonality_gradient
+    from retract.optim.update import orthogonality_gradient
 
     w = (3 * torch.randn(4, 6, dtype=torch.float64, device=device)).requires_grad_()
     y = w / w.norm(dim=1, keepdim=True)

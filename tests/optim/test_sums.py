@@ -5,10 +5,10 @@ import torch
 from memory import Peak
 from retract.manifolds import PSI, Grassmann, Rows, Sphere
 from retract.optim import PSISGD, Coefficients, RiemannianAdam, RiemannianSGD
+from retract.optim.execution import rows
 from retract.optim.kernels import lists, sums
 from retract.optim.kernels.launch import update_of
-from retract.optim.memory import Memory
-from retract.optim.rules import Rule
+from retract.optim.rules import Memory, Rule
 from retract.optim.update import update
 from torch import nn
 
@@ -143,10 +143,10 @@ def test_processes_that_have_some_coordinates_each_step_as_one(manifold, rule, k
 @pytest.mark.parametrize("make", [PSISGD, RiemannianAdam])
 def test_joint_and_strided_points_are_stepped_in_place(make, layout, device):
     """A product of two arrays is as large as a point set; copies of points, gradients and state would be three or four."""
-    shapes, rows = {"joint": ([(64, 512), (64,)], Rows()), "strided": ([(512, 64)], Rows(dim=1))}[layout]
+    shapes, cut = {"joint": ([(64, 512), (64,)], Rows()), "strided": ([(512, 64)], Rows(dim=1))}[layout]
     params = [nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
     optimizer = make(
-        [{"params": params, "manifold": PSI(), "rows": rows, **JOINED[layout](params)}], lr=0.1, foreach=True
+        [{"params": params, "manifold": PSI(), "rows": cut, **JOINED[layout](params)}], lr=0.1, foreach=True
     )
     for _ in range(2):
         for p in params:
@@ -154,6 +154,25 @@ def test_joint_and_strided_points_are_stepped_in_place(make, layout, device):
         with Peak() as peak:
             optimizer.step()
     assert peak.most <= 1.5 * 4 * sum(p.numel() for p in params)
+
+
+def test_sets_of_joint_points_are_cut_between_points(monkeypatch):
+    monkeypatch.setattr(rows, "PIECE", 60)
+    ends = []
+    for path in ({"foreach": True}, {"foreach": False}):
+        torch.manual_seed(0)
+        shapes = ((6, 24), (3, 5), (4, 9), (2, 70))  # some are cut, and some pieces have points of two sets
+        pairs = [
+            tuple(nn.Parameter(torch.randn(s, dtype=torch.float64)) for s in (shape, shape[:1])) for shape in shapes
+        ]
+        params = [part for pair in pairs for part in pair]
+        optimizer = RiemannianAdam([{"params": params, "joined": pairs, "manifold": PSI()}], lr=0.1, **path)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        ends.append([p.detach() for p in params])
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=0) for a, b in zip(*ends, strict=True))
 
 
 JOINED = {"joint": lambda params: {"joined": [tuple(params)]}, "strided": lambda params: {}}

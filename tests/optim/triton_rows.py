@@ -12,8 +12,7 @@ from retract.manifolds import PSI, Grassmann, Sphere
 from retract.optim.execution.dispatch import BACKENDS
 from retract.optim.kernels import triton_rows
 from retract.optim.kernels.launch import update_of
-from retract.optim.memory import Memory
-from retract.optim.rules import Adam, Momentum
+from retract.optim.rules import Adam, Memory, Momentum
 from retract.optim.update import update
 from torch import nn
 

@@ -111,8 +111,8 @@ MUTANTS = [
     Mutant(
         "points without a buffer planned with those that have one",
         "optim/execution/dispatch.py",
-        "part.device, operand.state_names), []).append(operand)",
-        "part.device), []).append(operand)",
+        "(path, operand.kind), []).append(operand)",
+        "(path, operand.kind[:-1]), []).append(operand)",
         "tests/optim/test_edges.py::test_a_buffer_that_only_one_has[PSI()-fused-first-in place]",
     ),
     Mutant(
@@ -131,7 +131,7 @@ MUTANTS = [
     ),
     Mutant(
         "an exponential is not put back on the manifold",
-        "optim/motion.py",
+        "optim/update.py",
         "    return numerics.hold_still(u, manifold.nearest(y), y, manifold.event_ndim)",
         "    return y",
         "tests/optim/test_edges.py::test_momentum_at_lr_0_stays_on_the_manifold[Sphere()-exp-velocity]",
@@ -184,5 +184,40 @@ MUTANTS = [
         '    for key in ("manifold", "rows"):\n',
         '    for key in ("manifold",):\n',
         "tests/optim/test_checkpoints.py::test_a_state_dict_with_former_words[rows-Rows(axis=0, blocks=None, groups=1)]",
+    ),
+    Mutant(
+        "almost normal gradients of divided points lose their digits in a difference of sums",
+        "optim/kernels/sums.py",
+        "(rests + (parts - along).square() * squares).sum(0)",
+        "(rests + parts.square() * squares).sum(0) - along.square()",
+        "tests/optim/test_sums.py::test_processes_that_have_some_coordinates_each_step_as_one[adam-Sphere()-'almost normal']",
+    ),
+    Mutant(
+        "the second sums of divided points stay on their process",
+        "optim/kernels/lists.py",
+        "xw, ww, n, *products = yield from sums.total(sums.dots(x, w), sums.squares(w), widths, *products)",
+        "xw, ww, n, *products = sums.dots(x, w), sums.squares(w), widths, *products",
+        "tests/optim/test_sums.py::test_processes_that_have_some_coordinates_each_step_as_one[momentum-Sphere()-'any']",
+    ),
+    Mutant(
+        "joint and strided points are copied for lists",
+        "optim/execution/rows.py",
+        'as_matrices(joined=bool(options["orthogonality"]))',
+        "as_matrices(joined=True)",
+        "tests/optim/test_sums.py::test_joint_and_strided_points_are_stepped_in_place[PSISGD-joint]",
+    ),
+    Mutant(
+        "pieces of joint points are in the order of point sets",
+        "optim/kernels/lists.py",
+        "for first in range(0, len(self.x), count) for i, rows in run]",
+        "for i, rows in run for first in range(0, len(self.x), count)]",
+        "tests/optim/test_sums.py::test_sets_of_joint_points_are_cut_between_points",
+    ),
+    Mutant(
+        "the sums of every plan are exchanged on their own",
+        "optim/execution/rows.py",
+        "    sums.run(chain(*steps), exchange)\n",
+        "    for its in steps:\n        sums.run(its, exchange)\n",
+        "tests/stacks/test_sharded_sums.py::test_three_processes_step_as_one_with_two_sums_per_group",
     ),
 ]

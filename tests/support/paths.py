@@ -22,6 +22,7 @@ LAYOUTS = {
     "transposed": ([CONV], Rows(dim=1), torch.contiguous_format),
     "groups": ([CONV], Rows(dim=1, groups=3), torch.contiguous_format),
     "joint": ([CONV, (6,)], Rows(), torch.contiguous_format),
+    "columns": ([(24, 5)], Rows(dim=1), torch.contiguous_format),
     "long": ([LONG], Rows(), torch.contiguous_format),
 }
 
