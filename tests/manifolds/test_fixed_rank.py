@@ -295,6 +295,14 @@ def test_first_steps_from_zero_are_as_long_as_the_rate_says(lr, generator):
     assert all(later < earlier for earlier, later in itertools.pairwise(losses))
 
 
+def test_derivatives_of_the_damped_projection(generator):
+    """To second order, of arrays that are not tangent."""
+    manifold = FixedRank(2, 3, damping=0.1)
+    arrays = [a.requires_grad_() for a in draw(manifold, (5, 2), generator)]
+    assert torch.autograd.gradcheck(manifold.project, arrays)
+    assert torch.autograd.gradgradcheck(manifold.project, arrays)
+
+
 def test_what_damping_leaves_of_invariance(generator):
     """Exact under orthogonal R; near balanced factors of the order of the damping under others."""
     x, u = draw(DAMPED, (14, 3), generator)
