@@ -7,10 +7,11 @@ import pymanopt.manifolds as reference
 import pytest
 import torch
 from geometries import CASES
+from pairs import hidden, spread
 from retract import declare
 from retract.errors import GeometryError
 from retract.manifolds import FixedRank, Rows, numerics
-from retract.optim import RiemannianAdam, RiemannianSGD
+from retract.optim import RiemannianSGD
 from torch import nn
 
 ALL = [(case.manifold, case.shape) for case in CASES if isinstance(case.manifold, FixedRank)]
@@ -27,12 +28,6 @@ def double():
 def draw(manifold, shape, generator, tangents=1):
     x = manifold.random_point(*shape, generator=generator)
     return x, *(torch.randn(shape, generator=generator) for _ in range(tangents))
-
-
-def spread(k, condition, generator):
-    """A k × k matrix of this condition number."""
-    left, right = (numerics.positive_qr(torch.randn(k, k, generator=generator)) for _ in range(2))
-    return (left * torch.logspace(0.5, -0.5, k) ** math.log10(condition)) @ right
 
 
 def basis(x):
@@ -99,17 +94,6 @@ def test_the_product_against_pymanopt(k, generator):
     assert float(manifold.inner(x, direction, direction)) == pytest.approx(float((g * moved).sum()), rel=1e-12)
 
 
-def hidden(activation, units, generator):
-    """Points (units, inputs + bias + outputs, 1), and the loss of the network with one hidden layer on them."""
-    inputs, targets = torch.randn(20, 3, generator=generator), torch.randn(20, 2, generator=generator)
-
-    def loss(x):
-        weight, bias, after = x[:, :3, 0], x[:, 3, 0], x[:, 4:, 0]
-        return (activation(inputs @ weight.T + bias) @ after - targets).square().mean()
-
-    return torch.randn(units, 6, 1, generator=generator), loss
-
-
 def euclidean_gradient(loss, x):
     x = x.clone().requires_grad_()
     return torch.autograd.grad(loss(x), x)[0]
@@ -158,71 +142,6 @@ def test_the_direction_of_preconditioned_adapters(generator):
     to_b, to_a = FixedRank(4, 9).split(FixedRank(4, 9).riemannian_gradient(x, egrad))
     assert (to_b - b.grad @ torch.linalg.inv(a @ a.T)).abs().max() < 1e-10
     assert (to_a.T - torch.linalg.inv(b.T @ b) @ a.grad).abs().max() < 1e-10
-
-
-METHODS = {
-    "sgd": lambda p: RiemannianSGD(p, lr=0.05),
-    "momentum": lambda p: RiemannianSGD(p, lr=0.02, momentum=0.9),
-    "momentum, projected": lambda p: RiemannianSGD(p, lr=0.02, momentum=0.9, nesterov=True, transport="project"),
-    "momentum, carried unchanged": lambda p: RiemannianSGD(p, lr=0.02, momentum=0.9, transport="none"),
-    "adam": lambda p: RiemannianAdam(p, lr=0.02),
-    "adam, carried unchanged": lambda p: RiemannianAdam(p, lr=0.02, transport="none"),
-}
-PAIRS = {
-    "product": (FixedRank(3, 5), None),
-    "relu": (FixedRank(1, 4), torch.relu),
-    "relu²": (FixedRank(1, 4, degree=2.0), lambda a: torch.relu(a).square()),
-}
-
-
-def curve(make, manifold, start, loss):
-    w, losses = nn.Parameter(start.clone()), []
-    optimizer = make([{"params": [w], "manifold": manifold}])
-    for _ in range(100):
-        optimizer.zero_grad()
-        value = loss(w)
-        value.backward()
-        optimizer.step()
-        losses.append(value.detach())
-    assert (w.detach() - start).flatten(1).norm(dim=1).min() > 1e-3 * start.norm()
-    return torch.stack(losses)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("pair", PAIRS)
-def test_equivalent_factors_train_alike(pair, generator):
-    """Theorem 1 of Yi 2022 for pairs: losses from (B, A) and (B R, R⁻¹A) with R of condition up to 1e4 are equal. Torch's SGD is
-    the control."""
-    manifold, activation = PAIRS[pair]
-    if activation is None:
-        start = 0.6 * manifold.random_point(2, 9, 3, generator=generator)
-        data, targets = torch.randn(2, 40, 4, generator=generator), torch.randn(2, 40, 5, generator=generator)
-        elements = torch.stack([spread(3, condition, generator) for condition in (1e4, 30.0)])
-
-        def loss(x):
-            b, a = manifold.split(x)
-            return ((data @ a @ b.mT).tanh() - targets).square().mean()
-
-    else:
-        start, loss = hidden(activation, 6, generator)
-        start = 0.7 * start
-        elements = torch.logspace(-2, 2, 6).view(6, 1, 1) ** (1 / manifold.degree)
-    moved = manifold.act(elements, start)
-    for name, make in METHODS.items():
-        one, other = (curve(make, manifold, at, loss) for at in (start, moved))
-        assert one[-1] < one[0] - 0.01, name
-        assert (one - other).abs().max() < 1e-10, name
-
-    def plain(at):
-        w = nn.Parameter(at.clone())
-        optimizer = torch.optim.SGD([w], lr=0.02)
-        for _ in range(20):
-            optimizer.zero_grad()
-            loss(w).backward()
-            optimizer.step()
-        return loss(w).detach()
-
-    assert not (plain(start) - plain(moved)).abs() < 1e-2
 
 
 @pytest.mark.parametrize(("manifold", "shape"), ALL, ids=str)
