@@ -172,9 +172,10 @@ class ScaledFactors(Manifold):
         least_b, most_b, least_a, most_a = (float(value) for value in self._singular(x))
         ratio_b, ratio_a = (least / most if most else 0.0 for least, most in ((least_b, most_b), (least_a, most_a)))
         name, least, most = ("B", least_b, most_b) if ratio_b <= ratio_a else ("A", least_a, most_a)
+        admitted = "" if self.damping else ", or admit it with a damping, such as damping=1e-2"
         return (
             f"its factor {name} has rank below {self.k}, with the smallest singular value {least:.2g} beside {most:.2g}; "
-            "re-initialize it, or admit it with a damping, such as damping=1e-2"
+            f"re-initialize it{admitted}"
         )
 
     def random_point(

@@ -48,8 +48,9 @@ class FixedRank(QuotientManifold, ScaledFactors):
 
     **Damping.** B = 0, where adapters start, is no point: BᵀB is singular. With `damping` δ > 0 each of the two weights is
     increased by λ = δ (tr A Aᵀ + tr BᵀB) / 2k, in metric, gradient and projection alike, and one factor may be zero. λ is
-    relative to both factors, since relative to its own one it vanishes with it: from B = 0 the second step then changes A by a
-    length that does not depend on the learning rate, ten times ‖A‖ for δ = 1e-4. The price is invariance: it is left under
+    relative to both factors, since relative to its own one it vanishes with it: from B = 0 the first step makes B of the order of
+    the learning rate η, and the second would change A by η ∇_A L (BᵀB)⁻¹, a length of the order of 1 at any rate. Relative to
+    both it is of the order of η²/δ. The price is invariance: it is left under
     orthogonal R, and under others up to the order of δ (1 + r)/2, where r is the ratio of the larger trace to the smaller.
     Balanced factors have r = 1 (`balanced`).
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from geometries import CASES, Case
 from retract.errors import GeometryError
-from retract.manifolds import PSI, Euclidean, GeodesicManifold, Grassmann, Sphere, Stiefel, numerics
+from retract.manifolds import PSI, Euclidean, FixedRank, GeodesicManifold, Grassmann, Sphere, Stiefel, numerics
 from retract.testing import Law, derivatives, laws
 
 SHAPES = [
@@ -133,7 +133,14 @@ def test_antipodes_and_right_angles_carry_vectors_unchanged(generator):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ("manifold", "shape"),
-    [(Stiefel(), (5, 2)), (Grassmann(2), (5, 2)), (Sphere(), (5,)), (PSI(), (5,)), (Euclidean(0), ())],
+    [
+        (Stiefel(), (5, 2)),
+        (Grassmann(2), (5, 2)),
+        (FixedRank(2, 3), (5, 2)),
+        (Sphere(), (5,)),
+        (PSI(), (5,)),
+        (Euclidean(0), ()),
+    ],
     ids=str,
 )
 def test_random_points_in_half_precision_are_those_of_float32_rounded(manifold, shape, dtype):

@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 import pytest
 import torch
 from geometries import CASES
-from retract.manifolds import PSI, Euclidean, Grassmann, ProjectiveSpace, Sphere, numerics, rotations
+from retract.manifolds import PSI, Euclidean, FixedRank, Grassmann, ProjectiveSpace, Sphere, numerics, rotations
 from retract.testing import LawError, basics, derivatives, geodesics, quotients, spherical
 
 BY_ID = {case.id: case for case in CASES}
@@ -62,6 +62,14 @@ def through_decomposition(m, x, y):
     return (left * sine.clamp(max=1).asin().unsqueeze(-2)) @ right
 
 
+def ambient(m, x, a):
+    """Orthogonal to the class in the dot product in place of the metric."""
+    b, c = m.split(x)
+    u, v = m.split(a)
+    s = (b.mT @ u - v.mT @ c) @ torch.linalg.inv(b.mT @ b + c.mT @ c)
+    return torch.cat([u - b @ s, v + c @ s.mT], -2)
+
+
 MUTANTS = [
     ("psi", PSI, "riemannian_gradient", lambda m, x, g: g, basics.gradient_is_dual_to_the_metric),
     ("psi", PSI, "riemannian_gradient", lambda m, x, g: g, basics.gradient_is_of_second_order),
@@ -110,6 +118,11 @@ MUTANTS = [
     ("sphere", Sphere, "inner", lambda m, x, u, v: 4 * (u * v).sum(-1, True), spherical.direction_is_a_local_isometry),
     ("sphere", Sphere, "alignment", lambda m, x, y: -torch.ones_like(y[..., :1]), spherical.alignment_gives_a_representative_of_the_same_length),
     ("sphere", Sphere, "row_kernel", "rays", spherical.row_kernels_have_its_formulas),
+    ("fixed-rank3", FixedRank, "total_space", property(lambda m: Euclidean(2)), quotients.gradients_of_invariant_functions_are_horizontal),
+    ("fixed-rank3", FixedRank, "project", ambient, quotients.horizontal_and_vertical_make_up_a_tangent),
+    ("fixed-rank3", FixedRank, "transport", lambda m, x, u, v: v, basics.transport_is_a_vector_transport),
+    ("fixed-rank3", FixedRank, "canonical", FixedRank.balanced, quotients.canonical_is_constant_on_classes),
+    ("fixed-rank1-squares", FixedRank, "act", lambda m, g, x: FixedRank(1, 3).act(g, x), quotients.metric_and_maps_respect_the_group),
     ("psi", PSI, "alignment", lambda m, x, y: torch.ones_like(y[..., :1]), spherical.alignment_gives_a_representative_of_the_same_length),
 ]  # fmt: skip
 
