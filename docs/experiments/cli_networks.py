@@ -159,7 +159,7 @@ def imagenet(
     channels_last: Annotated[bool, _LAYOUT] = False,
     compile_model: Annotated[bool, typer.Option("--compile", help=_COMPILE.help)] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="one epoch at 32 × 32 in batches of 8, to see that it runs")
+        bool, typer.Option("--smoke", help="one epoch at 64 × 64 in batches of 8, to see that it runs")
     ] = False,
     device: Annotated[Device, _DEVICE] = Device.auto,
     out: Annotated[Path, _OUT] = Path("out/imagenet"),
@@ -173,7 +173,7 @@ def imagenet(
             compile=compile_model,
         )  # fmt: skip
         if smoke:
-            config, workers = replace(config, epochs=1, batch=8, size=32), 0
+            config, workers = replace(config, epochs=1, batch=8, size=64), 0
         place = torchvision_runs.join_torchrun(chosen(device))
         first = not dist.is_initialized() or dist.get_rank() == 0
         try:

@@ -73,7 +73,7 @@ def build(
         orthogonality: α of SGDG and Adam-G.
 
     Raises `RetractError` for a rate that is not positive, if the method has no use for `orthogonality`, and if a convolution
-    turns out not to be scale-invariant per row, which no network here allows for.
+    turns out not to be scale-invariant per output channel, or to be so with more points: no network here allows for that.
     """
     method = METHODS[name]
     if not 0.0 < lr < float("inf"):
@@ -88,7 +88,11 @@ def build(
     if method.manifold is None:
         return method.optimizer(model.parameters(), weight_decay=weight_decay, **options)
     for finding in declare(model, example, manifold=method.manifold):
-        if len(finding.shape) == 4 and finding.granularity != "row":
-            raise RetractError(f"{finding.name} is not scale-invariant per row: {finding.reason}")
+        if len(finding.shape) == 4 and (finding.granularity, finding.rows) != ("row", manifolds.Rows()):
+            size = " × ".join(map(str, example.shape[2:]))
+            raise RetractError(
+                f"{finding.name} is not scale-invariant per output channel ({finding.granularity}, {finding.rows}: {finding.reason}). "
+                f"Images of {size} may be too small: a kernel of which only the middle meets the image has other points. Take larger ones"
+            )
     rest = {**method.rest, "weight_decay": weight_decay}
     return method.optimizer(optim.param_groups(model, euclidean=rest), **options)

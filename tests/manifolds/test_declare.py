@@ -138,8 +138,7 @@ def test_a_declaration_whose_parameter_is_gone():
 
 
 def test_scripted_modules_and_lazy_parameters():
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
-        scripted = torch.jit.script(nn.Linear(3, 2))
+    scripted = torch.jit.script(nn.Linear(3, 2))
     with pytest.raises(DeclarationError, match="declare on the module before scripting"):
         declare(scripted, "weight", PSI())
     with pytest.raises(DeclarationError, match="is scripted: its declarations are lost"):

@@ -18,6 +18,7 @@ import torch
 from cifar_folders import write_cifar10, write_cifar100
 from experiments import checkpoint, cifar, cifar_files, methods, training
 from experiments.cli import app
+from retract.errors import RetractError
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -249,6 +250,16 @@ def test_every_method_moves_every_parameter(name):
     count = sum(len(g["params"]) for g in on_manifold)
     assert count == (19 if methods.METHODS[name].manifold else 0), "the convolutions, and nothing else"
     assert all(g["weight_decay"] == 0 for g in on_manifold)
+
+
+def test_images_too_small_for_the_network_are_refused():
+    """Of one pixel: each position in a kernel may be rescaled on its own, which is another geometry than the paper's."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4))
+    with pytest.raises(
+        RetractError, match=r"0.weight is not .* \(row, Rows\(dim=\(0, 2, 3\).* of 1 × 1 may be too small"
+    ):
+        methods.build(model, torch.randn(16, 3, 1, 1), "psi-sgdm", 0.1, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

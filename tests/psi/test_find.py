@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-import warnings
 from typing import ClassVar
 
 import pytest
@@ -310,9 +309,7 @@ def test_bad_input():
         psi.find(net, [x, x])
     with pytest.raises(psi.ProbeError, match="an integer, and at least 1 for the given inputs"):
         psi.find(net, x, probes=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scripted = torch.jit.script(nn.Linear(3, 4))
+    scripted = torch.jit.script(nn.Linear(3, 4))
     with pytest.raises(psi.ProbeError, match="a scripted module cannot be probed"):
         psi.find(scripted, x)
     with pytest.raises(psi.ProbeError, match="lazy parameter without a shape"):

@@ -57,17 +57,20 @@ def check_geometry(net, manifold, tolerance):
 @pytest.mark.parametrize("kind", ["autocast", "weights"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bfloat16_trains_as_float32_does(name, kind, device):
-    """Under autocast, and with the weights themselves in bfloat16: the loss falls by nine tenths of what it does in float32,
-    or more, and points lie on their manifold as well as their dtype can say."""
+    """Under autocast, and with the weights themselves in bfloat16: the loss falls by 95 % of what it does in float32, or
+    more, and points lie on their manifold as well as their dtype can say.
+
+    For seven epochs: later, near the end of learning, a last bit decides where either run is.
+    """
     full, low = network(name, device=device), network(name, torch.bfloat16 if kind == "weights" else torch.float32)
-    its_data = data(device)
+    its_data = data(device, epochs=7)
     expected = run(full, OPTIMIZERS[name](param_groups(full)), its_data)
     losses = run(
         low.to(device), OPTIMIZERS[name](param_groups(low)), its_data, torch.bfloat16 if kind == "autocast" else None
     )
     fall, expected_fall = (sum(each[:4]) - sum(each[-4:]) for each in (losses, expected))
     assert expected_fall > 1
-    assert fall >= 0.9 * expected_fall
+    assert fall >= 0.95 * expected_fall
     check_geometry(low, HOME.get(name, PSI()), 2e-6 if kind == "autocast" else 2**-8 + 2e-6)
 
 

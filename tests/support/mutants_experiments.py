@@ -52,4 +52,11 @@ MUTANTS = [
         "made = task.completed",
         "tests/psi/test_screens.py::test_the_time_left_of_a_run_that_goes_on",
     ),
+    Mutant(
+        "a kernel is cut finer than into output channels, where images are too small",
+        "docs/experiments/methods.py",
+        '(finding.granularity, finding.rows) != ("row", manifolds.Rows())',
+        'finding.granularity != "row"',
+        "tests/psi/test_cifar.py::test_images_too_small_for_the_network_are_refused",
+    ),
 ]
