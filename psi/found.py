@@ -149,7 +149,7 @@ def _free_pairs(
         params = {name: model.get_parameter(name) for name in pair.names}
         frozen = [name for name, p in params.items() if not p.requires_grad]
         held = [name for name, p in params.items() if id(p) in holders]
-        wider = {}
+        wider: dict[int, tuple[Part, ...]] = {}
         for part in pair.factors.parts:
             p = params[part.name]
             before = wider.get(id(p), slices.get(id(p), ()))
