@@ -94,10 +94,18 @@ class ScaledFactors(Manifold):
         b, a = self.split(x)
         if self.k > 1:
             return a.mT @ a, b.mT @ b
-        of_b, of_a = numerics.dot(a, a, 2), numerics.dot(b, b, 2)
+        return self._undamped_of_units(numerics.dot(b, b, 2), numerics.dot(a, a, 2))
+
+    def _undamped_of_units(self, uu: Tensor, vv: Tensor) -> Pair:
         if self.degree == 1:
-            return of_b, of_a
-        return self.degree * of_a ** (self.degree - 1) * of_b, of_a**self.degree
+            return vv, uu
+        return self.degree * uu ** (self.degree - 1) * vv, uu**self.degree
+
+    def weights_of_units(self, uu: Tensor, vv: Tensor) -> Pair:
+        """`weights` for k = 1, (points, 1, 1), from ‖u‖² and ‖v‖²."""
+        of_u, of_v = self._undamped_of_units(uu, vv)
+        added = self._shift(of_u, of_v)
+        return of_u + added, of_v + added
 
     def _shift(self, of_b: Tensor, of_a: Tensor) -> Tensor | float:
         """λ of the undamped weights, (*batch, 1, 1), above 0."""

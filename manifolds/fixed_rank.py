@@ -90,10 +90,15 @@ class FixedRank(QuotientManifold, ScaledFactors):
         if self.k > 1:
             turn = self._turn(x, b.mT @ of_b, c.mT @ of_c)
             return torch.cat([of_b - b @ turn, of_c + c @ turn.mT], -2)
-        p, (first, second) = self.degree, self.weights(x)
-        share = first * numerics.dot(b, of_b, 2) - p * second * numerics.dot(c, of_c, 2)
-        share = share / (first * numerics.dot(b, b, 2) + p * p * second * numerics.dot(c, c, 2))
-        return torch.cat([of_b - b * share, of_c + c * (p * share)], -2)
+        share = self.vertical_share(
+            *(numerics.dot(one, other, 2) for one, other in ((b, b), (c, c), (b, of_b), (c, of_c)))
+        )
+        return torch.cat([of_b - b * share, of_c + c * (self.degree * share)], -2)
+
+    def vertical_share(self, uu: Tensor, vv: Tensor, along_u: Tensor, along_v: Tensor) -> Tensor:
+        """s of the vertical part (s u, −p s v) of ξ for k = 1, (points, 1, 1), from ‖u‖², ‖v‖², ξ_u·u and ξ_v·v."""
+        p, (first, second) = self.degree, self.weights_of_units(uu, vv)
+        return (first * along_u - p * second * along_v) / (first * uu + p * p * second * vv)
 
     def _turn(self, x: Tensor, along_b: Tensor, along_a: Tensor) -> Tensor:
         """S of the projection from Bᵀa_B and A a_Aᵀ, (*batch, k, k).

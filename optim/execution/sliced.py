@@ -1,4 +1,5 @@
-"""Points that are slices of parameters: copied to stacks of points, stepped there, and copied back. Layout only; no formula.
+"""Points that are slices of parameters: copied to stacks of points, stepped there, and copied back; those of two vectors are
+stepped in place (`units`). Layout only; no formula.
 
 Sets of the same manifold, shape of a point, dtype and device, such as the heads of all layers, are one stack, so that they are
 stepped in one call. A parameter may be in several sets; vectors of state are stored in its shape, scalars per point with the
@@ -25,6 +26,7 @@ from .operands import real
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .shards import GatheredPoints, exchange
+from .units import are_units, step_units
 
 __all__ = ["SlicedGroup", "check_slices"]
 
@@ -124,8 +126,11 @@ class SlicedGroup:
             sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in sets]
             optimizer_state, state = state, gathered.state
         kinds: dict[tuple[Any, ...], list[PointSet]] = {}
+        units = [points for points in sets if are_units(points, options)]
         for points in sets:
             check_state(points, state, rule)
+            if points in units:
+                continue
             kinds.setdefault(_kind(points, state, rule, options), []).append(points)
         stacks = [Stacked(sets, state, rule, key[-1]) for key, sets in kinds.items()]
         local_table = {stack.x: (stack.points,) for stack in stacks}
@@ -134,6 +139,8 @@ class SlicedGroup:
         work = self._local.prepare(local_table, local_state, rule, {**options, "params": [*local_state]}, True)
 
         def write_back() -> None:
+            for points in units:
+                step_units(points, state, rule, options)
             for stack in stacks:
                 stack.write_back(state, rule)
             if gathered is not None:

@@ -8,7 +8,7 @@ import pytest
 import retract
 import torch
 from retract.errors import DeclarationError, GradientError, OptionError, StateError
-from retract.manifolds import PSI, Factors, Part, ProjectiveSpace, Rows, Sphere, Stiefel
+from retract.manifolds import PSI, Factors, FixedRank, Part, ProjectiveSpace, Rows, Sphere, Stiefel
 from retract.optim import PSISGD, RiemannianAdam, RiemannianSGD
 from slices import PAIRS, VALUE_OUT, act_at_random, declared_network, network
 from torch import nn
@@ -185,12 +185,47 @@ def test_heads_of_all_layers_are_one_stack(generator):
             for optimizer in its:
                 optimizer.step()
     assert all(map(torch.equal, together.parameters(), apart.parameters()))
-    execution = ours[0]._groups[0]
-    assert sorted(plan.points[0].parts[0].shape[0] for plan in execution.plans[:-1] if plan.manifold.event_ndim) == [
-        4,
-        4,
-        32,
-    ]
+    (group,) = ours[0].param_groups[:1]
+    assert group["name"] == "slices"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"max_point_norm": 0.05}, {"maximize": True}, {"transport": "none"}, {"nesterov": True}], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("degree", [1.0, 2.0])
+def test_units_in_place_are_the_reference(dtype, degree, options, generator):
+    """Also where points run through several dimensions, and in parts of which one has more rows."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model = nn.ParameterDict({"a": torch.randn(2, 3, 4), "b": torch.randn(2, 3), "c": torch.randn(2, 5, 6)}).to(
+            dtype
+        )
+        right = (Part("c", (0, 2), 0, ((2, 6), (3, 1)), 1, ((2, 3),)),)
+        retract.declare(
+            model, Factors((Part("a", (0, 1)), Part("b", (0, 1))), right), FixedRank(1, degree=degree, damping=0.01)
+        )
+        models.append(model)
+    makes = [lambda g, **o: RiemannianSGD(g, lr=0.1, momentum=0.9, **o)]
+    if "nesterov" not in options:
+        makes.append(lambda g, **o: RiemannianAdam(g, lr=0.1, **o))
+    for make in makes:
+        ours, theirs = (
+            make(retract.param_groups(models[0]), **options),
+            make(retract.param_groups(models[1]), foreach=False, **options),
+        )
+        for _ in range(4):
+            for name, p in models[0].items():
+                p.grad = torch.randn(p.shape, generator=generator, dtype=dtype)
+                models[1][name].grad = p.grad.clone()
+            ours.step()
+            theirs.step()
+        bound = 1e-12 if dtype == torch.float64 else 1e-4
+        for name, p in models[0].items():
+            assert torch.allclose(p, models[1][name], rtol=bound, atol=bound)
+            for key, value in ours.state[p].items():
+                assert torch.allclose(value, theirs.state[models[1][name]][key], rtol=bound, atol=bound), key
 
 
 def test_a_still_step_changes_no_bit():
