@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 DEVICE ?= cpu
+# Processes that share the tests, file by file.
+JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml constraints.txt py.typed $(wildcard *.py) $(shell find manifolds optim psi testing -name '*.py')
@@ -12,11 +14,11 @@ demo: .venv/demo
 	$(BIN)/python -m retract --plot out/unbalanced.png
 
 test: .venv/dev
-	$(BIN)/python -m pytest -q --device $(DEVICE)
+	$(BIN)/python -m pytest -q --device $(DEVICE) -n $(JOBS) --dist loadfile
 
 # Before every commit: laws, core and parity of paths, without what takes seconds a test.
 test-quick: .venv/dev
-	$(BIN)/python -m pytest -q --device $(DEVICE) -m 'not long and not slow' tests/manifolds tests/optim
+	$(BIN)/python -m pytest -q --device $(DEVICE) -n $(JOBS) --dist loadfile -m 'not long and not slow' tests/manifolds tests/optim
 
 # What takes minutes a test, hours in all. MNIST=DIR, the folder with MNIST's four .gz files, for the tests that need it; `make .venv/architectures`
 # first for the networks of public packages, which are skipped without them.

@@ -5,6 +5,8 @@ import zlib
 
 # OpenMP's threads wait for each other by spinning, which on a busy machine takes a hundred times as long as the tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes, which share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

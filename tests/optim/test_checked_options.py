@@ -252,7 +252,7 @@ def test_groups_that_are_taken_out():
         optimizer.step()
 
 
-@pytest.mark.parametrize("number", [np.float64, np.float32, np.int64, lambda v: np.array(v)], ids=str)
+@pytest.mark.parametrize("number", [np.float64, np.float32, np.int64, np.array], ids=lambda f: f.__name__)
 def test_numbers_of_numpy_are_numbers(number):
     """They become Python's, in groups and where they are set later."""
     half = 0 if number is np.int64 else 0.5
