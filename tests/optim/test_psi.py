@@ -106,12 +106,12 @@ def random_gradient_run(steps, device, **options):
 
 def test_renormalisation_changes_no_bit_of_the_directions(device, monkeypatch):
     """300 steps that leave a narrow band hundreds of times, against none at all."""
-    from retract.optim import radius
+    from retract.optim import update
 
-    monkeypatch.setattr(radius, "DEFAULT_BAND", (0.0, float("inf")))
+    monkeypatch.setattr(update, "DEFAULT_BAND", (0.0, float("inf")))
     never, norms = random_gradient_run(300, device, radius="free")
     assert (norms[1:, 0] == norms[:-1, 1]).all()
-    monkeypatch.setattr(radius, "DEFAULT_BAND", (0.5, 1.5))
+    monkeypatch.setattr(update, "DEFAULT_BAND", (0.5, 1.5))
     often, norms = random_gradient_run(300, device, radius="free")
     renormalised = int((norms[:, 1] < 0.75 * norms[:, 0]).sum())
     assert renormalised > 200
