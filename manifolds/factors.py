@@ -140,8 +140,7 @@ class ScaledFactors(Manifold):
         parts = self.split(egrad)
         if self.k == 1:
             return torch.cat([part / weight for part, weight in zip(parts, self.weights(x), strict=True)], -2)
-        solved = (torch.cholesky_solve(part.mT, root).mT for part, root in zip(parts, self._roots(x), strict=True))
-        return torch.cat(list(solved), -2)
+        return torch.cat([_divided(part, root) for part, root in zip(parts, self._roots(x), strict=True)], -2)
 
     def nearest(self, a: Tensor) -> Tensor:
         """`a` itself: points are an open set of arrays."""
@@ -214,3 +213,10 @@ class Factors(ScaledFactors):
     def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """`v` itself."""
         return v
+
+
+def _divided(a: Tensor, root: Tensor) -> Tensor:
+    """a (L Lᵀ)⁻¹ for lower triangular L, (*batch, n, k): from the right, in the memory order of `a`, which is twice as fast as
+    `torch.cholesky_solve` of the transpose."""
+    half = torch.linalg.solve_triangular(root.mT, a, upper=True, left=False)
+    return torch.linalg.solve_triangular(root, half, upper=False, left=False)

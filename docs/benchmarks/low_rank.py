@@ -92,8 +92,8 @@ METHODS = {
     "FixedRank, lr 0.5": (quotient, (LEARNING_RATE,)),
     "with momentum 0.5, lr 0.25": (lambda w, lr: quotient(w, lr, momentum=0.5), (0.25,)),
     "ScaledGD, lr 0.5": (lambda w, lr: ScaledGD([w], lr), (LEARNING_RATE,)),
-    "SGD": (lambda w, lr: torch.optim.SGD([w], lr), (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0)),
-    "Adam": (lambda w, lr: torch.optim.Adam([w], lr), (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)),
+    "SGD": (lambda w, lr: torch.optim.SGD([w], lr), (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3)),
+    "Adam": (lambda w, lr: torch.optim.Adam([w], lr), (1e-3, 3e-3, 1e-2, 3e-2)),
 }
 
 
