@@ -170,7 +170,7 @@ class Manifold(ABC):
         self._raise_worst(defect, limit, f"{name} is not tangent to {self!r}", lambda _: "make it so with project()")
 
     def _raise_worst(self, defect: Tensor, limit: float, what: str, remedy: Callable[[int], str]) -> None:
-        flat = defect.detach().reshape(-1).nan_to_num(nan=torch.inf)
+        flat = defect.detach().reshape(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
         if flat.numel() and flat.max() > limit:
             row = int(flat.argmax())
             raise GeometryError(
