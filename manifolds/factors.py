@@ -176,13 +176,16 @@ class ScaledFactors(Manifold):
         """Which factor of `x`, (n + m, k), lacks rank, with its singular values, and what to do."""
         if not torch.isfinite(x).all():
             return "its factors are not finite; re-initialize them"
+        admitted = "" if self.damping else ", or admit it with a damping, such as damping=1e-2"
+        return f"{self.lack(x)}; re-initialize it{admitted}"
+
+    def lack(self, x: Tensor) -> str:
+        """Which factor of `x`, (n + m, k), lacks rank, with its singular values."""
         least_b, most_b, least_a, most_a = (float(value) for value in self._singular(x))
         ratio_b, ratio_a = (least / most if most else 0.0 for least, most in ((least_b, most_b), (least_a, most_a)))
         name, least, most = ("B", least_b, most_b) if ratio_b <= ratio_a else ("A", least_a, most_a)
-        admitted = "" if self.damping else ", or admit it with a damping, such as damping=1e-2"
         return (
-            f"its factor {name} has rank below {self.k}, with the smallest singular value {least:.2g} beside {most:.2g}; "
-            f"re-initialize it{admitted}"
+            f"its factor {name} has rank below {self.k}, with the smallest singular value {least:.2g} beside {most:.2g}"
         )
 
     def random_point(

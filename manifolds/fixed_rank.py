@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..errors import GeometryError
 from . import numerics
 from .factors import Factors, Pair, ScaledFactors
 from .quotient import QuotientManifold
@@ -113,8 +114,9 @@ class FixedRank(QuotientManifold, ScaledFactors):
         if not self.damping:
             return 0.5 * right
         grams = torch.stack(self._undamped(x))
-        values, vectors = torch.linalg.eigh(grams.detach())
-        values = values.clamp(min=0.0)
+        finite = numerics.finite_matrices(grams)  # of others LAPACK raises
+        values, vectors = torch.linalg.eigh(torch.where(finite, grams.detach(), 0.0))
+        values = torch.where(finite[..., 0], values.clamp(min=0.0), torch.nan)
         ratios = values / (values + torch.as_tensor(self._shift(*grams.detach()))[..., 0])
         sums = (ratios[1].unsqueeze(-1) + ratios[0].unsqueeze(-2)).clamp(min=torch.finfo(x.dtype).tiny)
 
@@ -177,12 +179,38 @@ class FixedRank(QuotientManifold, ScaledFactors):
         return numerics.settle(y, gap, placed, x.shape[-2] * self.k)
 
     def balanced(self, x: Tensor) -> Tensor:
-        """The representative with BᵀB = A Aᵀ, of these the one nearest to `x`, (*batch, n + m, k).
+        """The representative with BᵀB = A Aᵀ, of these the one nearest to `x`, (*batch, n + m, k), for factors of full rank.
 
         It has the smallest ‖B‖² + ‖A‖² of its class. For k = 1 that is ‖u‖² = p ‖v‖².
         """
         even = self._even(x)
         return even if self.k == 1 else even @ numerics.polar(even.mT @ x)
+
+    def principal(self, w: Tensor) -> Tensor:
+        """Balanced factors of the matrix of rank k nearest to `w`, (*batch, n, m) → (*batch, n + m, k).
+
+        It is U √Σ over V √Σ with the k largest singular values. An adapter that starts here, its base weight reduced by B A, leaves
+        the network as it is (PiSSA: Meng, Wang & Zhang 2024).
+
+        Example:
+            >>> import torch
+            >>> manifold = FixedRank(1, 2)
+            >>> b, a = manifold.split(manifold.principal(torch.tensor([[4.0, 0.0, 0.0], [0.0, 1.0, 0.0]])))
+            >>> torch.allclose(b @ a.mT, torch.tensor([[4.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+            True
+
+        Raises:
+            GeometryError: `w` has another number of rows than `n`, or a rank below k; the degree is not 1.
+        """
+        if self.degree != 1 or self.n not in (None, w.shape[-2]):
+            raise GeometryError(
+                f"{self!r} has no factors of a product of shape {tuple(w.shape)}; it needs degree 1 and n rows"
+            )
+        left, values, right = numerics.svd(w)
+        root = values[..., None, : self.k].sqrt()
+        x = torch.cat([left[..., : self.k] * root, right.mT[..., : self.k] * root], -2)
+        replace(self, n=w.shape[-2]).check_point(x, "w")
+        return x
 
     def canonical(self, x: Tensor) -> Tensor:
         """The balanced representative nearest to a fixed generic array, (*batch, n + m, k)."""

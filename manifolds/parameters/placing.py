@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,10 +40,24 @@ def place(name: str, points: Tensor, manifold: Manifold, representative: str = "
     if isinstance(manifold, ScalingQuotient) and representative == "unit":
         return manifold.canonical(points)
     if isinstance(manifold, FixedRank) and representative == "balanced":
+        _check_rank(name, points, manifold)
         return manifold.balanced(points)
     placed = manifold.nearest(points)
     manifold.check_point(placed, name)
     return placed
+
+
+def _check_rank(name: str, points: Tensor, manifold: FixedRank) -> None:
+    """Raise `DeclarationError` for factors without full rank: balanced, both lack it in the same columns, where both gradients
+    vanish. Small values in their place would have to be smaller than the square of any step."""
+    lacking = replace(manifold, damping=0.0).point_defect(points).reshape(-1) > 0
+    if lacking.any():
+        row = int(lacking.int().argmax())
+        raise DeclarationError(
+            f"{name}: row {row} has no balanced representative: {manifold.lack(points.reshape(-1, *points.shape[-2:])[row])}, and "
+            "balanced factors with that product would stay where they are. Use representative='keep' with a damping, such as "
+            "damping=1e-2, or start an adapter with the principal part of its base weight, FixedRank.principal"
+        )
 
 
 def refuse_stale(
