@@ -69,8 +69,8 @@ class Sums:
         """
         narrow, size = self._dtype == torch.float32, None
         if a[0].is_cpu or not narrow:
-            norm, dot = torch.linalg.vector_norm, torch.linalg.vecdot
-            size = torch.cat([norm(p, dim=1) if p.stride(1) == 1 else dot(p, p).sqrt() for p in a])
+            norm, dot, strided = torch.linalg.vector_norm, torch.linalg.vecdot, not all(map(Tensor.is_contiguous, a))
+            size = torch.cat([dot(p, p).sqrt() if strided and p.stride(1) != 1 else norm(p, dim=1) for p in a])
         if size is None or (narrow and not numerics.squares_fit(size)):
             size = torch.cat([torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in a])
         return self._joined(size.double().square())
