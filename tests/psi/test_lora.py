@@ -179,7 +179,7 @@ PLAIN = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
 
 
 def equivalent(kind, generator):
-    """A network in float64 with adapters of full rank, and one with other factors of condition 1e4 of the same products."""
+    """A network in float64 with adapters of full rank, and one with other factors of the same products, by matrices of condition 1e3."""
     model = transformer(4, kind).double()
     x, y = task(model)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def equivalent(kind, generator):
         for adapter in adapters(twin):
             up, down = (layer.weight for layer in adapter.both())
             left, right = (torch.linalg.qr(torch.randn(4, 4, dtype=x.dtype, generator=generator))[0] for _ in range(2))
-            g = left * torch.logspace(-2, 2, 4, dtype=x.dtype) @ right
+            g = left * torch.logspace(-1.5, 1.5, 4, dtype=x.dtype) @ right
             up.copy_(up @ g)
             down.copy_(torch.linalg.solve(g, down))
     return model, twin, x, y
@@ -202,7 +202,7 @@ def test_equivalent_adapters_train_alike(make, generator):
     model, twin, x, y = equivalent(AsInPeft, generator)
     start = copy.deepcopy(model)
     ours, theirs = (losses(declare(each), make, 100, x, y) for each in (model, twin))
-    assert (ours - theirs).abs().max() <= 1e-10 * ours[0]
+    assert (ours - theirs).abs().max() <= 1e-10
     assert ours[-1] < 0.9 * ours[0]
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, start.get_parameter(name))}
     assert moved == set(names(AsInPeft))
