@@ -170,6 +170,16 @@ def test_no_rate_below_one_explodes(make, rank, start):
         assert found.max() == found[0], f"lr {lr}: {found}"
 
 
+def test_damping_is_what_bounds_the_steps():
+    """The control of the test above, near the smallest singular values."""
+    model = transformer(WIDTH, AsInPeft)
+    x, y = task(model)
+    for adapter in adapters(model):
+        start_at_principal(adapter)
+    found = losses(declare(model), lambda groups: RiemannianAdam(groups, lr=0.5), 20, x, y)
+    assert not found.max() < 10 * found[0]
+
+
 STEPS = {
     "SGD": lambda groups: RiemannianSGD(groups, lr=0.1),
     "momentum": lambda groups: RiemannianSGD(groups, lr=0.05, momentum=0.9),
