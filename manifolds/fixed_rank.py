@@ -202,15 +202,22 @@ class FixedRank(QuotientManifold, ScaledFactors):
         Raises:
             GeometryError: `w` has another number of rows than `n`, or a rank below k; the degree is not 1.
         """
-        if self.degree != 1 or self.n not in (None, w.shape[-2]):
-            raise GeometryError(
-                f"{self!r} has no factors of a product of shape {tuple(w.shape)}; it needs degree 1 and n rows"
-            )
+        n, m = w.shape[-2:]
+        if self.degree != 1 or self.n not in (None, n):
+            raise GeometryError(f"{self!r} has no factors of a product of {n} × {m}: it needs degree 1, and n={n}")
+        error = replace(self, n=n).event_error((n + m, self.k))
+        if error:
+            raise GeometryError(error)
         left, values, right = numerics.svd(w)
+        least, most = values[..., self.k - 1], values[..., 0]
+        if not (least > max(n, m) * torch.finfo(w.dtype).eps * most).all():
+            row = int((least / most).nan_to_num(nan=-1.0).argmin())
+            raise GeometryError(
+                f"matrix {row} of w has rank below {self.k}, with singular value {self.k} {float(least.reshape(-1)[row]):.2g} beside "
+                f"{float(most.reshape(-1)[row]):.2g}; take a smaller k"
+            )
         root = values[..., None, : self.k].sqrt()
-        x = torch.cat([left[..., : self.k] * root, right.mT[..., : self.k] * root], -2)
-        replace(self, n=w.shape[-2]).check_point(x, "w")
-        return x
+        return torch.cat([left[..., : self.k] * root, right.mT[..., : self.k] * root], -2)
 
     def canonical(self, x: Tensor) -> Tensor:
         """The balanced representative nearest to a fixed generic array, (*batch, n + m, k)."""

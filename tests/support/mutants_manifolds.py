@@ -255,4 +255,32 @@ MUTANTS = [
         "nan_to_num(nan=torch.inf)",
         "tests/manifolds/test_fixed_rank.py::test_zero_factors_are_points_only_with_damping[3]",
     ),
+    Mutant(
+        "a fresh adapter is balanced to nothing",
+        "manifolds/parameters/placing.py",
+        "        _check_rank(name, points, manifold)\n",
+        "",
+        "tests/psi/test_lora.py::test_what_is_refused_changes_nothing[balanced]",
+    ),
+    Mutant(
+        "a run that diverges stops with an error of LAPACK",
+        "manifolds/fixed_rank.py",
+        "torch.linalg.eigh(torch.where(finite, grams.detach(), 0.0))",
+        "torch.linalg.eigh(grams.detach())",
+        "tests/psi/test_lora.py::test_a_run_that_diverges_ends_with_losses_that_are_not_finite",
+    ),
+    Mutant(
+        "the principal part of a matrix of lower rank is taken",
+        "manifolds/fixed_rank.py",
+        "if not (least > max(n, m)",
+        "if not (least >= 0.0 * max(n, m)",
+        "tests/psi/test_lora.py::test_the_principal_part_is_the_nearest_of_its_rank",
+    ),
+    Mutant(
+        "damping is not added",
+        "manifolds/factors.py",
+        "        return self.damping / (2 * self.k) * sum(traces) + tiny\n",
+        "        return 0.0 * sum(traces) + tiny\n",
+        "tests/psi/test_lora.py::test_no_rate_below_one_explodes[Adam-32-zero]",
+    ),
 ]
