@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..manifolds.parameters.factors import Levels
 from .charges import Array, Axis, Bundle, Charges, Indices
@@ -28,7 +29,7 @@ DEGREES = (1, 2, 3)
 """Degrees of activations that are looked for; 1 is that of a product, and of ReLU."""
 CLEAR = 1e3
 """A charge is clearly not zero from so many times the tolerance on."""
-MANY = 2**22
+MANY = 2**21
 """Sums that are compared, at most."""
 
 WHOLE = Window()
@@ -67,22 +68,21 @@ class Relation:
 
 
 class _Entries:
-    """Sums of charges from several sources, one after the other: (passes, entries)."""
+    """Sums of charges from several sources, one after the other: (passes, entries), of the first two passes."""
 
     def __init__(self, parts: Iterable[tuple[Bundle, Window]]) -> None:
         self.bundles, self.windows = [list(side) for side in zip(*parts, strict=True)] or ([], [])
-        values = [w.sums(b.values) for b, w in zip(self.bundles, self.windows, strict=True)]
-        self.values = np.concatenate(values, 1)
-        squares = (w.sums(b.sizes**2) for b, w in zip(self.bundles, self.windows, strict=True))
-        self.sizes = np.sqrt(np.concatenate(list(squares), 1))
-        counts = [v.shape[1] for v in values]
+        found = [self.part(source, 2) for source in range(len(self.bundles))]
+        self.values, self.sizes = (np.concatenate([part[side] for part in found], 1) for side in (0, 1))
+        counts = [values.shape[1] for values, _ in found]
         self.starts = np.cumsum([0, *counts])
         self.source = np.repeat(np.arange(len(counts)), counts)
 
-    def part(self, source: int) -> tuple[Array, Array]:
-        """Values and sizes of one source."""
-        where = slice(self.starts[source], self.starts[source + 1])
-        return self.values[:, where], self.sizes[:, where]
+    def part(self, source: int, passes: int | None = None) -> tuple[Array, Array]:
+        """Values and sizes of one source, of the first passes or of all."""
+        bundle, window = self.bundles[source], self.windows[source]
+        squares = np.maximum(window.sums(bundle.sizes[:passes] ** 2), 0.0)
+        return window.sums(bundle.values[:passes]), np.sqrt(squares)
 
     def slices(self, source: int, places: Indices) -> tuple[Slices, ...]:
         """The slices that the sums at those places of a source are made of."""
@@ -147,8 +147,7 @@ class _Search:
         """Linear relations of whole axes."""
         lengths: dict[int, list[Axis]] = {}
         for axis, taken in self.claimed.items():
-            values, sizes = self.charges.values[axis], self.charges.bundle(axis).sizes
-            live = (sizes > self.floor) & (np.abs(values) > CLEAR * self.tolerance * sizes)
+            live = self._live(self.charges.values[axis], self.charges.bundle(axis).sizes)
             if not taken.any() and live.any() and self.charges.bundle(axis).singles:
                 lengths.setdefault(len(taken), []).append(axis)
         for length, axes in lengths.items():
@@ -165,15 +164,7 @@ class _Search:
 
     def sums(self) -> None:
         """Sums of slices with equal charges, the relations with the most of them first: sums of sums have fewer."""
-        free = [b for b in self.bundles if not self.claimed[b.main].all()]
-        parts, total = [], 0
-        for bundle in sorted(free, key=lambda b: b.values.shape[1]):
-            length = bundle.values.shape[1]
-            some = [WHOLE] if bundle.singles else []
-            for window in [*some, *windows(bundle, self.charges.shapes[bundle.main.name])]:
-                total += len(window.offsets(length)) if total < MANY else MANY
-                if total < MANY:
-                    parts.append((bundle, window))
+        parts = self._summed()
         if not parts:
             return
         entries = _Entries(parts)
@@ -195,6 +186,33 @@ class _Search:
             if free_.any() and not (total and self.group[names[0]] == self.group[names[1]]):
                 self._add(Relation(*sides).take(np.flatnonzero(free_)))
 
+    def _summed(self) -> list[tuple[Bundle, Window]]:
+        """What is summed how: first that of which a part is in relations already, or all of which has the charge of all of another
+        weight, then the rest, from short to long."""
+        free = [b for b in self.bundles if not self.claimed[b.main].all() and self._live(b.values, b.sizes)[0].any()]
+        totals = np.array([b.values.sum(1) for b in free])
+        sizes = np.array([np.sqrt((b.sizes**2).sum(1)) for b in free])
+        first = {b.main for b in free if self.claimed[b.main].any()}
+        order = np.argsort(totals[:, 0]) if free else []
+        for one, other in pairwise(order):
+            a, b = free[one].main, free[other].main
+            gap = np.abs(totals[one] - totals[other]) <= self.tolerance * (sizes[one] + sizes[other])
+            if gap.all() and self.group[a.name] != self.group[b.name]:
+                first |= {a, b}
+        ranked: dict[int, list[tuple[Bundle, Window]]] = {0: [], 1: [], 2: []}
+        for bundle in sorted(free, key=lambda b: b.values.shape[1]):
+            if bundle.singles:
+                ranked[0].append((bundle, WHOLE))
+            for window in windows(bundle, self.charges.shapes[bundle.main.name]):
+                ranked[0 if bundle.main in first else len(window.levels)].append((bundle, window))
+        parts, total = [], 0
+        for bundle, window in chain(*ranked.values()):
+            total += window.places(bundle.values.shape[1])
+            if total > MANY:
+                break
+            parts.append((bundle, window))
+        return parts
+
     def _groups(self, entries: _Entries, degree: int) -> Iterator[tuple[int, int, Indices, Indices]]:
         """(source, source, places, places) with equal charges, places that are not clear included where they are between others."""
         i, j = self._equal(entries, degree)
@@ -214,8 +232,8 @@ class _Search:
 
     def _equal(self, entries: _Entries, degree: int) -> tuple[Indices, Indices]:
         """Entries i, j with charges cᵢ = degree · cⱼ in all passes."""
-        live = (entries.sizes > self.floor) & (np.abs(entries.values) > CLEAR * self.tolerance * entries.sizes)
-        kept = np.flatnonzero(live[0] & (live.sum(0) > 1))
+        live = self._live(entries.values, entries.sizes)
+        kept = np.flatnonzero(live[0] & live[1:].any(0))
         values, sizes = entries.values[:, kept], entries.sizes[:, kept]
         role = np.zeros(len(kept), int)
         if degree > 1:
@@ -252,6 +270,10 @@ class _Search:
         for side in (0, 1):  # a place has one partner
             places = places[:, np.unique(places[side], return_index=True)[1]]
         return places[0], places[1]
+
+    def _live(self, values: Array, sizes: Array) -> NDArray[np.bool_]:
+        """Where charges are clearly not zero."""
+        return (sizes > self.floor[: len(sizes)]) & (np.abs(values) > CLEAR * self.tolerance * sizes)
 
     def _add(self, relation: Relation) -> None:
         """Take down a relation. Its right side has the first of its parameters, or the one whose charges count for more."""

@@ -14,6 +14,7 @@ from ..errors import MissingExtraError, install
 from ..manifolds import PSI, Manifold, Rows
 from .found import declare_found
 from .pairs import Pair
+from .tables import aligned, covered, pair_rows, runs
 
 __all__ = ["Finding", "Report"]
 
@@ -60,12 +61,15 @@ class Report(Sequence[Finding]):
         manifold: Manifold = PSI(),
         notes: Sequence[str] = (),
         pairs: Sequence[Pair] = (),
+        obstacles: Sequence[str] = (),
     ) -> None:
         self._findings = self._measured = tuple(findings)
         self.notes = tuple(notes)
         """What a reader of the verdicts must know: outputs and attributes that were not looked at, state that could not be copied."""
         self.pairs = self._measured_pairs = tuple(pairs)
-        """Pairs of factors that may be transformed against each other without changing the network, in the model's order."""
+        """Pairs of factors that may be transformed against each other without changing the network."""
+        self.obstacles = tuple(obstacles)
+        """What stands between two weights that would otherwise be a pair."""
         self.declared_pairs: tuple[Pair, ...] = ()
         """The pairs that `declare` put on `FixedRank`."""
         self.declared = tuple(declared)
@@ -129,50 +133,137 @@ class Report(Sequence[Finding]):
         wanted = self._measured_pairs if pairs else ()
         found = declare_found(model, self._measured, wanted, manifold, representative, damping)
         told = found.pairs if pairs else self._measured_pairs
-        report = Report(found.findings, found.names, manifold, self.notes, told)
+        report = Report(found.findings, found.names, manifold, self.notes, told, self.obstacles)
         report._measured, report._measured_pairs = self._measured, self._measured_pairs
         report.declared_pairs = found.declared_pairs
         return report
 
+    def split_sizes(self, name: str, dim: int = 0) -> tuple[int, ...]:
+        """Sizes of the logical matrices in a fused weight along `dim`, in order, as `torch.split` takes them.
+
+        Slices are of one matrix if they stand on the same side of pairs of the same parameters, or in none. Where queries, keys and
+        values of each head are side by side, there are three sizes per head.
+
+        Example:
+            >>> import torch
+            >>> from torch import nn
+            >>> from retract import psi
+            >>> _ = torch.manual_seed(0)
+            >>> class Gated(nn.Module):
+            ...     def __init__(self):
+            ...         super().__init__()
+            ...         self.gate_up, self.down = nn.Linear(5, 16), nn.Linear(8, 5)
+            ...
+            ...     def forward(self, x):
+            ...         gate, up = self.gate_up(x).chunk(2, -1)
+            ...         return self.down(nn.functional.silu(gate) * up)
+            >>> psi.find(Gated(), torch.randn(9, 5)).split_sizes("gate_up.weight")
+            (8, 8)
+
+        Raises `KeyError` for a name that is not in the report, and `IndexError` for a dimension that the parameter does not have.
+        """
+        shape = {f.name: f.shape for f in self}[name]
+        labels = [frozenset[object]()] * shape[dim]
+        for pair in self.pairs:
+            sides = [pair.factors.left, pair.factors.right]
+            names = tuple(frozenset(part.name for part in side) for side in sides)
+            for side, part in ((side, part) for side, parts in enumerate(sides) for part in parts):
+                if part.name == name and dim % len(shape) in (part.dim if isinstance(part.dim, tuple) else (part.dim,)):
+                    inside = covered(part, shape, pair.k, dim % len(shape)).tolist()
+                    labels = [
+                        label | {(names, side)} if within else label
+                        for label, within in zip(labels, inside, strict=True)
+                    ]
+        return tuple(last - first + 1 for _, first, last in runs(labels))
+
+    def decay_groups(self) -> dict[str, tuple[str, ...]]:
+        """What weight decay does to the parameters, by name:
+
+        ``"angular"``
+            scale-invariant: decay changes nothing but the length of points, and with it the angle of the next steps.
+        ``"balancing"``
+            a factor of a pair, at least in part: the network sees the products of the factors only. Decay of both sides brings their
+            norms towards each other, and makes the products smaller as a penalty on these would (of GL, their nuclear norm); decay
+            of one side alone does nothing that the other cannot undo.
+        ``"decay"``
+            the others.
+        """
+        angular = {name for f in self.invariant for name in f.names}
+        factors = {name for pair in self.pairs for name in pair.names} - angular
+        names = [f.name for f in self]
+        return {
+            "decay": tuple(name for name in names if name not in angular | factors),
+            "angular": tuple(name for name in names if name in angular),
+            "balancing": tuple(name for name in names if name in factors),
+        }
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, by parameter name; `rows` as its repr."""
-        return {f.name: {**asdict(f), "rows": repr(f.rows)} for f in self}
+        """Plain values, by parameter name; `rows`, and the factors of the pairs that the parameter is in, as their repr."""
+        return {
+            f.name: {
+                **asdict(f),
+                "rows": repr(f.rows),
+                "pairs": [
+                    {key: repr(value) if key == "factors" else value for key, value in vars(pair).items()}
+                    for pair in self.pairs
+                    if f.name in pair.names
+                ],
+            }
+            for f in self
+        }
 
     def __str__(self) -> str:
-        """An aligned table with a summary line."""
+        """An aligned table of the findings, one of the pairs if there are any, and a summary."""
         header = ("parameter", "shape", "invariant per", "rows", "with", "radial", "leak", "reason")
-        lines = [header]
-        for f in self:
-            found = f.granularity != "none"
-            lines.append(
-                (
-                    f.name,
-                    "×".join(map(str, f.shape)) or "scalar",
-                    f.granularity if found else "–",
-                    _cut(f.rows) if found else "",
-                    ", ".join(f.joined),
-                    f"{f.radial_ratio:.0e}",
-                    "" if math.isnan(f.eps_leak) else f"{f.eps_leak:.0e}",
-                    f.reason,
-                )
+        rows = [
+            (
+                f.name,
+                "×".join(map(str, f.shape)) or "scalar",
+                f.granularity if f.granularity != "none" else "–",
+                _cut(f.rows) if f.granularity != "none" else "",
+                ", ".join(f.joined),
+                f"{f.radial_ratio:.0e}",
+                "" if math.isnan(f.eps_leak) else f"{f.eps_leak:.0e}",
+                f.reason,
             )
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+            for f in self
         ]
-        return "\n".join([table[0], "─" * max(map(len, table)), *table[1:], "", self.summary()])
+        lines = [*aligned(header, rows), ""]
+        if self.pairs:
+            header = ("factor B, or u", "factor Aᵀ, or v", "R per point", "points", "residual", "share", "reason")
+            lines += [*aligned(header, pair_rows(self.pairs, {f.name: f.shape for f in self})), ""]
+        return "\n".join([*lines, self.summary()])
 
     def summary(self) -> str:
-        """How many tensors and numbers are invariant, what share of the model that is, and the same of what was declared."""
+        """How many tensors and numbers take part in pairs, how many are invariant, what share of the model that is, and the same of
+        what was declared."""
+        told = ""
+        if self.pairs or self.obstacles:
+            count = sum(pair.points for pair in self.pairs)
+            told = f"{len(self.pairs)} pairs of factors, {count:,} points, may be transformed against each other: "
+            told += f"{self._counted(self._entries())}.\n"
+            told += "".join(f"No pair: {obstacle}.\n" for obstacle in self.obstacles)
         invariant = {name for f in self.invariant for name in f.names}
-        told = f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
+        told += f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
         if self.declared:
             told += f"\nDeclared on {self._manifold!r}: {len(self.declared)} of {len(self)} tensors, {self._share(self.declared)}."
         return "\n".join([told, *(f"Note: {note}." for note in self.notes)])
 
+    def _entries(self) -> int:
+        """How many numbers take part in pairs."""
+        masks: dict[str, torch.Tensor] = {}
+        shapes = {f.name: f.shape for f in self}
+        for pair in self.pairs:
+            for part in pair.factors.parts:
+                mask = part.grid(shapes[part.name], pair.k).mask()
+                masks[part.name] = masks[part.name] | mask if part.name in masks else mask
+        return sum(int(mask.sum()) for mask in masks.values())
+
     def _share(self, names: Collection[str]) -> str:
-        sizes = {f.name: math.prod(f.shape) for f in self}
-        count, total = sum(sizes[name] for name in names), sum(sizes.values())
+        return self._counted(sum(math.prod(f.shape) for f in self if f.name in names))
+
+    def _counted(self, count: int) -> str:
+        total = sum(math.prod(f.shape) for f in self)
         return f"{count:,} of {total:,} parameters, {100 * count / total if total else 0.0:.1f} %"
 
     def plot(self, ax: Any = None) -> Any:

@@ -34,10 +34,16 @@ class Window:
         """How many slices are summed."""
         return int(np.prod([number for number, _ in self.levels], dtype=int))
 
+    def places(self, length: int) -> int:
+        """How many places there are on an axis of that length."""
+        if self.block is not None:
+            return length // self.count
+        return length - sum((number - 1) * distance for number, distance in self.levels)
+
     def offsets(self, length: int) -> Indices:
         """The places of the first slice on an axis of that length."""
         if self.block is None:
-            return np.arange(length - int(self.shifts[-1]))
+            return np.arange(self.places(length))
         span = self.count * self.block
         return (span * np.arange(length // span)[:, None] + np.arange(self.block)).ravel()
 
@@ -48,10 +54,13 @@ class Window:
                 values.reshape(*values.shape[:-1], -1, self.count, self.block).sum(-2).reshape(*values.shape[:-1], -1)
             )
         for number, distance in self.levels:
-            last = values.shape[-1] - (number - 1) * distance
-            values = sum(
-                (values[..., s * distance : s * distance + last] for s in range(1, number)), values[..., :last]
-            )
+            length = values.shape[-1]
+            steps = -(-length // distance)
+            padded = np.zeros((*values.shape[:-1], (steps + 1) * distance))
+            padded[..., distance : distance + length] = values
+            sums = padded.reshape(*values.shape[:-1], steps + 1, distance).cumsum(-2)
+            values = (sums[..., number:, :] - sums[..., :-number, :]).reshape(*values.shape[:-1], -1)
+            values = values[..., : length - (number - 1) * distance]
         return values
 
 
@@ -68,10 +77,13 @@ def windows(bundle: Bundle, shape: tuple[int, ...]) -> Iterator[Window]:
         yield from (Window(((n, block),), block) for n in _divisors(shape[0]) if 1 < n < shape[0])
         return
     for distance in _divisors(length):
-        for number in _numbers(length // distance):
+        numbers = set(_numbers(length // distance))
+        if distance == 1:  # all numbers of several heads
+            numbers |= {n * k for k in _divisors(length) for n in _numbers(length // k)}
+        for number in sorted(numbers):
             yield Window(((number, distance),))
             for two in _divisors(distance):
-                if (number - 1) * distance + two < length and distance % (2 * two) == 0:
+                if (number - 1) * distance + two < length and distance % (2 * two) == 0 and distance > 2 * two:
                     yield Window(((number, distance), (2, two)))
 
 
