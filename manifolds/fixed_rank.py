@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import GeometryError
 from . import numerics
-from .factors import Factors, Pair, ScaledFactors
+from .full_rank import FullRankFactors, Pair, ScaledFactors
 from .quotient import QuotientManifold
 
 __all__ = ["FixedRank"]
@@ -77,9 +77,9 @@ class FixedRank(QuotientManifold, ScaledFactors):
             object.__setattr__(self, "unmet_laws", ("metric_and_maps_respect_the_group",))
 
     @property
-    def total_space(self) -> Factors:
+    def total_space(self) -> FullRankFactors:
         """Pairs of factors with the same metric."""
-        return Factors(*astuple(self))
+        return FullRankFactors(*astuple(self))
 
     def horizontal(self, x: Tensor, u: Tensor) -> Tensor:
         """As `project`: every array is tangent to the total space."""

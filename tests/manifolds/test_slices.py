@@ -125,6 +125,8 @@ def test_undeclared_slices_leave_the_others():
     model = declared_network()
     retract.undeclare(model, QUERY_KEY)
     retract.undeclare(model, "3.weight[dim 1] × 1.weight + 1.bias")
+    with pytest.raises(DeclarationError, match="its group has no manifold"):
+        retract.optim.RiemannianSGD([model[0].qkv.weight], lr=0.1)
     assert [*retract.declared(model)] == ["0.out.weight[dim 1] × 0.qkv.weight[16:] + 0.qkv.bias[16:]"]
     retract.declare(model, "1.weight", Sphere())
     with pytest.raises(DeclarationError, match="is not declared"):

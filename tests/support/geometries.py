@@ -16,7 +16,7 @@ from retract.manifolds import (
     Stiefel,
     from_geoopt,
 )
-from retract.manifolds.factors import Factors
+from retract.manifolds.full_rank import FullRankFactors
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ CASES = [
     Case("fixed-rank2-damped", FixedRank(2, 4, damping=0.1), (7, 2), [[0.0, 0.0]] * 7),
     Case("fixed-rank1-damped", FixedRank(1, 3, damping=0.1), (5, 1), [[0.0]] * 5),
     Case("fixed-rank1-squares", FixedRank(1, 3, degree=2.0), (5, 1), [[1.0], [2.0], [0.0], [0.0], [0.0]]),
-    Case("factors", Factors(2, 4), (7, 2), [[1.0, 0.0]] * 7),
+    Case("factors", FullRankFactors(2, 4), (7, 2), [[1.0, 0.0]] * 7),
     Case("geoopt-lorentz", from_geoopt(geoopt.Lorentz()), (5,), [0.5, 1.0, 1.0]),
     Case("geoopt-poincare", from_geoopt(geoopt.PoincareBall()), (5,), [1.0, 1.0]),
     Case("geoopt-spd", from_geoopt(geoopt.SymmetricPositiveDefinite()), (3, 3), [[1.0, 2.0], [2.0, 1.0]]),

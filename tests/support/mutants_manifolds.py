@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant(
         "put falsifies running statistics",
         "manifolds/parameters/declare.py",
-        "refuse_stale(names[0], points, placed, parts, model.named_buffers(), _RESET_AND_PROJECT)",
-        "refuse_stale(names[0], points, points, parts, model.named_buffers(), _RESET_AND_PROJECT)",
+        "refuse_stale(name, points, placed, parts, model.named_buffers(), _RESET_AND_PROJECT)",
+        "refuse_stale(name, points, points, parts, model.named_buffers(), _RESET_AND_PROJECT)",
         "tests/manifolds/test_loads.py::test_put_refuses_what_declare_refuses",
     ),
     Mutant(
@@ -132,8 +132,8 @@ MUTANTS = [
     Mutant(
         "complex arrays are refused",
         "manifolds/base.py",
-        "if array.dtype.is_complex:",
-        "if array.dtype is torch.complex128 and array.ndim == 0:",
+        "if isinstance(array, Tensor) and array.dtype.is_complex:",
+        "if isinstance(array, Tensor) and array.dtype is torch.complex128 and array.ndim == 0:",
         "tests/manifolds/test_conformance.py::test_law[psi-complex_arrays_are_refused-float32]",
     ),
     Mutant(
@@ -215,14 +215,14 @@ MUTANTS = [
     ),
     Mutant(
         "a unit of degree p is measured as one of degree 1",
-        "manifolds/factors.py",
-        "return self.degree * of_a ** (self.degree - 1) * of_b, of_a**self.degree",
-        "return of_a ** (self.degree - 1) * of_b, of_a**self.degree",
+        "manifolds/full_rank.py",
+        "return self.degree * uu ** (self.degree - 1) * vv, uu**self.degree",
+        "return uu ** (self.degree - 1) * vv, uu**self.degree",
         "tests/manifolds/test_fixed_rank.py::test_activations_of_another_degree[2.0-<lambda>]",
     ),
     Mutant(
         "damping relative to the other factor alone vanishes with it",
-        "manifolds/factors.py",
+        "manifolds/full_rank.py",
         "traces = (weight.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for weight in (of_b, of_a))",
         "traces = (weight.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for weight in (of_a, of_a))",
         "tests/manifolds/test_fixed_rank.py::test_first_steps_from_zero_are_as_long_as_the_rate_says[0.001]",
@@ -278,9 +278,30 @@ MUTANTS = [
     ),
     Mutant(
         "damping is not added",
-        "manifolds/factors.py",
+        "manifolds/full_rank.py",
         "        return self.damping / (2 * self.k) * sum(traces) + tiny\n",
         "        return 0.0 * sum(traces) + tiny\n",
         "tests/psi/test_lora.py::test_no_rate_below_one_explodes[Adam-32-zero]",
+    ),
+    Mutant(
+        "slices begin at the first index",
+        "manifolds/parameters/factors.py",
+        "tensor.storage_offset() + self._stride(tensor, self.start))",
+        "tensor.storage_offset())",
+        "tests/optim/test_slices.py::test_equivalent_factors_stay_equivalent[SGD]",
+    ),
+    Mutant(
+        "an entry may belong to two points",
+        "manifolds/parameters/slicing.py",
+        "covered(mine + _of(taken, [name]), tuple(p.shape))",
+        "covered(mine, tuple(p.shape))",
+        "tests/manifolds/test_slices.py::test_a_parameter_is_declared_as_a_whole_or_in_slices_without_entries_in_common",
+    ),
+    Mutant(
+        "what undeclare leaves of a parameter loses its mark",
+        "manifolds/parameters/declare.py",
+        "    mark_all(module)  # other slices of the parameters may still be declared\n",
+        "",
+        "tests/manifolds/test_slices.py::test_undeclared_slices_leave_the_others",
     ),
 ]

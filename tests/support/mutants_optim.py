@@ -83,7 +83,7 @@ MUTANTS = [
     Mutant(
         "second moments keep the dtype they were saved in",
         "optim/checkpoints.py",
-        "dtype = scalar_dtype(optimizer._table[p].layouts()[0], p) if p in optimizer._table else value.dtype",
+        "dtype = value.dtype if points is None else scalar_dtype(points.layouts()[0], p)",
         "dtype = value.dtype",
         "tests/optim/test_checkpoints.py::test_numbers_have_the_dtype_that_they_would_have_here",
     ),
@@ -219,5 +219,26 @@ MUTANTS = [
         "    sums.run(chain(*steps), exchange)\n",
         "    for its in steps:\n        sums.run(its, exchange)\n",
         "tests/stacks/test_sharded_sums.py::test_three_processes_step_as_one_with_two_sums_per_group",
+    ),
+    Mutant(
+        "the vertical part of a unit of degree p is that of degree 1",
+        "optim/execution/units.py",
+        "v.add_(x, [-share, manifold.degree * share])",
+        "v.add_(x, [-share, share])",
+        "tests/optim/test_slices.py::test_units_in_place_are_the_reference[2.0-torch.float64-{}]",
+    ),
+    Mutant(
+        "what is left of a parameter in slices is not stepped",
+        "optim/groups.py",
+        "if not covered(mine, tuple(p.shape)).all():",
+        "if not mine:",
+        "tests/optim/test_slices.py::test_slices_step_as_parameters_of_their_own[sgd-PSI()-torch.float64]",
+    ),
+    Mutant(
+        "slices of sharded parameters are not written back",
+        "optim/execution/sliced.py",
+        "                gathered.write(optimizer_state, rule, options)\n",
+        "                pass\n",
+        "tests/stacks/test_sharded_slices.py::test_two_processes_step_as_one_with_one_collective_per_group",
     ),
 ]

@@ -27,8 +27,8 @@ MUTANTS = [
     Mutant(
         "a second psi.declare keeps what it calls none",
         "psi/found.py",
-        "[entry.name for entry in written if entry not in stays and entry.name not in names]",
-        "[entry.name for entry in written if entry in stays and entry.name not in names]",
+        "[entry.name for entry in written if entry not in stays and entry.name not in kept]",
+        "[entry.name for entry in written if entry in stays and entry.name not in kept]",
         "tests/psi/test_declaring_found.py::test_what_is_no_longer_found_is_undeclared",
     ),
     Mutant(
@@ -90,8 +90,8 @@ MUTANTS = [
     Mutant(
         "notes lost in declare",
         "psi/report.py",
-        ", manifold, self.notes)",
-        ", manifold)",
+        ", manifold, self.notes, told, self.obstacles)",
+        ", manifold, (), told, self.obstacles)",
         "tests/psi/test_find_partners.py::test_declaring_passes_notes_on",
     ),
     Mutant(
@@ -261,5 +261,19 @@ MUTANTS = [
         "    _refuse_another(model, report)\n",
         "",
         "tests/psi/test_find_inputs.py::test_a_report_declares_all_or_nothing",
+    ),
+    Mutant(
+        "pairs with frozen parameters are declared",
+        "psi/found.py",
+        "        if frozen:\n",
+        "        if not params:\n",
+        "tests/psi/test_declare_pairs.py::test_pairs_with_frozen_parameters_are_left",
+    ),
+    Mutant(
+        "pairs are declared over scale-invariant rows",
+        "psi/found.py",
+        "        elif held:\n",
+        "        elif not params:\n",
+        "tests/psi/test_declare_pairs.py::test_scale_invariant_rows_come_first",
     ),
 ]

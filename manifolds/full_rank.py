@@ -14,7 +14,7 @@ from ..errors import GeometryError
 from . import numerics
 from .base import Manifold
 
-__all__ = ["Factors", "Pair", "ScaledFactors"]
+__all__ = ["FullRankFactors", "Pair", "ScaledFactors"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -200,13 +200,13 @@ class ScaledFactors(Manifold):
 
 
 @dataclass(frozen=True, repr=False)
-class Factors(ScaledFactors):
+class FullRankFactors(ScaledFactors):
     """Pairs of factors of full rank themselves, the representatives of `FixedRank`, with its metric.
 
     >>> import torch
     >>> from retract.manifolds import FixedRank
     >>> FixedRank(2, 5).total_space
-    Factors(k=2, n=5)
+    FullRankFactors(k=2, n=5)
     """
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
