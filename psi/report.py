@@ -123,7 +123,8 @@ class Report(Sequence[Finding]):
             representative: as in `retract.declare`: ``"unit"`` is for the rows, ``"balanced"`` for the pairs.
             pairs: whether `self.pairs` are declared, too, each on `FixedRank`. Entries belong to one point: rows come first, and
                 the report says which pairs were left. Pairs with frozen parameters are left.
-            damping: of `FixedRank`; more than 0 where a factor may be singular, such as the zero factor of a fresh adapter.
+            damping: of `FixedRank`; more than 0 where a factor may be singular, such as the zero factor of a fresh adapter; 1e-2 is
+                enough (docs/lora.md).
 
         Returns a report that says what was declared; this one stays as it is.
 

@@ -87,11 +87,12 @@ def declare(
             Vector manifolds only.
         representative: ``"keep"`` does not move the rows of a scaling quotient (PSI), ``"unit"`` moves them to
             norm 1. On manifolds with fixed representatives (Sphere, Grassmann, Stiefel) the parameter moves to
-            the nearest point in either case.
+            the nearest point in either case. ``"balanced"`` gives the factors of `FixedRank`, both of full rank, equal
+            Gram matrices, BᵀB = A Aᵀ.
 
     Raises:
-        DeclarationError: no such parameter, lazy, complex or integer; a zero or non-finite row; a move of
-            the rows of a network whose running statistics have been trained; a tied name declared
+        DeclarationError: no such parameter, lazy, complex or integer; a zero or non-finite row; factors without full
+            rank that are to be balanced; a move of the rows of a network whose running statistics have been trained; a tied name declared
             otherwise.
         GeometryError: the parameter's shape does not fit `rows` and `manifold`.
     """

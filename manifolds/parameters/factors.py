@@ -140,14 +140,16 @@ class Factors:
         >>> lora = Factors((Part("lora_B.weight", dim=1),), (Part("lora_A.weight"),))
         >>> relu = Factors((Part("2.weight", dim=1),), (Part("0.weight"), Part("0.bias")))
         >>> print(relu)
-            2.weight[dim 1] × 0.weight + 0.bias
+        2.weight[dim 1] × 0.weight + 0.bias
 
     Raises:
         GeometryError: parts that are none.
     """
 
     left: tuple[Part, ...]
+    """The parts of B, one below the other."""
     right: tuple[Part, ...] = ()
+    """The parts of Aᵀ."""
 
     def __post_init__(self) -> None:
         sides = (self.left, self.right)
