@@ -189,7 +189,7 @@ PLAIN = {"SGD": torch.optim.SGD, "AdamW": torch.optim.AdamW}
 
 
 def equivalent(kind, generator):
-    """A network in float64 with adapters of full rank, and one with other factors of the same products, by matrices of condition 1e3."""
+    """A network in float64 with adapters of full rank, and one with other factors of the same products, by matrices of condition 1e4."""
     model = transformer(4, kind).double()
     x, y = task(model)
     with torch.no_grad():
@@ -200,7 +200,7 @@ def equivalent(kind, generator):
         for adapter in adapters(twin):
             up, down = (layer.weight for layer in adapter.both())
             left, right = (torch.linalg.qr(torch.randn(4, 4, dtype=x.dtype, generator=generator))[0] for _ in range(2))
-            g = left * torch.logspace(-1.5, 1.5, 4, dtype=x.dtype) @ right
+            g = left * torch.logspace(-2, 2, 4, dtype=x.dtype) @ right
             up.copy_(up @ g)
             down.copy_(torch.linalg.solve(g, down))
     return model, twin, x, y
