@@ -113,7 +113,9 @@ class Charges:
         return Bundle(axes, np.asarray(values), np.sqrt(squares), self._singles(axes[0]))
 
     def _singles(self, axis: Axis) -> bool:
-        return len(axis.dims) == 1 or len(self.shapes[axis.name]) == 3 or prod(self.shapes[axis.name]) == self.length(axis)
+        return (
+            len(axis.dims) == 1 or len(self.shapes[axis.name]) == 3 or prod(self.shapes[axis.name]) == self.length(axis)
+        )
 
 
 def _dims(shape: tuple[int, ...], stacked: bool) -> Iterator[tuple[int, ...]]:

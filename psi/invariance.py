@@ -9,6 +9,8 @@
 3. Rescaling. All that was taken is enlarged by random factors, one per point, made smaller, and both, and the outputs must not
    change. If they do, halves are tried, down to the culprits, for which the next coarser cut is taken.
 4. Leak. At the model's own weights, with its eps, doubling must not matter (`leaks`).
+5. Pairs. The same backward passes tell which slices of weights may be scaled, or multiplied by matrices, against each other
+   (`pairs`).
 
 Never more than `PASSES` forward passes: what is not decided within them is "cannot tell".
 """
@@ -124,11 +126,8 @@ def find(
         while taken := [cut for cut in search.taken() if vectors == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
     del rescaling
-    passes = probe.passes
-    found = pairs(probe, charges, bases, tolerances)
-    del bases
-    limit = PASSES + probe.passes - passes
-    return report(probe, search, reasons, leaks(probe, list(search.proven.values()), tolerances, limit), found)
+    leaking = leaks(probe, list(search.proven.values()), tolerances, PASSES)
+    return report(probe, search, reasons, leaking, pairs(probe, charges, bases, tolerances, PASSES))
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..manifolds.parameters.factors import Factors
@@ -25,9 +24,6 @@ from .relations import Relation, relations
 from .rescaling import agreeing
 
 __all__ = ["GL", "POSITIVE", "SCALING", "Pair", "pairs"]
-
-PASSES = 24
-"""Forward passes for confirming pairs, at most."""
 
 _Block = tuple["_Candidate", int]
 
@@ -63,44 +59,41 @@ class Pair:
         return tuple(dict.fromkeys(part.name for part in self.factors.parts))
 
 
-def pairs(probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances) -> list[Pair]:
-    """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them."""
-    if len(charges.shapes) < 2:
+def pairs(
+    probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances, limit: int
+) -> list[Pair]:
+    """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them, with at most `limit`
+    passes of the probe."""
+    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead))
+    if not found or probe.passes >= limit:
         return []
-    number, tolerance = 1 % len(bases), tolerances.charges
-    with _flipped(probe, number, 0) as gradients:
-        charges.add(probe.weights, gradients)
-    found = relations(charges, tolerance, charges.floor(tolerances.dead))
-    if not found:
-        return []
+    probe.fill(noise=True)  # the weights that `bases` are of
     candidates = []
-    with _flipped(probe, number, 1) as gradients:
+    with _flipped(probe, 1 % len(bases), charges.passes) as gradients:
         floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
         for relation in found:
-            moments = Moments(probe.weights, gradients, relation, tolerance, floor)
+            moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
             candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
-    return _confirmed(candidates, Acting(probe, bases, tolerances.outputs, probe.passes + PASSES))
+    return _confirmed(candidates, Acting(probe, bases, tolerances.outputs, limit))
 
 
 @contextmanager
-def _flipped(probe: Probe, number: int, half: int) -> Iterator[dict[str, Tensor]]:
-    """Gradients with the signs of half of all entries of vectors changed for the time being: with other signs of their biases, units
-    that are on for all inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
-    generator = torch.Generator().manual_seed(0)
-    signs = {n: 1.0 - 2.0 * (torch.rand(w.shape, generator=generator) < 0.5) for n, w in probe.weights.items() if w.ndim == 1}
-    signs = {n: (sign if half == 0 else -sign).to(probe.weights[n]) for n, sign in signs.items()}
+def _flipped(probe: Probe, number: int, functional: int) -> Iterator[dict[str, Tensor]]:
+    """Gradients with the signs of all vectors changed for the time being: with other signs of their biases, units that are on for all
+    inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
 
     def flip() -> None:
-        for n, sign in signs.items():
-            probe.weights[n].detach().mul_(sign)
+        for w in probe.weights.values():
+            if w.ndim == 1:
+                w.detach().neg_()
 
     flip()
     try:
-        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+        gradients = probe.differentiate(number, eps=False, functional=functional)[1]
     except ProbeError:
         flip()
-        signs = {}
-        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+        yield probe.differentiate(number, eps=False, functional=functional)[1]
+        return
     try:
         yield gradients
     finally:
@@ -118,7 +111,9 @@ class _Candidate:
     def pairs(self, k: int) -> list[Pair]:
         """Its points of k columns."""
         columns = self.points.get(k)
-        return [] if columns is None else [self._pair(*found) for found in factors(self._relation, columns, self._shapes)]
+        return (
+            [] if columns is None else [self._pair(*found) for found in factors(self._relation, columns, self._shapes)]
+        )
 
     @property
     def whole(self) -> bool:
@@ -173,7 +168,9 @@ def _signed(pairs: list[Pair], acting: Acting) -> list[Pair]:
             return acting.unchanged([pair for kind in some for pair in kind], way)
 
         good = agreeing(list(kinds.values()), passes)[0]
-        mixed = [kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]]
+        mixed = [
+            kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]
+        ]
         singles = agreeing([[pair] for kind in mixed for pair in kind], passes)[0]
         kinds = dict(enumerate([*good, *singles]))
     return [pair for kind in kinds.values() for pair in kind]

@@ -17,7 +17,8 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table with a rule under its header."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (header, *rows)
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (header, *rows)
     ]
     return [lines[0], "─" * max(map(len, lines)), *lines[1:]]
 
@@ -27,7 +28,10 @@ def pair_rows(pairs: Sequence[Pair], shapes: Mapping[str, tuple[int, ...]]) -> l
     total = sum(prod(shape) for shape in shapes.values())
     return [
         (
-            *(", ".join(_told(part, shapes[part.name], p.k) for part in side) for side in (p.factors.left, p.factors.right)),
+            *(
+                ", ".join(_told(part, shapes[part.name], p.k) for part in side)
+                for side in (p.factors.left, p.factors.right)
+            ),
             (f"GL({p.k})" if p.k > 1 else p.group) + (f", degree {p.degree:g}" if p.degree != 1 else ""),
             str(p.points),
             f"{p.residual:.0e}",
@@ -61,7 +65,9 @@ def _told(part: Part, shape: tuple[int, ...], k: int) -> str:
     dims = part.dim if isinstance(part.dim, tuple) else (part.dim,)
     told = part.name if dims == (0,) else f"{part.name} dim {', '.join(map(str, dims))}"
     for dim in dims:
-        spans = [f"{a}–{b}" if a < b else str(a) for label, a, b in runs(covered(part, shape, k, dim).tolist()) if label]
+        spans = [
+            f"{a}–{b}" if a < b else str(a) for label, a, b in runs(covered(part, shape, k, dim).tolist()) if label
+        ]
         if spans != [f"0–{shape[dim] - 1}"]:
             told += f" [{', '.join(spans[:2])}{', …' if len(spans) > 2 else ''}]"
     return told
