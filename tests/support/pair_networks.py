@@ -6,7 +6,6 @@ A label is (group, degree, left, right, k), with the parts of either side. Deriv
 import torch
 from retract.manifolds import Part
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 D = 12
 """Width of the residual stream."""
