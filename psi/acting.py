@@ -16,7 +16,7 @@ from .rescaling import EXPONENTS, OutOfPasses, changes, spread
 if TYPE_CHECKING:
     from .pairs import Pair
 
-__all__ = ["UP", "DOWN", "SIGNS", "Acting"]
+__all__ = ["DOWN", "SIGNS", "UP", "Acting"]
 
 CONDITION = 3.0
 """Singular values of random matrices are 2^-3 … 2^3."""

@@ -31,7 +31,7 @@ from .euler import Euler, Tolerances
 from .leaks import leaks
 from .pairs import pairs
 from .probe import Probe, ProbeError
-from .reasons import explain
+from .reasons import between, explain
 from .report import Report
 from .rescaling import EXPONENTS, Rescaling, changes, multiplied, spread
 from .verdicts import Search, report
@@ -101,7 +101,7 @@ def find(
     search = Search({name: cuts(model, name, probe.weights) for name in probe.weights})
     outputs, gradients = probe.differentiate(0, eps=False)
     tolerances = Tolerances(probe.precision)
-    reasons = explain(outputs, probe.weights)
+    reasons, blockers = explain(outputs, probe.weights), between(outputs, probe.weights)
     bases = [[t.detach() for t in outputs]]
     del outputs
     search.look(Euler(probe.weights, gradients, tolerances))
@@ -127,7 +127,8 @@ def find(
             search.settle(taken, *rescaling.unchanged(taken))
     del rescaling
     leaking = leaks(probe, list(search.proven.values()), tolerances, PASSES)
-    return report(probe, search, reasons, leaking, pairs(probe, charges, bases, tolerances, PASSES))
+    found = pairs(probe, charges, bases, tolerances, PASSES)
+    return report(probe, search, reasons, leaking, found, blockers)
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

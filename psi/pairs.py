@@ -74,7 +74,9 @@ def pairs(
         for relation in found:
             moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
             candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
-    return _confirmed(candidates, Acting(probe, bases, tolerances.outputs, limit))
+    order = {name: number for number, name in enumerate(charges.shapes)}
+    result = _confirmed(candidates, Acting(probe, bases, tolerances.outputs, limit))
+    return sorted(result, key=lambda pair: [(order[part.name], part.start) for part in pair.factors.right])
 
 
 @contextmanager

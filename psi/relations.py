@@ -141,7 +141,7 @@ class _Search:
             if any(_within(one, x) and _within(other, y) for pair in finer for x, y in (pair, pair[::-1])):
                 continue
             left, right = label[starts[one] + i], label[starts[other] + j]
-            new = left != right
+            new = (left != right) & ~self._only(one, i) & ~self._only(other, j)
             if new.any():
                 names = np.arange(len(label))
                 names[right[new]] = left[new]
@@ -158,7 +158,7 @@ class _Search:
         lengths: dict[int, list[Axis]] = {}
         for axis, taken in self.claimed.items():
             live = self._live(self.charges.values[axis], self.charges.bundle(axis).sizes)
-            if not taken.any() and live.any() and self.charges.bundle(axis).singles:
+            if not taken.any() and (live[0] & live[1:].any(0)).any() and self.charges.bundle(axis).singles:
                 lengths.setdefault(len(taken), []).append(axis)
         for length, axes in lengths.items():
             columns = np.stack([self.charges.values[axis].ravel() for axis in axes], 1)
@@ -286,6 +286,19 @@ class _Search:
         for side in (0, 1):  # a place has one partner
             places = places[:, np.unique(places[side], return_index=True)[1]]
         return places[0], places[1]
+
+    def _only(self, axis: Axis, places: Indices) -> NDArray[np.bool_]:
+        """Which slices along two dimensions are the only ones with a gradient of a slice along one of them, and so no finer."""
+        if len(axis.dims) < 2:
+            return np.zeros(len(places), bool)
+        size = self.charges.shapes[axis.name][axis.dims[1]]
+        same = np.zeros(len(places), bool)
+        for dim, index in zip(axis.dims, np.divmod(places, size), strict=True):
+            coarse = self.charges.bundle(Axis(axis.name, (dim,)))
+            fine = self.charges.bundle(axis)
+            gap = np.abs(coarse.values[:, index] - fine.values[:, places])
+            same |= (gap <= self.tolerance * (coarse.sizes[:, index] + fine.sizes[:, places])).all(0)
+        return same
 
     def _live(self, values: Array, sizes: Array) -> NDArray[np.bool_]:
         """Where charges are clearly not zero."""

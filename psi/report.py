@@ -18,6 +18,9 @@ from .tables import aligned, covered, pair_rows, runs
 
 __all__ = ["Finding", "Report"]
 
+LISTED = 8
+"""Obstacles that are printed, at most."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -224,9 +227,9 @@ class Report(Sequence[Finding]):
         told = ""
         if self.pairs or self.obstacles:
             count = sum(pair.points for pair in self.pairs)
-            told = f"{len(self.pairs)} pairs of factors, {count:,} points, may be transformed against each other: "
-            told += f"{self._counted(self._entries())}.\n"
-            told += "".join(f"No pair: {obstacle}.\n" for obstacle in self.obstacles)
+            told = f"Pairs of factors: {len(self.pairs)}, with {count:,} points: {self._counted(self._entries())}.\n"
+            told += "".join(f"No pair: {obstacle}.\n" for obstacle in self.obstacles[:LISTED])
+            told += f"No pair: {len(self.obstacles) - LISTED} more.\n" if len(self.obstacles) > LISTED else ""
         invariant = {name for f in self.invariant for name in f.names}
         told += f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
         if self.declared:

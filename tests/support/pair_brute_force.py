@@ -42,7 +42,10 @@ class PairForce(BruteForce):
             else:
                 a = 2.0 ** (REACH * (2 * torch.rand(1, generator=generator, dtype=torch.float64) - 1))
                 sign = -1.0 if pair.group == "scaling" and torch.rand(1, generator=generator) < 0.5 else 1.0
-                left, right = (torch.eye(k) * sign * a).double(), (torch.eye(k) * sign**pair.degree / a**pair.degree).double()
+                left, right = (
+                    (torch.eye(k) * sign * a).double(),
+                    (torch.eye(k) * sign**pair.degree / a**pair.degree).double(),
+                )
             for parts, element in ((pair.factors.left, left), (pair.factors.right, right)):
                 for part in parts:
                     flat = new[part.name].view(-1)
@@ -120,12 +123,11 @@ class PairForce(BruteForce):
                     yield size, {name: dim, bias: 0}
 
     def _visible_sides(self, *sides):
-        """Whether scaling the first slice of each side alone shows in the outputs."""
-        for _, parts in sides:
-            new = {name: self.weights[name].detach().clone() for name in parts}
-            for name, dim in parts.items():
-                new[name].select(dim, 0).mul_(8.0)
-            if float(self.changes(new).max()) < 1e-6:
+        """Whether scaling the first slice of each parameter alone shows in the outputs."""
+        for name, dim in (part for _, parts in sides for part in parts.items()):
+            new = self.weights[name].detach().clone()
+            new.select(dim, 0).mul_(8.0)
+            if float(self.changes({name: new}).max()) < 1e-6:
                 return False
         return True
 
@@ -149,12 +151,20 @@ class Mixed(nn.Module):
             heads, groups, k = draw.choice([(3, 3, 4), (4, 2, 3), (2, 1, 6), (2, 2, 4), (4, 4, 2), (6, 2, 2)])
             rotary = draw.choice([None, None, k - k % 2])
             inner = Attention(
-                heads, groups, k, bias, draw.choice([None, None, nn.RMSNorm]), rotary=rotary, interleaved=draw.random() < 0.5
+                heads,
+                groups,
+                k,
+                bias,
+                draw.choice([None, None, nn.RMSNorm]),
+                rotary=rotary,
+                interleaved=draw.random() < 0.5,
             )
         elif kind == "fused":
             way = draw.choice([-2, -3])
             project = nn.Linear(D, 36, bias) if draw.random() < 0.5 else Transposed(D, 36)
-            inner = Fused(project, lambda z: z.unflatten(-1, (3, 3, 4)).unbind(way), Heads(3, rotary=draw.choice([None, 4])))
+            inner = Fused(
+                project, lambda z: z.unflatten(-1, (3, 3, 4)).unbind(way), Heads(3, rotary=draw.choice([None, 4]))
+            )
         elif kind == "gate":
             inner = Gate(activation, draw.random() < 0.5, bias)
         elif kind == "experts":
