@@ -10,12 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
 
 from ..manifolds.parameters.factors import Factors
-from .acting import DOWN, SIGNS, UP, Acting
+from .acting import Acting
 from .blocks import Moments, factors
 from .charges import Array, Charges, Indices
 from .euler import Tolerances
@@ -109,6 +110,9 @@ class _Candidate:
         self, relation: Relation, points: dict[int, Indices], residuals: Array, shapes: dict[str, tuple[int, ...]]
     ) -> None:
         self.points, self._relation, self._residuals, self._shapes = points, relation, residuals, shapes
+        self.degree = relation.degree
+        self.kind = tuple(re.sub(r"\d+", "", part.axis.name) for part in relation.left + relation.right)
+        """The same for layers whose names differ in numbers only."""
 
     def pairs(self, k: int) -> list[Pair]:
         """Its points of k columns."""
@@ -136,8 +140,7 @@ class _Candidate:
         grids = [part.grid(self._shapes[part.name], k) for part in both.parts]
         entries = sum(grid.points * grid.height * k for grid in grids)
         worst = float(self._residuals[columns].max())
-        degree = self._relation.degree
-        return Pair(both, k, count, GL if k > 1 else POSITIVE, degree, worst, entries, _reason(both, k))
+        return Pair(both, k, count, GL if k > 1 else POSITIVE, self.degree, worst, entries, _reason(both, k))
 
 
 def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
@@ -145,46 +148,42 @@ def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
     for candidate in candidates:
         for k in [k for k in candidate.points if k > 1 and not candidate.whole]:
             candidate.single(k)
-    found = [(candidate, k) for candidate in candidates for k in candidate.points]
-    for way in (UP, DOWN):
-        good = _agreeing(found, acting, way)
-        failed = [(candidate, k) for candidate, k in found if k > 1 and (candidate, k) not in good]
-        for candidate, k in failed:
+    blocks = [(candidate, k) for candidate in candidates for k in candidate.points]
+    signed = _signed(blocks, acting)
+    for candidate, k in blocks:
+        if k > 1 and (candidate, k) not in signed:
             candidate.single(k)
-        found = good + _agreeing([(candidate, 1) for candidate, _ in failed], acting, way)
-    result = [pair for c in candidates for k in c.points for pair in c.pairs(k) if (c, k) in found]
-    signed = {id(pair) for pair in _signed([pair for pair in result if pair.k == 1], acting)}
-    return [replace(pair, group=SCALING) if id(pair) in signed else pair for pair in result]
+    found = [(candidate, 1) for candidate in candidates if 1 in candidate.points and (candidate, 1) not in signed]
+    for back in (False, True):
+        found = agreeing(found, partial(_unchanged, acting, signs=False, back=back))[0]
+    result = [pair for candidate, k in found for pair in candidate.pairs(k)]
+    for candidate, k in signed:
+        result += [replace(pair, group=GL if k > 1 else SCALING) for pair in candidate.pairs(k)]
+    return result
 
 
-def _signed(pairs: list[Pair], acting: Acting) -> list[Pair]:
-    """Those for which factors may be negative, too. Layers of one kind all take signs or none does, so they are tried together; where
-    they fail, and the first of them does not, in halves."""
-    kinds: dict[object, list[Pair]] = {}
-    for pair in pairs:
-        if pair.degree.is_integer():
-            kinds.setdefault((pair.degree, *(re.sub(r"\d+", "", name) for name in pair.names)), []).append(pair)
-    for way in SIGNS:
+def _signed(blocks: list[_Block], acting: Acting) -> list[_Block]:
+    """Those whose factors may be negative, too. Layers of one kind all take signs or none does, so they are tried together; where
+    they fail, and the first of them does not, one by one."""
+    kinds: dict[object, list[_Block]] = {}
+    for candidate, k in blocks:
+        if candidate.degree.is_integer():
+            kinds.setdefault((k > 1, candidate.degree, candidate.kind), []).append((candidate, k))
+    for back in (False, True):
 
-        def passes(some: list[list[Pair]], way: int = way) -> bool:
-            return acting.unchanged([pair for kind in some for pair in kind], way)
+        def passes(some: list[list[_Block]], back: bool = back) -> bool:
+            return _unchanged(acting, [block for kind in some for block in kind], signs=True, back=back)
 
         good = agreeing(list(kinds.values()), passes)[0]
-        mixed = [
-            kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]
-        ]
-        singles = agreeing([[pair] for kind in mixed for pair in kind], passes)[0]
+        bad = [kind for kind in kinds.values() if kind not in good and len(kind) > 1]
+        mixed = [kind for kind in bad if agreeing([kind[:1]], passes)[0]]
+        singles = agreeing([[block] for kind in mixed for block in kind], passes)[0]
         kinds = dict(enumerate([*good, *singles]))
-    return [pair for kind in kinds.values() for pair in kind]
+    return [block for kind in kinds.values() for block in kind]
 
 
-def _agreeing(blocks: list[_Block], acting: Acting, way: int) -> list[_Block]:
-    """Those blocks that pass the test by acting, tried all together, then in halves."""
-
-    def passes(some: list[_Block]) -> bool:
-        return acting.unchanged([pair for candidate, k in some for pair in candidate.pairs(k)], way)
-
-    return agreeing(blocks, passes)[0]
+def _unchanged(acting: Acting, blocks: list[_Block], *, signs: bool, back: bool) -> bool:
+    return acting.unchanged([pair for candidate, k in blocks for pair in candidate.pairs(k)], signs=signs, back=back)
 
 
 def _reason(both: Factors, k: int) -> str:

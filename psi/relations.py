@@ -11,7 +11,7 @@ Three searches, each among what those before it have left:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -75,8 +75,8 @@ class Relation:
 class _Entries:
     """Sums of charges from several sources, one after the other: (passes, entries), of the first two passes."""
 
-    def __init__(self, parts: Iterable[tuple[Bundle, Window]], floor: float) -> None:
-        self.bundles, self.windows = [list(side) for side in zip(*parts, strict=True)] or ([], [])
+    def __init__(self, parts: Sequence[tuple[Bundle, Window]], floor: float) -> None:
+        self.bundles, self.windows = [bundle for bundle, _ in parts], [window for _, window in parts]
         found = [self.part(source, 2) for source in range(len(self.bundles))]
         self.values, self.sizes = (np.concatenate([part[side] for part in found], 1) for side in (0, 1))
         # Where most of an axis has no gradient, as rows of an embedding, sums that begin or end there are those of shorter windows.
@@ -123,7 +123,7 @@ class _Search:
 
     def singles(self) -> None:
         """Slices with equal charges. Of several that are equal each is paired with one of them only."""
-        entries = _Entries(((bundle, WHOLE) for bundle in self.bundles if bundle.singles), self.floor[0, 0])
+        entries = _Entries([(bundle, WHOLE) for bundle in self.bundles if bundle.singles], self.floor[0, 0])
         starts = dict(zip(self.claimed, np.cumsum([0, *map(len, self.claimed.values())]), strict=False))
         label = np.arange(sum(map(len, self.claimed.values())))
         groups = [(degree, *group) for degree in DEGREES for group in self._groups(entries, degree)]

@@ -140,8 +140,8 @@ def report(
             reason = _reason(name, probe, search, reasons)
         findings.append(Finding(name, "none", Rows(), (), search.radial.get(name, math.nan), math.nan, reason, shape))
     paired = {both for pair in pairs for both in permutations(pair.names, 2)}
-    obstacles = [f"{why} between {a} and {b}" for (a, b), why in blockers.items() if (a, b) not in paired]
-    return Report(findings, notes=probe.notes, pairs=pairs, obstacles=obstacles)
+    missing = [f"{why} between {a} and {b}" for (a, b), why in blockers.items() if (a, b) not in paired]
+    return Report(findings, notes=probe.notes, pairs=pairs, obstacles=missing)
 
 
 def _reason(name: str, probe: Probe, search: Search, reasons: dict[str, str]) -> str:

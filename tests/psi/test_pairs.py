@@ -116,7 +116,7 @@ def test_the_report_prints_both_tables():
 def test_what_stands_between_is_told():
     report = found(units.gelu)
     assert report.obstacles == ("GELU between 0.weight and 2.weight", "GELU between 2.weight and 4.weight")
-    assert "No pair: GELU between 0.weight and 2.weight." in str(report)
+    assert "No pair: GELU between 0.weight and 2.weight, and 1 more like it." in str(report)
     assert "SiLU between inner.gate.weight and inner.down.weight" in found(units.swiglu).obstacles
     assert not found(pair_networks.attention).obstacles
 

@@ -107,9 +107,9 @@ class PairForce(BruteForce):
                         mask.select(dim, 0).fill_(1.0 if a > 1 else -1.0)
                         direction[starts[name] : starts[name] + w.numel()] = mask.double().flatten()
                 rest = direction - span.T @ (span @ direction)
-                if float(rest.norm()) > 1e-6 * float(direction.norm()) and self._visible_sides(one, other):
-                    if float(self.changes(new).max()) <= 1e-9:
-                        found.append((one[1], other[1]))
+                unknown = float(rest.norm()) > 1e-6 * float(direction.norm()) and self._visible_sides(one, other)
+                if unknown and float(self.changes(new).max()) <= 1e-9:
+                    found.append((one[1], other[1]))
         return found
 
     def _sides(self, name, w):
