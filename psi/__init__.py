@@ -4,8 +4,9 @@ from ..manifolds import PSI
 from .declare import declare
 from .diagnostics import Monitor, Observation
 from .invariance import find
+from .pairs import Pair
 from .probe import ProbeError
 from .report import Finding, Report
 from .statistics import recalibrate
 
-__all__ = ["PSI", "Finding", "Monitor", "Observation", "ProbeError", "Report", "declare", "find", "recalibrate"]
+__all__ = ["PSI", "Finding", "Monitor", "Observation", "Pair", "ProbeError", "Report", "declare", "find", "recalibrate"]

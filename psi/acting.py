@@ -16,14 +16,10 @@ from .rescaling import EXPONENTS, OutOfPasses, changes, spread
 if TYPE_CHECKING:
     from .pairs import Pair
 
-__all__ = ["DOWN", "SIGNS", "UP", "Acting"]
+__all__ = ["Acting"]
 
 CONDITION = 3.0
 """Singular values of random matrices are 2^-3 … 2^3."""
-UP, DOWN = range(2)
-"""Ways to act: scalings enlarge the left factor, or make it smaller; a matrix R, or −R, since what is a ReLU for R is none for −R."""
-SIGNS = (2, 3)
-"""Scalings that change the signs of some points, and those of the others."""
 
 
 class Acting:
@@ -35,12 +31,15 @@ class Acting:
     def __init__(self, probe: Probe, bases: Sequence[list[Tensor]], tolerance: float, limit: int) -> None:
         self._probe, self._bases, self._tolerance, self._limit = probe, bases, tolerance, limit
 
-    def unchanged(self, pairs: Sequence[Pair], way: int) -> bool:
-        """Whether the outputs are the same for `pairs` transformed."""
+    def unchanged(self, pairs: Sequence[Pair], *, signs: bool, back: bool) -> bool:
+        """Whether the outputs are the same for `pairs` transformed, by factors with random `signs` or by positive ones.
+
+        On the way `back` elements are inverted and have the other signs: what is a ReLU for R is none for −R⁻¹.
+        """
         if self._probe.passes >= self._limit:
             raise OutOfPasses
-        number = (way + 1) % len(self._bases)
-        with _transformed(self._probe.weights, pairs, way):
+        number = (not back) % len(self._bases)
+        with _transformed(self._probe.weights, pairs, signs, back):
             try:
                 gaps = changes(self._probe.run(number, eps=False), self._bases[number])
             except ProbeError:
@@ -49,11 +48,11 @@ class Acting:
 
 
 @contextmanager
-def _transformed(weights: dict[str, Tensor], pairs: Sequence[Pair], way: int) -> Iterator[None]:
+def _transformed(weights: dict[str, Tensor], pairs: Sequence[Pair], signs: bool, back: bool) -> Iterator[None]:
     kept = {name: weights[name].detach().clone() for pair in pairs for name in pair.names}
     generator = torch.Generator().manual_seed(0)
     for pair in pairs:
-        _act(weights, pair, way, generator)
+        _act(weights, pair, signs, back, generator)
     try:
         yield
     finally:
@@ -62,21 +61,21 @@ def _transformed(weights: dict[str, Tensor], pairs: Sequence[Pair], way: int) ->
 
 
 @torch.no_grad()
-def _act(weights: dict[str, Tensor], pair: Pair, way: int, generator: torch.Generator) -> None:
+def _act(weights: dict[str, Tensor], pair: Pair, signs: bool, back: bool, generator: torch.Generator) -> None:
     """(B, A) ← (B R, R⁻¹ A) for a random R per point, or (u, v) ← (a u, a⁻ᵖ v)."""
+    flips = torch.randint(2, (2, pair.points), generator=generator) * 2.0 - 1
     if pair.k > 1:
         u, v = (
             torch.linalg.qr(torch.randn(pair.points, pair.k, pair.k, generator=generator, dtype=torch.float64))[0]
             for _ in range(2)
         )
         s = 2.0 ** (CONDITION * (2 * torch.rand(pair.points, 1, pair.k, generator=generator, dtype=torch.float64) - 1))
-        s = s if way == UP else -s
+        s = -1 / s if back else s
         sides: tuple[Tensor, Tensor] = ((u * s) @ v.mT, (u / s) @ v.mT)  # R and R⁻ᵀ
     else:
-        low, high = EXPONENTS if way == UP else (-EXPONENTS[1], EXPONENTS[1] if way in SIGNS else -EXPONENTS[0])
-        a = 2.0 ** spread(low, high)(pair.points, generator)
-        sign = torch.randint(2, a.shape, generator=generator) * 2.0 - 1
-        sign = torch.ones_like(a) if way not in SIGNS else sign if way == SIGNS[0] else -sign
+        exponents = flips[0] * spread(*EXPONENTS)(pair.points, generator)
+        a = 2.0 ** (-exponents if back else exponents)
+        sign = (-flips[1] if back else flips[1]).to(a) if signs else torch.ones_like(a)
         sides = (sign * a, sign**pair.degree * a**-pair.degree)
     for parts, element in zip((pair.factors.left, pair.factors.right), sides, strict=True):
         for part in parts:

@@ -51,8 +51,9 @@ class Moments:
         """Number k of columns → columns of the relation by points, (points, k). Columns that do not agree after all are left out."""
         good = np.flatnonzero((self.residuals <= self._tolerance).cpu().numpy())
         classes = self._classes(good) if self._degree == 1 else [np.array([column]) for column in good]
+        classes.sort(key=lambda some: some.tolist())
         return {
-            k: np.stack(sorted((some for some in classes if len(some) == k), key=lambda some: int(some[0])))
+            k: np.stack([some for some in classes if len(some) == k])
             for k in sorted({len(some) for some in classes}, reverse=True)
         }
 

@@ -9,6 +9,8 @@
 3. Rescaling. All that was taken is enlarged by random factors, one per point, made smaller, and both, and the outputs must not
    change. If they do, halves are tried, down to the culprits, for which the next coarser cut is taken.
 4. Leak. At the model's own weights, with its eps, doubling must not matter (`leaks`).
+5. Pairs. The same backward passes tell which slices of weights may be scaled, or multiplied by matrices, against each other
+   (`pairs`).
 
 Never more than `PASSES` forward passes: what is not decided within them is "cannot tell".
 """
@@ -29,7 +31,7 @@ from .euler import Euler, Tolerances
 from .leaks import leaks
 from .pairs import pairs
 from .probe import Probe, ProbeError
-from .reasons import explain
+from .reasons import between, explain
 from .report import Report
 from .rescaling import EXPONENTS, Rescaling, changes, multiplied, spread
 from .verdicts import Search, report
@@ -99,7 +101,7 @@ def find(
     search = Search({name: cuts(model, name, probe.weights) for name in probe.weights})
     outputs, gradients = probe.differentiate(0, eps=False)
     tolerances = Tolerances(probe.precision)
-    reasons = explain(outputs, probe.weights)
+    reasons, blockers = explain(outputs, probe.weights), between(outputs, probe.weights)
     bases = [[t.detach() for t in outputs]]
     del outputs
     search.look(Euler(probe.weights, gradients, tolerances))
@@ -124,11 +126,9 @@ def find(
         while taken := [cut for cut in search.taken() if vectors == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
     del rescaling
-    passes = probe.passes
-    found = pairs(probe, charges, bases, tolerances)
-    del bases
-    limit = PASSES + probe.passes - passes
-    return report(probe, search, reasons, leaks(probe, list(search.proven.values()), tolerances, limit), found)
+    leaking = leaks(probe, list(search.proven.values()), tolerances, PASSES)
+    found = pairs(probe, charges, bases, tolerances, PASSES)
+    return report(probe, search, reasons, leaking, found, blockers)
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

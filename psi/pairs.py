@@ -10,13 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..manifolds.parameters.factors import Factors
-from .acting import DOWN, SIGNS, UP, Acting
+from .acting import Acting
 from .blocks import Moments, factors
 from .charges import Array, Charges, Indices
 from .euler import Tolerances
@@ -25,9 +25,6 @@ from .relations import Relation, relations
 from .rescaling import agreeing
 
 __all__ = ["GL", "POSITIVE", "SCALING", "Pair", "pairs"]
-
-PASSES = 24
-"""Forward passes for confirming pairs, at most."""
 
 _Block = tuple["_Candidate", int]
 
@@ -63,46 +60,43 @@ class Pair:
         return tuple(dict.fromkeys(part.name for part in self.factors.parts))
 
 
-def pairs(probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances) -> list[Pair]:
-    """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them."""
-    if len(charges.shapes) < 2:
+def pairs(
+    probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances, limit: int
+) -> list[Pair]:
+    """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them, with at most `limit`
+    passes of the probe."""
+    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead))
+    if not found or probe.passes >= limit:
         return []
-    number, tolerance = 1 % len(bases), tolerances.charges
-    with _flipped(probe, number, 0) as gradients:
-        charges.add(probe.weights, gradients)
-    found = relations(charges, tolerance, charges.floor(tolerances.dead))
-    if not found:
-        return []
+    probe.fill(noise=True)  # the weights that `bases` are of
     candidates = []
-    with _flipped(probe, number, 1) as gradients:
+    with _flipped(probe, 1 % len(bases), charges.passes) as gradients:
         floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
         for relation in found:
-            moments = Moments(probe.weights, gradients, relation, tolerance, floor)
+            moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
             candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
-    return _confirmed(candidates, Acting(probe, bases, tolerances.outputs, probe.passes + PASSES))
+    order = {name: number for number, name in enumerate(charges.shapes)}
+    result = _confirmed(candidates, Acting(probe, bases, tolerances.outputs, limit))
+    return sorted(result, key=lambda pair: [(order[part.name], part.start) for part in pair.factors.right])
 
 
 @contextmanager
-def _flipped(probe: Probe, number: int, half: int) -> Iterator[dict[str, Tensor]]:
-    """Gradients with the signs of half of all entries of vectors changed for the time being: with other signs of their biases, units
-    that are on for all inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
-    generator = torch.Generator().manual_seed(0)
-    signs = {
-        n: 1.0 - 2.0 * (torch.rand(w.shape, generator=generator) < 0.5) for n, w in probe.weights.items() if w.ndim == 1
-    }
-    signs = {n: (sign if half == 0 else -sign).to(probe.weights[n]) for n, sign in signs.items()}
+def _flipped(probe: Probe, number: int, functional: int) -> Iterator[dict[str, Tensor]]:
+    """Gradients with the signs of all vectors changed for the time being: with other signs of their biases, units that are on for all
+    inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
 
     def flip() -> None:
-        for n, sign in signs.items():
-            probe.weights[n].detach().mul_(sign)
+        for w in probe.weights.values():
+            if w.ndim == 1:
+                w.detach().neg_()
 
     flip()
     try:
-        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+        gradients = probe.differentiate(number, eps=False, functional=functional)[1]
     except ProbeError:
         flip()
-        signs = {}
-        gradients = probe.differentiate(number, eps=False, functional=10 + half)[1]
+        yield probe.differentiate(number, eps=False, functional=functional)[1]
+        return
     try:
         yield gradients
     finally:
@@ -116,6 +110,9 @@ class _Candidate:
         self, relation: Relation, points: dict[int, Indices], residuals: Array, shapes: dict[str, tuple[int, ...]]
     ) -> None:
         self.points, self._relation, self._residuals, self._shapes = points, relation, residuals, shapes
+        self.degree = relation.degree
+        self.kind = tuple(re.sub(r"\d+", "", part.axis.name) for part in relation.left + relation.right)
+        """The same for layers whose names differ in numbers only."""
 
     def pairs(self, k: int) -> list[Pair]:
         """Its points of k columns."""
@@ -143,8 +140,7 @@ class _Candidate:
         grids = [part.grid(self._shapes[part.name], k) for part in both.parts]
         entries = sum(grid.points * grid.height * k for grid in grids)
         worst = float(self._residuals[columns].max())
-        degree = self._relation.degree
-        return Pair(both, k, count, GL if k > 1 else POSITIVE, degree, worst, entries, _reason(both, k))
+        return Pair(both, k, count, GL if k > 1 else POSITIVE, self.degree, worst, entries, _reason(both, k))
 
 
 def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
@@ -152,46 +148,42 @@ def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
     for candidate in candidates:
         for k in [k for k in candidate.points if k > 1 and not candidate.whole]:
             candidate.single(k)
-    found = [(candidate, k) for candidate in candidates for k in candidate.points]
-    for way in (UP, DOWN):
-        good = _agreeing(found, acting, way)
-        failed = [(candidate, k) for candidate, k in found if k > 1 and (candidate, k) not in good]
-        for candidate, k in failed:
+    blocks = [(candidate, k) for candidate in candidates for k in candidate.points]
+    signed = _signed(blocks, acting)
+    for candidate, k in blocks:
+        if k > 1 and (candidate, k) not in signed:
             candidate.single(k)
-        found = good + _agreeing([(candidate, 1) for candidate, _ in failed], acting, way)
-    result = [pair for c in candidates for k in c.points for pair in c.pairs(k) if (c, k) in found]
-    signed = {id(pair) for pair in _signed([pair for pair in result if pair.k == 1], acting)}
-    return [replace(pair, group=SCALING) if id(pair) in signed else pair for pair in result]
+    found = [(candidate, 1) for candidate in candidates if 1 in candidate.points and (candidate, 1) not in signed]
+    for back in (False, True):
+        found = agreeing(found, partial(_unchanged, acting, signs=False, back=back))[0]
+    result = [pair for candidate, k in found for pair in candidate.pairs(k)]
+    for candidate, k in signed:
+        result += [replace(pair, group=GL if k > 1 else SCALING) for pair in candidate.pairs(k)]
+    return result
 
 
-def _signed(pairs: list[Pair], acting: Acting) -> list[Pair]:
-    """Those for which factors may be negative, too. Layers of one kind all take signs or none does, so they are tried together; where
-    they fail, and the first of them does not, in halves."""
-    kinds: dict[object, list[Pair]] = {}
-    for pair in pairs:
-        if pair.degree.is_integer():
-            kinds.setdefault((pair.degree, *(re.sub(r"\d+", "", name) for name in pair.names)), []).append(pair)
-    for way in SIGNS:
+def _signed(blocks: list[_Block], acting: Acting) -> list[_Block]:
+    """Those whose factors may be negative, too. Layers of one kind all take signs or none does, so they are tried together; where
+    they fail, and the first of them does not, one by one."""
+    kinds: dict[object, list[_Block]] = {}
+    for candidate, k in blocks:
+        if candidate.degree.is_integer():
+            kinds.setdefault((k > 1, candidate.degree, candidate.kind), []).append((candidate, k))
+    for back in (False, True):
 
-        def passes(some: list[list[Pair]], way: int = way) -> bool:
-            return acting.unchanged([pair for kind in some for pair in kind], way)
+        def passes(some: list[list[_Block]], back: bool = back) -> bool:
+            return _unchanged(acting, [block for kind in some for block in kind], signs=True, back=back)
 
         good = agreeing(list(kinds.values()), passes)[0]
-        mixed = [
-            kind for kind in kinds.values() if kind not in good and len(kind) > 1 and agreeing([kind[:1]], passes)[0]
-        ]
-        singles = agreeing([[pair] for kind in mixed for pair in kind], passes)[0]
+        bad = [kind for kind in kinds.values() if kind not in good and len(kind) > 1]
+        mixed = [kind for kind in bad if agreeing([kind[:1]], passes)[0]]
+        singles = agreeing([[block] for kind in mixed for block in kind], passes)[0]
         kinds = dict(enumerate([*good, *singles]))
-    return [pair for kind in kinds.values() for pair in kind]
+    return [block for kind in kinds.values() for block in kind]
 
 
-def _agreeing(blocks: list[_Block], acting: Acting, way: int) -> list[_Block]:
-    """Those blocks that pass the test by acting, tried all together, then in halves."""
-
-    def passes(some: list[_Block]) -> bool:
-        return acting.unchanged([pair for candidate, k in some for pair in candidate.pairs(k)], way)
-
-    return agreeing(blocks, passes)[0]
+def _unchanged(acting: Acting, blocks: list[_Block], *, signs: bool, back: bool) -> bool:
+    return acting.unchanged([pair for candidate, k in blocks for pair in candidate.pairs(k)], signs=signs, back=back)
 
 
 def _reason(both: Factors, k: int) -> str:

@@ -10,13 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["STARVED", "UNUSED", "explain"]
+__all__ = ["STARVED", "UNUSED", "between", "explain"]
 
 UNUSED = "not used in the forward pass"
 STARVED = (
     "cannot tell: BatchNorm sees two values per channel, which become ±1 whatever the weights are; give more samples"
 )
 
+# Where two computed things meet that are no gate of each other.
+_MEETING = ("Bmm", "ScaledDotProduct", "Baddbmm")
 # Of normalization written by hand, what divides by a length.
 _BY_HAND = ("Rsqrt", "Sqrt", "Std", "Var")
 # Functions f with f(a x) ≠ a f(x), by the name of their autograd node.
@@ -50,6 +52,43 @@ def explain(outputs: Iterable[Tensor], weights: dict[str, Tensor]) -> dict[str, 
     return {name: _walk(leaves.get(id(w)), consumers) for name, w in weights.items()}
 
 
+def between(outputs: Iterable[Tensor], weights: dict[str, Tensor]) -> dict[tuple[str, str], str]:
+    """Which function stands between two weights, the second of which acts on what the first has made, and lets no factor pass."""
+    consumers, leaves = _graph(outputs)
+    matrices = [name for name, w in weights.items() if w.ndim > 1 and id(w) in leaves]
+    views: dict[object, str] = {leaves[id(weights[name])]: name for name in matrices}
+    stack = list(views)
+    while stack:  # transposed, cast and reshaped weights
+        for node in consumers[stack.pop()]:
+            names = {views.get(source, "") for source, _ in node.next_functions if source is not None}  # type: ignore[attr-defined]
+            if node not in views and len(names) == 1 and "" not in names:
+                views[node] = names.pop()
+                stack.append(node)
+    found: dict[tuple[str, str], str] = {}
+    for name in matrices:
+        layer, seen = [(node, "") for node, origin in views.items() if origin == name], set(views)
+        while layer:
+            ahead = []
+            for node, blocker in layer:
+                for consumer in consumers[node]:
+                    kind = _kind(consumer)
+                    sources = [source for source, _ in consumer.next_functions if source is not None]  # type: ignore[attr-defined]
+                    others = {views[source] for source in sources if source in views} - {name}
+                    if others and blocker:
+                        found |= {(name, other): blocker for other in others}
+                    if consumer in seen or others or kind.startswith(_MEETING) or (kind == "Add" and _sums(consumer)):
+                        continue
+                    seen.add(consumer)
+                    ahead.append((consumer, blocker or _NONLINEAR.get(kind, "")))
+            layer = ahead
+    return found
+
+
+def _kind(node: object) -> str:
+    """The name of the operation."""
+    return re.sub(r"Backward\d*$", "", type(node).__name__)
+
+
 def _graph(outputs: Iterable[Tensor]) -> tuple[dict[object, list[object]], dict[int, object]]:
     """Node → nodes that use its result; and the node of every leaf tensor, by id."""
     consumers: dict[object, list[object]] = defaultdict(list)
@@ -78,7 +117,7 @@ def _walk(leaf: object | None, consumers: dict[object, list[object]]) -> str:
         ahead = []
         for node in layer:
             for consumer in consumers[node]:
-                kind = re.sub(r"Backward\d*$", "", type(consumer).__name__)
+                kind = _kind(consumer)
                 if (("Norm" in kind and "WeightNorm" not in kind) or kind in _BY_HAND) and not first:
                     if not (blocker or normalized) and _starved(kind, consumer):
                         return STARVED

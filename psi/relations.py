@@ -11,9 +11,9 @@ Three searches, each among what those before it have left:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,13 @@ DEGREES = (1, 2, 3)
 """Degrees of activations that are looked for; 1 is that of a product, and of ReLU."""
 CLEAR = 1e3
 """A charge is clearly not zero from so many times the tolerance on."""
-MANY = 2**21
-"""Sums that are compared, at most."""
+MANY = (2**20, 2**18, 2**17)
+"""Sums that are compared with all others, at most: on axes that are in relations in part; on others, of one level; of two."""
+
+SPARSE = 0.8
+"""Share of an axis with a gradient below which it counts as sparse."""
+LAGS = 64
+"""Entries in a row that are compared with each other, at most."""
 
 WHOLE = Window()
 
@@ -70,10 +75,15 @@ class Relation:
 class _Entries:
     """Sums of charges from several sources, one after the other: (passes, entries), of the first two passes."""
 
-    def __init__(self, parts: Iterable[tuple[Bundle, Window]]) -> None:
-        self.bundles, self.windows = [list(side) for side in zip(*parts, strict=True)] or ([], [])
+    def __init__(self, parts: Sequence[tuple[Bundle, Window]], floor: float) -> None:
+        self.bundles, self.windows = [bundle for bundle, _ in parts], [window for _, window in parts]
         found = [self.part(source, 2) for source in range(len(self.bundles))]
         self.values, self.sizes = (np.concatenate([part[side] for part in found], 1) for side in (0, 1))
+        # Where most of an axis has no gradient, as rows of an embedding, sums that begin or end there are those of shorter windows.
+        alive = [bundle.sizes[0] > floor for bundle in self.bundles]
+        ends = [w.block is None and live.mean() < SPARSE for w, live in zip(self.windows, alive, strict=True)]
+        alive = [live if sparse else np.ones_like(live) for live, sparse in zip(alive, ends, strict=True)]
+        self.alive = np.concatenate([w.ends(live) for w, live in zip(self.windows, alive, strict=True)])
         counts = [values.shape[1] for values, _ in found]
         self.starts = np.cumsum([0, *counts])
         self.source = np.repeat(np.arange(len(counts)), counts)
@@ -113,7 +123,7 @@ class _Search:
 
     def singles(self) -> None:
         """Slices with equal charges. Of several that are equal each is paired with one of them only."""
-        entries = _Entries((bundle, WHOLE) for bundle in self.bundles if bundle.singles)
+        entries = _Entries([(bundle, WHOLE) for bundle in self.bundles if bundle.singles], self.floor[0, 0])
         starts = dict(zip(self.claimed, np.cumsum([0, *map(len, self.claimed.values())]), strict=False))
         label = np.arange(sum(map(len, self.claimed.values())))
         groups = [(degree, *group) for degree in DEGREES for group in self._groups(entries, degree)]
@@ -131,7 +141,7 @@ class _Search:
             if any(_within(one, x) and _within(other, y) for pair in finer for x, y in (pair, pair[::-1])):
                 continue
             left, right = label[starts[one] + i], label[starts[other] + j]
-            new = left != right
+            new = (left != right) & ~self._only(one, i) & ~self._only(other, j)
             if new.any():
                 names = np.arange(len(label))
                 names[right[new]] = left[new]
@@ -148,7 +158,7 @@ class _Search:
         lengths: dict[int, list[Axis]] = {}
         for axis, taken in self.claimed.items():
             live = self._live(self.charges.values[axis], self.charges.bundle(axis).sizes)
-            if not taken.any() and live.any() and self.charges.bundle(axis).singles:
+            if not taken.any() and (live[0] & live[1:].any(0)).any() and self.charges.bundle(axis).singles:
                 lengths.setdefault(len(taken), []).append(axis)
         for length, axes in lengths.items():
             columns = np.stack([self.charges.values[axis].ravel() for axis in axes], 1)
@@ -163,11 +173,44 @@ class _Search:
                 self._add(Relation(left, right, float(other / one)))
 
     def sums(self) -> None:
-        """Sums of slices with equal charges, the relations with the most of them first: sums of sums have fewer."""
-        parts = self._summed()
+        """Sums of slices with equal charges: first among weights that as a whole have equal charges, then among all."""
+        for cluster in self._clusters():
+            self._compare([part for bundle in cluster for part in self._windows(bundle, fused=False)])
+        free = [b for b in self.bundles if self._free(b)]
+        some: list[list[tuple[Bundle, Window]]] = [[], [], []]
+        for bundle in sorted(free, key=lambda b: b.values.shape[1]):
+            for part in self._windows(bundle, fused=True):
+                some[0 if self.claimed[bundle.main].any() else max(1, len(part[1].levels))].append(part)
+        parts = []
+        for limit, ranked in zip(MANY, some, strict=True):
+            counts = np.cumsum([window.places(bundle.values.shape[1]) for bundle, window in ranked], dtype=int)
+            parts += ranked[: int((counts <= limit).sum())]
+        self._compare(parts)
+
+    def _free(self, bundle: Bundle) -> bool:
+        return not self.claimed[bundle.main].all() and bool(self._live(bundle.values, bundle.sizes)[0].any())
+
+    def _windows(self, bundle: Bundle, *, fused: bool) -> list[tuple[Bundle, Window]]:
+        found = windows(bundle, self.charges.shapes[bundle.main.name], fused=fused)
+        return [(bundle, window) for window in ([WHOLE] if bundle.singles else []) + list(found)]
+
+    def _clusters(self) -> list[list[Bundle]]:
+        """Bundles of several parameters whose charges have equal sums."""
+        free = [b for b in self.bundles if self._free(b) and not self.claimed[b.main].any()]
+        totals = [(b.values.sum(1), self.tolerance * np.sqrt((b.sizes**2).sum(1)), b) for b in free]
+        totals.sort(key=lambda entry: float(entry[0][0]))
+        found: list[list[Bundle]] = []
+        for place, (total, size, bundle) in enumerate(totals):
+            before, slack, _ = totals[place - 1]
+            equal = place > 0 and bool((np.abs(total - before) <= size + slack).all())
+            found = [*found[:-1], [*found[-1], bundle]] if equal else [*found, [bundle]]
+        return [some for some in found if len({b.main.name for b in some}) > 1]
+
+    def _compare(self, parts: list[tuple[Bundle, Window]]) -> None:
+        """Add the relations of sums with equal charges, those with the most of them first: sums of sums have fewer."""
         if not parts:
             return
-        entries = _Entries(parts)
+        entries = _Entries(parts, self.floor[0, 0])
 
         def finest(group: tuple[int, int, Indices, Indices]) -> tuple[int, int, int]:
             a, b, i, _ = group
@@ -185,33 +228,6 @@ class _Search:
             total = any(side[0].indices.shape[1] == len(self.claimed[side[0].axis]) for side in sides)
             if free_.any() and not (total and self.group[names[0]] == self.group[names[1]]):
                 self._add(Relation(*sides).take(np.flatnonzero(free_)))
-
-    def _summed(self) -> list[tuple[Bundle, Window]]:
-        """What is summed how: first that of which a part is in relations already, or all of which has the charge of all of another
-        weight, then the rest, from short to long."""
-        free = [b for b in self.bundles if not self.claimed[b.main].all() and self._live(b.values, b.sizes)[0].any()]
-        totals = np.array([b.values.sum(1) for b in free])
-        sizes = np.array([np.sqrt((b.sizes**2).sum(1)) for b in free])
-        first = {b.main for b in free if self.claimed[b.main].any()}
-        order = np.argsort(totals[:, 0]) if free else []
-        for one, other in pairwise(order):
-            a, b = free[one].main, free[other].main
-            gap = np.abs(totals[one] - totals[other]) <= self.tolerance * (sizes[one] + sizes[other])
-            if gap.all() and self.group[a.name] != self.group[b.name]:
-                first |= {a, b}
-        ranked: dict[int, list[tuple[Bundle, Window]]] = {0: [], 1: [], 2: []}
-        for bundle in sorted(free, key=lambda b: b.values.shape[1]):
-            if bundle.singles:
-                ranked[0].append((bundle, WHOLE))
-            for window in windows(bundle, self.charges.shapes[bundle.main.name]):
-                ranked[0 if bundle.main in first else len(window.levels)].append((bundle, window))
-        parts, total = [], 0
-        for bundle, window in chain(*ranked.values()):
-            total += window.places(bundle.values.shape[1])
-            if total > MANY:
-                break
-            parts.append((bundle, window))
-        return parts
 
     def _groups(self, entries: _Entries, degree: int) -> Iterator[tuple[int, int, Indices, Indices]]:
         """(source, source, places, places) with equal charges, places that are not clear included where they are between others."""
@@ -233,7 +249,7 @@ class _Search:
     def _equal(self, entries: _Entries, degree: int) -> tuple[Indices, Indices]:
         """Entries i, j with charges cᵢ = degree · cⱼ in all passes."""
         live = self._live(entries.values, entries.sizes)
-        kept = np.flatnonzero(live[0] & live[1:].any(0))
+        kept = np.flatnonzero(entries.alive & live[0] & live[1:].any(0))
         values, sizes = entries.values[:, kept], entries.sizes[:, kept]
         role = np.zeros(len(kept), int)
         if degree > 1:
@@ -243,7 +259,7 @@ class _Search:
         kept, role, values, sizes = kept[order], role[order], values[:, order], self.tolerance * sizes[:, order]
         near = np.diff(values[0]) <= sizes[0, :-1] + sizes[0, 1:]
         chain, lag, found = near, 1, []
-        while chain.any():
+        while lag <= LAGS and chain.any():
             at = np.flatnonzero(chain)
             equal = (np.abs(values[:, at] - values[:, at + lag]) <= sizes[:, at] + sizes[:, at + lag]).all(0)
             at = at[equal & ((role[at] != role[at + lag]) | (degree == 1))]
@@ -270,6 +286,19 @@ class _Search:
         for side in (0, 1):  # a place has one partner
             places = places[:, np.unique(places[side], return_index=True)[1]]
         return places[0], places[1]
+
+    def _only(self, axis: Axis, places: Indices) -> NDArray[np.bool_]:
+        """Which slices along two dimensions are the only ones with a gradient of a slice along one of them, and so no finer."""
+        if len(axis.dims) < 2:
+            return np.zeros(len(places), bool)
+        size = self.charges.shapes[axis.name][axis.dims[1]]
+        same = np.zeros(len(places), bool)
+        for dim, index in zip(axis.dims, np.divmod(places, size), strict=True):
+            coarse = self.charges.bundle(Axis(axis.name, (dim,)))
+            fine = self.charges.bundle(axis)
+            gap = np.abs(coarse.values[:, index] - fine.values[:, places])
+            same |= (gap <= self.tolerance * (coarse.sizes[:, index] + fine.sizes[:, places])).all(0)
+        return same
 
     def _live(self, values: Array, sizes: Array) -> NDArray[np.bool_]:
         """Where charges are clearly not zero."""

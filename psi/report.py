@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
@@ -231,8 +232,8 @@ class Report(Sequence[Finding]):
         ]
         lines = [*aligned(header, rows), ""]
         if self.pairs:
-            header = ("factor B, or u", "factor Aᵀ, or v", "R per point", "points", "residual", "share", "reason")
-            lines += [*aligned(header, pair_rows(self.pairs, {f.name: f.shape for f in self})), ""]
+            names = ("factor B, or u", "factor Aᵀ, or v", "R per point", "points", "residual", "share", "reason")
+            lines += [*aligned(names, pair_rows(self.pairs, {f.name: f.shape for f in self})), ""]
         return "\n".join([*lines, self.summary()])
 
     def summary(self) -> str:
@@ -241,9 +242,12 @@ class Report(Sequence[Finding]):
         told = ""
         if self.pairs or self.obstacles:
             count = sum(pair.points for pair in self.pairs)
-            told = f"{len(self.pairs)} pairs of factors, {count:,} points, may be transformed against each other: "
-            told += f"{self._counted(self._entries())}.\n"
-            told += "".join(f"No pair: {obstacle}.\n" for obstacle in self.obstacles)
+            told = f"Pairs of factors: {len(self.pairs)}, with {count:,} points: {self._counted(self._entries())}.\n"
+            alike: dict[str, list[str]] = {}
+            for obstacle in self.obstacles:
+                alike.setdefault(re.sub(r"\d+", "", obstacle), []).append(obstacle)
+            for first, *more in alike.values():
+                told += f"No pair: {first}{f', and {len(more)} more like it' if more else ''}.\n"
         invariant = {name for f in self.invariant for name in f.names}
         told += f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
         if self.declared:

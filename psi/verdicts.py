@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import permutations
 
 from torch import Tensor, nn
 
@@ -105,9 +106,14 @@ class Search:
 
 
 def report(
-    probe: Probe, search: Search, reasons: dict[str, str], leaks: dict[str, Leak], pairs: Sequence[Pair]
+    probe: Probe,
+    search: Search,
+    reasons: dict[str, str],
+    leaks: dict[str, Leak],
+    pairs: Sequence[Pair],
+    blockers: Mapping[tuple[str, str], str],
 ) -> Report:
-    """The findings on all parameters, and the `pairs` among them."""
+    """The findings on all parameters, the `pairs` among them, and what stands between those that are none."""
     model = probe.model
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
@@ -133,7 +139,9 @@ def report(
         else:
             reason = _reason(name, probe, search, reasons)
         findings.append(Finding(name, "none", Rows(), (), search.radial.get(name, math.nan), math.nan, reason, shape))
-    return Report(findings, notes=probe.notes, pairs=pairs)
+    paired = {both for pair in pairs for both in permutations(pair.names, 2)}
+    missing = [f"{why} between {a} and {b}" for (a, b), why in blockers.items() if (a, b) not in paired]
+    return Report(findings, notes=probe.notes, pairs=pairs, obstacles=missing)
 
 
 def _reason(name: str, probe: Probe, search: Search, reasons: dict[str, str]) -> str:

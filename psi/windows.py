@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..manifolds.parameters.factors import Levels
 from .charges import Array, Bundle, Indices
@@ -47,6 +48,11 @@ class Window:
         span = self.count * self.block
         return (span * np.arange(length // span)[:, None] + np.arange(self.block)).ravel()
 
+    def ends(self, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """At which of the `offsets` the first and the last of the slices are `live`."""
+        first = self.offsets(len(live))
+        return live[first] & live[first + self.shifts[-1]]
+
     def sums(self, values: Array) -> Array:
         """Of values (…, length) at all `offsets`."""
         if self.block is not None:
@@ -64,12 +70,12 @@ class Window:
         return values
 
 
-def windows(bundle: Bundle, shape: tuple[int, ...]) -> Iterator[Window]:
+def windows(bundle: Bundle, shape: tuple[int, ...], *, fused: bool = True) -> Iterator[Window]:
     """The windows that may make points on the axis of `bundle`, of a parameter of that shape: of one level, and of two numbers that
     are repeated, as the frequencies of rotary embeddings are in query heads that share a key head.
 
-    Distances divide the length of the axis, and so do numbers, or one or two more: a fused weight may hold queries beside a key and a
-    value per group.
+    Distances divide the length of the axis, and so do numbers; of `fused` weights, which may hold queries beside a key and a value per
+    group, so may one or two more.
     """
     length = bundle.values.shape[1]
     if len(bundle.main.dims) > 1:
@@ -77,9 +83,9 @@ def windows(bundle: Bundle, shape: tuple[int, ...]) -> Iterator[Window]:
         yield from (Window(((n, block),), block) for n in _divisors(shape[0]) if 1 < n < shape[0])
         return
     for distance in _divisors(length):
-        numbers = set(_numbers(length // distance))
-        if distance == 1:  # all numbers of several heads
-            numbers |= {n * k for k in _divisors(length) for n in _numbers(length // k)}
+        numbers = _numbers(length // distance, fused)
+        if distance == 1 and fused:  # all numbers of several heads
+            numbers |= {n * k for k in _divisors(length) for n in _numbers(length // k, fused)}
         for number in sorted(numbers):
             yield Window(((number, distance),))
             for two in _divisors(distance):
@@ -87,8 +93,10 @@ def windows(bundle: Bundle, shape: tuple[int, ...]) -> Iterator[Window]:
                     yield Window(((number, distance), (2, two)))
 
 
-def _numbers(most: int) -> list[int]:
-    return sorted({2} | {d - more for d in _divisors(most) for more in range(3) if d - more > 1}) if most > 1 else []
+def _numbers(most: int, fused: bool) -> set[int]:
+    if most < 2:
+        return set()
+    return {2} | {d - more for d in _divisors(most) for more in range(3 if fused else 1) if d - more > 1}
 
 
 def _divisors(n: int) -> list[int]:

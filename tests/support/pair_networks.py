@@ -10,6 +10,8 @@ from torch import nn
 D = 12
 """Width of the residual stream."""
 GL, SCALING, POSITIVE = "GL", "scaling", "positive scaling"
+Network = tuple
+"""What a function of this module that is a network returns: model, inputs, labels."""
 
 
 def pair(left, right, group=SCALING, k=1, degree=1.0):
@@ -31,6 +33,11 @@ class Residual(nn.Module):
 
     def forward(self, x):
         return x + self.inner(self.norm(x))
+
+
+def entries(part, shape, k):
+    """Numbers of the entries of a parameter that are in a part: (points, rows, columns)."""
+    return part.grid(shape, k).view(torch.arange(torch.Size(shape).numel()).view(shape))
 
 
 def tokens(batch=3, length=7):
@@ -95,7 +102,7 @@ class Fused(nn.Module):
 # Attention.
 
 
-def attention():
+def attention() -> Network:
     """The product of each head's queries and keys is all that is used of them, and that of its values and outputs."""
     return Residual(Attention()), tokens(), [
         pair(("inner.o.weight", 1), "inner.v.weight", GL, 4),
@@ -103,7 +110,7 @@ def attention():
     ]  # fmt: skip
 
 
-def attention_with_biases():
+def attention_with_biases() -> Network:
     """The bias of the keys adds the same to all scores of a query, which softmax forgets: it is dead. Those of values
     and queries are rows like others."""
     return Residual(Attention(bias=True)), tokens(), [
@@ -112,7 +119,7 @@ def attention_with_biases():
     ]  # fmt: skip
 
 
-def grouped_queries():
+def grouped_queries() -> Network:
     """Two query heads for each of two key heads: their factors are one below the other."""
     return Residual(Attention(4, 2, 3)), tokens(), [
         pair(("inner.o.weight", 1, 0, ((2, 6),), 3, ((2, 3),)), "inner.v.weight", GL, 3),
@@ -120,7 +127,7 @@ def grouped_queries():
     ]  # fmt: skip
 
 
-def multi_query():
+def multi_query() -> Network:
     """All query heads share one key and one value head, with a bias."""
     return Residual(Attention(3, 1, 4, bias=True)), tokens(), [
         pair(("inner.o.weight", 1, 0, 1, 4, ((3, 4),)), ["inner.v.weight", "inner.v.bias"], GL, 4),
@@ -129,7 +136,7 @@ def multi_query():
     ]  # fmt: skip
 
 
-def rotary():
+def rotary() -> Network:
     """Numbers c and c + 2 of a head of four are turned together: a factor for both leaves the scores."""
     frequencies = (0, 0, ((3, 4), (2, 1)), 1, ((2, 2),))
     return Residual(Attention(rotary=4)), tokens(), [
@@ -138,7 +145,7 @@ def rotary():
     ]  # fmt: skip
 
 
-def rotary_interleaved():
+def rotary_interleaved() -> Network:
     """Numbers 2 c and 2 c + 1 are turned together; biases are turned, too, and that of the keys is not dead."""
     frequencies = (0, 0, 6, 1, ((2, 1),))
     return Residual(Attention(rotary=4, interleaved=True, bias=True)), tokens(), [
@@ -148,7 +155,7 @@ def rotary_interleaved():
     ]  # fmt: skip
 
 
-def rotary_in_part():
+def rotary_in_part() -> Network:
     """Of heads of six, four numbers are turned and two are not."""
     frequencies = (0, 0, ((2, 6), (2, 1)), 1, ((2, 2),))
     rest = (0, 4, ((2, 6),), 2)
@@ -159,7 +166,7 @@ def rotary_in_part():
     ]  # fmt: skip
 
 
-def rotary_grouped():
+def rotary_grouped() -> Network:
     """The two numbers of a frequency in each of the two query heads of a key head."""
     return Residual(Attention(4, 2, 4, rotary=4)), tokens(), [
         pair(("inner.o.weight", 1, 0, ((2, 8),), 4, ((2, 4),)), "inner.v.weight", GL, 4),
@@ -168,7 +175,7 @@ def rotary_grouped():
     ]  # fmt: skip
 
 
-def normed_queries():
+def normed_queries() -> Network:
     """Queries and keys are scale-invariant; their norms' weights are multiplied with each other, number by number."""
     norm = nn.RMSNorm
     return Residual(Attention(norm=lambda k: norm(k))), tokens(), [
@@ -177,7 +184,7 @@ def normed_queries():
     ]  # fmt: skip
 
 
-def sections():
+def sections() -> Network:
     """`nn.MultiheadAttention`: queries, keys and values one after the other. The keys' part of the bias is dead, but on the
     grid of the weight's rows."""
 
@@ -198,7 +205,7 @@ def sections():
     ]  # fmt: skip
 
 
-def interleaved():
+def interleaved() -> Network:
     """Query, key and value of each head side by side."""
 
     def split(z):
@@ -211,7 +218,7 @@ def interleaved():
     ]  # fmt: skip
 
 
-def fused_rotary():
+def fused_rotary() -> Network:
     """Sections under rotary embeddings."""
 
     def split(z):
@@ -226,7 +233,7 @@ def fused_rotary():
     ]  # fmt: skip
 
 
-def fused_groups():
+def fused_groups() -> Network:
     """Per group two queries, then their key and their value; two groups."""
 
     def split(z):
@@ -241,7 +248,7 @@ def fused_groups():
     ]  # fmt: skip
 
 
-def grouped_sections():
+def grouped_sections() -> Network:
     """Four query heads, two key heads, two value heads, in sections, as in Phi-3; rotary or not is the same for values."""
 
     def split(z):
@@ -275,7 +282,7 @@ class GPT2(nn.Module):
         return x + self.c_proj(self.heads(q, k, v).flatten(-2))
 
 
-def conv1d():
+def conv1d() -> Network:
     """A layer norm's weight and bias, divided by what the inputs of the fused projection are multiplied with."""
     q, k, v = ([("c_attn.weight", 1, start, 3), ("c_attn.bias", 0, start, 3)] for start in (0, 12, 24))
     return (
@@ -304,7 +311,7 @@ class Gated(nn.Module):
         return self.o((self.heads(q, k, v) * gate.sigmoid()).flatten(-2))
 
 
-def gated_attention():
+def gated_attention() -> Network:
     """A gate per number leaves a scaling per number of the values."""
     return Residual(Gated(True)), tokens(), [
         pair(("inner.o.weight", 1), "inner.v.weight"),
@@ -312,7 +319,7 @@ def gated_attention():
     ]  # fmt: skip
 
 
-def gated_heads():
+def gated_heads() -> Network:
     """A gate per head multiplies all numbers of it."""
     return Residual(Gated(False)), tokens(), [
         pair(("inner.o.weight", 1), "inner.v.weight", GL, 4),
@@ -341,7 +348,7 @@ class Latent(nn.Module):
         return self.o(z.transpose(1, 2).flatten(-2))
 
 
-def latent_attention():
+def latent_attention() -> Network:
     """The latent rows of kv_a are scale-invariant as a whole, the norm's weight goes with the columns of kv_b."""
     return Residual(Latent()), tokens(), [
         pair(("inner.o.weight", 1), ("inner.kv_b.weight", 0, 4, ((3, 7),)), GL, 3),

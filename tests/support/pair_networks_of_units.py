@@ -1,7 +1,7 @@
 """Small networks of hidden units, channels and low ranks with their pairs derived by hand, as in `pair_networks`."""
 
 import torch
-from pair_networks import GL, POSITIVE, SCALING, D, Residual, Transposed, pair, tokens
+from pair_networks import GL, POSITIVE, SCALING, D, Network, Residual, Transposed, pair, tokens
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.parametrizations import weight_norm
@@ -36,56 +36,56 @@ def samples(count=20, width=6):
     return (torch.randn(count, width),)
 
 
-def relu():
+def relu() -> Network:
     """relu(a z) = a relu(z) for a > 0."""
     return mlp(nn.ReLU()), samples(), units()
 
 
-def relu_without_bias():
+def relu_without_bias() -> Network:
     return mlp(nn.ReLU(), bias=False), samples(), units(bias=False)
 
 
-def leaky_relu():
+def leaky_relu() -> Network:
     return mlp(nn.LeakyReLU(0.1)), samples(), units()
 
 
-def prelu():
+def prelu() -> Network:
     """A slope of its own for each channel changes nothing."""
     model = nn.Sequential(nn.Linear(6, H), nn.PReLU(H), nn.Linear(H, 3))
     return model, samples(), units()[:1]
 
 
-def absolute():
+def absolute() -> Network:
     """|a z| = |a| |z|: a sign of the rows needs none of the columns, which is no pair; positive factors are."""
     return mlp(Function(torch.abs)), samples(), units()
 
 
-def squared_relu():
+def squared_relu() -> Network:
     """relu(a z)² = a² relu(z)²."""
     return mlp(Function(lambda z: z.relu().square())), samples(), units(POSITIVE, 2.0)
 
 
-def squared():
+def squared() -> Network:
     """(a z)² = a² z² for any sign of a."""
     return mlp(Function(torch.square)), samples(), units(SCALING, 2.0)
 
 
-def cubed():
+def cubed() -> Network:
     """(a z)³ = a³ z³."""
     return mlp(Function(lambda z: z**3)), samples(), units(SCALING, 3.0)
 
 
-def gelu():
+def gelu() -> Network:
     """Nothing passes a factor on."""
     return mlp(nn.GELU()), samples(), []
 
 
-def relu6():
+def relu6() -> Network:
     """Clipped at 6: factors do not pass, though they do for small activations."""
     return mlp(nn.ReLU6()), samples(), []
 
 
-def hidden_for_two():
+def hidden_for_two() -> Network:
     """Hidden units that two layers read: both columns go with the rows."""
 
     class Two(nn.Module):
@@ -100,7 +100,7 @@ def hidden_for_two():
     return Two(), samples(), [pair([("one.weight", 1), ("two.weight", 1)], ["up.weight", "up.bias"], POSITIVE)]
 
 
-def no_influence():
+def no_influence() -> Network:
     """x + 0 · y: nothing can be told of what is multiplied by zero."""
 
     class Nothing(nn.Module):
@@ -131,7 +131,7 @@ class Gate(nn.Module):
         return self.down(self.function(gate) * up)
 
 
-def swiglu():
+def swiglu() -> Network:
     """The norm's weight goes with the columns of gate and up together."""
     return Residual(Gate(F.silu), nn.RMSNorm(D)), tokens(), [
         pair(("inner.down.weight", 1), "inner.up.weight"),
@@ -139,13 +139,13 @@ def swiglu():
     ]  # fmt: skip
 
 
-def geglu():
+def geglu() -> Network:
     """Gate and up in one weight, with a bias: the second half."""
     up = [("inner.gate_up.weight", 0, H), ("inner.gate_up.bias", 0, H)]
     return Residual(Gate(F.gelu, True, True)), tokens(), [pair(("inner.down.weight", 1), up)]
 
 
-def reglu():
+def reglu() -> Network:
     """relu passes positive factors on, so gate and down are another pair."""
     return Residual(Gate(F.relu)), tokens(), [
         pair(("inner.down.weight", 1), "inner.up.weight"),
@@ -153,7 +153,7 @@ def reglu():
     ]  # fmt: skip
 
 
-def reglu_squared():
+def reglu_squared() -> Network:
     """relu(gate)² · up."""
     return Residual(Gate(lambda z: z.relu().square())), tokens(), [
         pair(("inner.down.weight", 1), "inner.up.weight"),
@@ -178,20 +178,20 @@ class Experts(nn.Module):
         return torch.einsum("neth,ehd,nte->ntd", y, down, self.router(x).softmax(-1))
 
 
-def stacked_experts():
+def stacked_experts() -> Network:
     """Rows of each expert with its bias, columns of the same expert."""
     return Residual(Experts(F.relu, True)), tokens(), [
         pair(("inner.down", (0, 2)), [("inner.up", (0, 1)), ("inner.bias", (0, 1))], POSITIVE)
     ]  # fmt: skip
 
 
-def stacked_experts_transposed():
+def stacked_experts_transposed() -> Network:
     return Residual(Experts(F.leaky_relu, False)), tokens(), [
         pair(("inner.down", (0, 1)), [("inner.up", (0, 2)), ("inner.bias", (0, 1))], POSITIVE)
     ]  # fmt: skip
 
 
-def listed_experts():
+def listed_experts() -> Network:
     """Each expert for tokens of its own."""
 
     class Listed(nn.Module):
@@ -211,7 +211,7 @@ def listed_experts():
     ]  # fmt: skip
 
 
-def tied():
+def tied() -> Network:
     """One weight in two places: hidden units have it in front and behind, and no factor passes. The next layer is a pair with its
     own rows only through the tied one."""
 
@@ -232,7 +232,7 @@ def tied():
     ]  # fmt: skip
 
 
-def tied_embedding():
+def tied_embedding() -> Network:
     """Embedding and readout share a weight, and the norm's weight stands between it and the stream."""
 
     class Language(nn.Module):
@@ -256,7 +256,7 @@ def images(batch=6, channels=3, size=7):
     return (torch.randn(batch, channels, size, size),)
 
 
-def conv_bn_relu_conv():
+def conv_bn_relu_conv() -> Network:
     """Weight and bias of the BatchNorm in front of a ReLU, and the channels of the next convolution."""
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1)
@@ -267,7 +267,7 @@ def conv_bn_relu_conv():
     ]  # fmt: skip
 
 
-def grouped_convolution():
+def grouped_convolution() -> Network:
     """Two groups of three channels: channel c of group g is input c of the outputs of group g, which are rows of one factor."""
     model = nn.Sequential(
         nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 2, 3)
@@ -279,7 +279,7 @@ def grouped_convolution():
     ]  # fmt: skip
 
 
-def depthwise():
+def depthwise() -> Network:
     """Expansion, depthwise convolution and projection with BatchNorms: factors pass from one to the next."""
     model = nn.Sequential(
         nn.Conv2d(3, 6, 1), nn.LeakyReLU(0.2), nn.Conv2d(6, 6, 3, groups=6), nn.LeakyReLU(0.2), nn.Conv2d(6, 4, 1)
@@ -290,7 +290,7 @@ def depthwise():
     ]  # fmt: skip
 
 
-def transposed_convolution():
+def transposed_convolution() -> Network:
     """Inputs are dim 0 and outputs dim 1."""
     model = nn.Sequential(
         nn.Conv2d(3, 5, 3), nn.ReLU(), nn.ConvTranspose2d(5, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2)
@@ -301,20 +301,20 @@ def transposed_convolution():
     ]  # fmt: skip
 
 
-def flattened():
+def flattened() -> Network:
     """A channel is 25 inputs of the linear layer behind it."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(100, 3))
     return model, images(), [pair(("3.weight", 1, 0, ((4, 25),), 1, ((25, 1),)), ["0.weight", "0.bias"], POSITIVE)]
 
 
-def flattened_last():
+def flattened_last() -> Network:
     """The same with channels last."""
     last = Function(lambda x: x.permute(0, 2, 3, 1))
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), last, nn.Flatten(), nn.Linear(100, 3))
     return model, images(), [pair(("4.weight", 1, 0, ((4, 1),), 1, ((25, 4),)), ["0.weight", "0.bias"], POSITIVE)]
 
 
-def weight_normed():
+def weight_normed() -> Network:
     """Directions are scale-invariant; the lengths go with the bias."""
     model = nn.Sequential(weight_norm(nn.Linear(6, H)), nn.ReLU(), nn.Linear(H, 3))
     return model, samples(), [
@@ -338,12 +338,12 @@ class Adapted(nn.Module):
         return torch.tanh(self.base(x) + 2.0 * self.lora_B(self.lora_A(x)))
 
 
-def lora():
+def lora() -> Network:
     """Only the product of the factors is used."""
     return Adapted(), samples(width=8), [pair(("lora_B.weight", 1), "lora_A.weight", GL, 4)]
 
 
-def lora_plain():
+def lora_plain() -> Network:
     """Factors as parameters of one module, (k, inputs) and (outputs, k)."""
 
     class Plain(nn.Module):
@@ -358,7 +358,7 @@ def lora_plain():
     return Plain(), samples(width=8), [pair("up", ("down", 1), GL, 3)]
 
 
-def linear_chain():
+def linear_chain() -> Network:
     """Every layer between two others is in two pairs."""
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3))
     return model, samples(), [
@@ -367,13 +367,13 @@ def linear_chain():
     ]  # fmt: skip
 
 
-def bottleneck_of_one():
+def bottleneck_of_one() -> Network:
     """A single hidden unit."""
     model = nn.Sequential(nn.Linear(6, 1), Function(torch.sin), nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 2))
     return model, samples(), [pair(("4.weight", 1), ["2.weight", "2.bias"], POSITIVE)]
 
 
-def layer_norms():
+def layer_norms() -> Network:
     """Final norm and readout, and a norm in front of an MLP of transposed layers."""
     inner = nn.Sequential(Transposed(D, H), nn.ReLU(), Transposed(H, D))
     model = nn.Sequential(Residual(inner, nn.LayerNorm(D)), nn.LayerNorm(D), nn.Linear(D, 4))

@@ -1,0 +1,149 @@
+"""`psi.find` on pairs of factors, against labels derived by hand."""
+
+import inspect
+
+import pair_networks
+import pair_networks_of_units as units
+import pytest
+import torch
+from pair_networks import Network, entries
+from retract import psi
+from snapshots import same, snapshot
+from torch import nn
+
+NETWORKS = [
+    function
+    for module in (pair_networks, units)
+    for function in vars(module).values()
+    if inspect.isfunction(function)
+    and function.__module__ == module.__name__
+    and inspect.get_annotations(function).get("return") is Network
+]
+
+
+def points(shapes, group, degree, left, right, k):
+    """A label, or a pair, as the set of its points: each the set of its columns, each the entries of both sides."""
+    sides = [[(part.name, entries(part, shapes[part.name], k)) for part in side] for side in (left, right)]
+    found = set()
+    for point in range(sides[0][0][1].shape[0]):
+        columns = []
+        for c in range(k):
+            both = [frozenset((n, e) for n, at in side for e in at[point, :, c].tolist()) for side in sides]
+            columns.append(frozenset(both) if degree == 1 else tuple(both))
+        found.add((group, degree, frozenset(columns)))
+    return found
+
+
+def of_report(report):
+    shapes = {f.name: f.shape for f in report}
+    return [points(shapes, p.group, p.degree, p.factors.left, p.factors.right, p.k) for p in report.pairs]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_labels(network, seed):
+    """Every pair, every point of it, and no other."""
+    torch.manual_seed(seed)
+    model, inputs, labels = network()
+    report = psi.find(model, inputs)
+    shapes = {f.name: f.shape for f in report}
+    found = of_report(report)
+    assert set().union(*found) == set().union(*(points(shapes, *label) for label in labels)), f"\n{report}"
+    assert sum(map(len, found)) == len(set().union(*found)), "no point twice"
+    for pair in report.pairs:
+        assert pair.residual < 1e-9
+        assert pair.points > 0
+        assert pair.reason
+
+
+def found(network, seed=0):
+    torch.manual_seed(seed)
+    model, inputs, _ = network()
+    return psi.find(model, inputs)
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "dim", "sizes"),
+    [
+        (pair_networks.sections, "inner.mha.in_proj_weight", 0, (12, 12, 12)),
+        (pair_networks.sections, "inner.mha.in_proj_bias", 0, (12, 12, 12)),
+        (pair_networks.interleaved, "inner.project.weight", 0, (4,) * 9),
+        (pair_networks.fused_rotary, "inner.project.weight", 0, (12, 12, 12)),
+        (pair_networks.fused_groups, "inner.project.weight", 0, (6, 3, 3, 6, 3, 3)),
+        (pair_networks.grouped_sections, "inner.project.weight", 0, (12, 6, 6)),
+        (pair_networks.conv1d, "c_attn.weight", 1, (12, 12, 12)),
+        (pair_networks.conv1d, "c_attn.weight", 0, (12,)),
+        (pair_networks.gated_attention, "inner.q.weight", 0, (4, 4) * 3),
+        (pair_networks.latent_attention, "inner.kv_b.weight", 0, (4, 3) * 3),
+        (pair_networks.latent_attention, "inner.kv_a.weight", 0, (5, 2)),
+        (pair_networks.rotary_in_part, "inner.q.weight", 0, (12,)),
+        (units.geglu, "inner.gate_up.weight", 0, (10, 10)),
+        (units.stacked_experts, "inner.up", 1, (10,)),
+        (units.gelu, "0.weight", 0, (10,)),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_split_sizes(network, name, dim, sizes):
+    """Every boundary of logical matrices, and no other."""
+    assert found(network).split_sizes(name, dim) == sizes
+    assert found(network).split_sizes(name, dim - len(found(network).to_dict()[name]["shape"])) == sizes
+
+
+def test_decay_groups():
+    assert found(pair_networks.normed_queries).decay_groups() == {
+        "decay": ("inner.o.bias",),
+        "angular": ("inner.q.weight", "inner.k.weight"),
+        "balancing": ("inner.v.weight", "inner.o.weight", "inner.norms.0.weight", "inner.norms.1.weight"),
+    }
+
+
+def test_the_report_prints_both_tables():
+    report = found(pair_networks.rotary_in_part)
+    text = str(report).splitlines()
+    start = next(i for i, line in enumerate(text) if line.startswith("factor B"))
+    assert [line.split()[0] for line in text[start + 2 : start + 5]] == [
+        "inner.k.weight",
+        "inner.k.weight",
+        "inner.o.weight",
+    ]
+    assert "inner.k.weight [4–5, 10–11]" in text[start + 3]
+    assert "GL(2)" in text[start + 3]
+    assert "rotary embedding: scalings only" in text[start + 2]
+    assert "Pairs of factors: 3, with 8 points: 576 of 588 parameters, 98.0 %." in text
+    assert report.to_dict()["inner.v.weight"]["pairs"][0]["group"] == "GL"
+
+
+def test_what_stands_between_is_told():
+    report = found(units.gelu)
+    assert report.obstacles == ("GELU between 0.weight and 2.weight", "GELU between 2.weight and 4.weight")
+    assert "No pair: GELU between 0.weight and 2.weight, and 1 more like it." in str(report)
+    assert "SiLU between inner.gate.weight and inner.down.weight" in found(units.swiglu).obstacles
+    assert not found(pair_networks.attention).obstacles
+
+
+def test_the_model_comes_out_as_it_went_in():
+    torch.manual_seed(0)
+    model, inputs, _ = pair_networks.rotary_grouped()
+    before = snapshot(model)
+    psi.find(model, inputs)
+    assert same(before, snapshot(model))
+
+
+def test_units_that_are_off_or_on_for_all_inputs():
+    """A slope that all inputs see, and a linear layer that none leaves, are no pairs of their own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.PReLU(10), nn.Linear(10, 3))
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([-9.0, 9.0] * 5))
+    (pair,) = psi.find(model, torch.randn(20, 6)).pairs
+    assert (pair.points, pair.group, pair.k) == (10, "positive scaling", 1)
+
+
+def test_few_passes_leave_pairs_untold():
+    """Two layers of a hundred that clip at six: what cannot be confirmed within the passes is not reported."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(24) for layer in (nn.Linear(4, 4), nn.ReLU6())))
+    calls = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert not psi.find(model, torch.randn(30, 4)).pairs
+    assert len(calls) <= 40
