@@ -37,7 +37,7 @@ class Residual(nn.Module):
 
 def entries(part, shape, k):
     """Numbers of the entries of a parameter that are in a part: (points, rows, columns)."""
-    return part.grid(shape, k).view(torch.arange(torch.Size(shape).numel()).view(shape))
+    return part.grid(shape, k).split(torch.arange(torch.Size(shape).numel()).view(shape))
 
 
 def tokens(batch=3, length=7):
