@@ -34,7 +34,7 @@ from .probe import Probe, ProbeError
 from .reasons import between, explain
 from .report import Report
 from .rescaling import EXPONENTS, Rescaling, changes, multiplied, spread
-from .verdicts import Search, report
+from .verdicts import Pairs, Search, report
 
 __all__ = ["find"]
 
@@ -42,6 +42,8 @@ SCATTERED = 4
 """Backward passes with scattered weights, at most; two of them are to leave the outputs as they are."""
 PASSES = 40
 """Forward passes, at most."""
+EXACT = 1e-2
+"""Change of the outputs, relative to what charges may differ by, up to which scattered weights leave charges exact."""
 FOR_LEAKS = 12
 """Of them are kept for measuring what leaks."""
 
@@ -113,9 +115,10 @@ def find(
     for turn in range(SCATTERED):
         number = (turn + 1) % len(bases)
         with _scattered(probe, search, number, turn) as (outputs, gradients):
-            same = max(changes(outputs, bases[number]), default=0.0) <= tolerances.outputs
+            gap = max(changes(outputs, bases[number]), default=0.0)
+            same = gap <= tolerances.outputs
             search.look(Euler(probe.weights, gradients, tolerances), sound=same)
-            if same:
+            if gap <= EXACT * tolerances.charges:
                 charges.add(probe.weights, gradients)
         del outputs, gradients
         sound += same
@@ -127,8 +130,8 @@ def find(
             search.settle(taken, *rescaling.unchanged(taken))
     del rescaling
     leaking = leaks(probe, list(search.proven.values()), tolerances, PASSES)
-    found = pairs(probe, charges, bases, tolerances, PASSES)
-    return report(probe, search, reasons, leaking, found, blockers)
+    found, notes = pairs(probe, charges, bases, tolerances, PASSES)
+    return report(probe, search, reasons, leaking, Pairs(found, blockers, notes))
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
