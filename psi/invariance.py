@@ -62,6 +62,10 @@ def find(
     A parameter w is, if f(a w) = f(w) for all a > 0. Then by Euler's theorem ⟨w, ∂L/∂w⟩ = 0 for every loss L of the outputs
     (Yi 2022, §3): that is what is measured, and confirmed by rescaling.
 
+    From the same passes, `find` tells which pairs of factors may be transformed against each other, in one module or in several: u and v
+    with f(a u, a⁻ᵖ v) = f(u, v), for which ⟨u, ∂L/∂u⟩ = p ⟨v, ∂L/∂v⟩, and B and A with f(B R, R⁻¹ A) = f(B, A) for invertible R, for
+    which Bᵀ ∂L/∂B = ∂L/∂A Aᵀ. They are `Report.pairs`, confirmed by acting with random group elements.
+
     Example:
         >>> import torch
         >>> from torch import nn
@@ -81,7 +85,7 @@ def find(
         probes: number of inputs: the given one and perturbed copies of it.
 
     The model comes out exactly as it went in: it runs in float64 on copies of its parameters and buffers.
-    That usually costs six backward and about twelve forward passes, and never more than 40 forward passes. Forward hooks run in each.
+    That usually costs seven backward and about fifteen forward passes, and never more than 40 forward passes. Forward hooks run in each.
 
     With a process group of several processes initialized, this is a collective call: every rank has to make it, and verdicts
     that differ raise on all. To look at a model on one rank only, call it before ``init_process_group``.
