@@ -34,7 +34,7 @@ from .probe import Probe, ProbeError
 from .reasons import between, explain
 from .report import Report
 from .rescaling import EXPONENTS, Rescaling, changes, multiplied, spread
-from .verdicts import Search, report
+from .verdicts import Pairs, Search, report
 
 __all__ = ["find"]
 
@@ -42,6 +42,8 @@ SCATTERED = 4
 """Backward passes with scattered weights, at most; two of them are to leave the outputs as they are."""
 PASSES = 40
 """Forward passes, at most."""
+EXACT = 1e-2
+"""Change of the outputs, relative to what charges may differ by, up to which scattered weights leave charges exact."""
 FOR_LEAKS = 12
 """Of them are kept for measuring what leaks."""
 
@@ -59,6 +61,10 @@ def find(
 
     A parameter w is, if f(a w) = f(w) for all a > 0. Then by Euler's theorem ⟨w, ∂L/∂w⟩ = 0 for every loss L of the outputs
     (Yi 2022, §3): that is what is measured, and confirmed by rescaling.
+
+    From the same passes, `find` tells which pairs of factors may be transformed against each other, in one module or in several: u and v
+    with f(a u, a⁻ᵖ v) = f(u, v), for which ⟨u, ∂L/∂u⟩ = p ⟨v, ∂L/∂v⟩, and B and A with f(B R, R⁻¹ A) = f(B, A) for invertible R, for
+    which Bᵀ ∂L/∂B = ∂L/∂A Aᵀ. They are `Report.pairs`, confirmed by acting with random group elements.
 
     Example:
         >>> import torch
@@ -79,7 +85,7 @@ def find(
         probes: number of inputs: the given one and perturbed copies of it.
 
     The model comes out exactly as it went in: it runs in float64 on copies of its parameters and buffers.
-    That usually costs six backward and about twelve forward passes, and never more than 40 forward passes. Forward hooks run in each.
+    That usually costs seven backward and about fifteen forward passes, and never more than 40 forward passes. Forward hooks run in each.
 
     With a process group of several processes initialized, this is a collective call: every rank has to make it, and verdicts
     that differ raise on all. To look at a model on one rank only, call it before ``init_process_group``.
@@ -113,9 +119,10 @@ def find(
     for turn in range(SCATTERED):
         number = (turn + 1) % len(bases)
         with _scattered(probe, search, number, turn) as (outputs, gradients):
-            same = max(changes(outputs, bases[number]), default=0.0) <= tolerances.outputs
+            gap = max(changes(outputs, bases[number]), default=0.0)
+            same = gap <= tolerances.outputs
             search.look(Euler(probe.weights, gradients, tolerances), sound=same)
-            if same:
+            if gap <= EXACT * tolerances.charges:
                 charges.add(probe.weights, gradients)
         del outputs, gradients
         sound += same
@@ -127,8 +134,8 @@ def find(
             search.settle(taken, *rescaling.unchanged(taken))
     del rescaling
     leaking = leaks(probe, list(search.proven.values()), tolerances, PASSES)
-    found = pairs(probe, charges, bases, tolerances, PASSES)
-    return report(probe, search, reasons, leaking, found, blockers)
+    found, notes = pairs(probe, charges, bases, tolerances, PASSES)
+    return report(probe, search, reasons, leaking, Pairs(found, blockers, notes))
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

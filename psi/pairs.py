@@ -26,6 +26,11 @@ from .rescaling import agreeing
 
 __all__ = ["GL", "POSITIVE", "SCALING", "Pair", "pairs"]
 
+FUNCTIONALS = (10, 11)
+"""Numbers of functionals of the outputs that no pass before has used."""
+
+LATE = "the forward passes were used up before all candidates for pairs had been tested, and pairs may be missing"
+
 _Block = tuple["_Candidate", int]
 
 GL, SCALING, POSITIVE = "GL", "scaling", "positive scaling"
@@ -62,22 +67,29 @@ class Pair:
 
 def pairs(
     probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances, limit: int
-) -> list[Pair]:
+) -> tuple[list[Pair], list[str]]:
     """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them, with at most `limit`
-    passes of the probe."""
-    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead))
-    if not found or probe.passes >= limit:
-        return []
+    passes of the probe; and what a reader must know."""
+    number = 1 % len(bases)
+    if charges.passes < 2 and probe.passes < limit:
+        probe.fill(noise=True)
+        charges.add(probe.weights, probe.differentiate(number, eps=False, functional=FUNCTIONALS[0])[1])
+    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead)) if charges.passes > 1 else []
+    if not found:
+        return [], []
+    if probe.passes >= limit:
+        return [], [LATE]
     probe.fill(noise=True)  # the weights that `bases` are of
     candidates = []
-    with _flipped(probe, 1 % len(bases), charges.passes) as gradients:
+    with _flipped(probe, number, FUNCTIONALS[1]) as gradients:
         floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
         for relation in found:
             moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
             candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
     order = {name: number for number, name in enumerate(charges.shapes)}
     result = _confirmed(candidates, Acting(probe, bases, tolerances.outputs, limit))
-    return sorted(result, key=lambda pair: [(order[part.name], part.start) for part in pair.factors.right])
+    result.sort(key=lambda pair: [(order[part.name], part.start) for part in pair.factors.right])
+    return result, [LATE] if probe.passes >= limit else []
 
 
 @contextmanager

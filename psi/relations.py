@@ -104,7 +104,7 @@ class _Entries:
 def relations(charges: Charges, tolerance: float, floor: Array) -> list[Relation]:
     """All relations that hold within `tolerance` of the size of the charges, where these exceed the `floor` of each pass."""
     search = _Search(charges, tolerance, floor)
-    if charges.axes and charges.passes > 1:
+    if charges.axes:
         search.singles()
         search.axes()
         search.sums()

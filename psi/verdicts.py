@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import permutations
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from .probe import Probe
 from .reasons import STARVED, UNUSED
 from .report import Finding, Report
 
-__all__ = ["Search", "report"]
+__all__ = ["Pairs", "Search", "report"]
 
 DEAD = "gradient is zero: cannot tell; more samples or other inputs may"
 WORDS = {
@@ -105,15 +106,23 @@ class Search:
         self.proven = {name: cut for name, cut in self.proven.items() if name not in bound}
 
 
+class Pairs(NamedTuple):
+    """What is known of pairs of factors."""
+
+    found: Sequence[Pair]
+    blockers: Mapping[tuple[str, str], str]
+    """What stands between two weights."""
+    notes: Sequence[str]
+
+
 def report(
     probe: Probe,
     search: Search,
     reasons: dict[str, str],
     leaks: dict[str, Leak],
-    pairs: Sequence[Pair],
-    blockers: Mapping[tuple[str, str], str],
+    pairs: Pairs,
 ) -> Report:
-    """The findings on all parameters, the `pairs` among them, and what stands between those that are none."""
+    """The findings on all parameters."""
     model = probe.model
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
@@ -139,9 +148,9 @@ def report(
         else:
             reason = _reason(name, probe, search, reasons)
         findings.append(Finding(name, "none", Rows(), (), search.radial.get(name, math.nan), math.nan, reason, shape))
-    paired = {both for pair in pairs for both in permutations(pair.names, 2)}
-    missing = [f"{why} between {a} and {b}" for (a, b), why in blockers.items() if (a, b) not in paired]
-    return Report(findings, notes=probe.notes, pairs=pairs, obstacles=missing)
+    paired = {both for pair in pairs.found for both in permutations(pair.names, 2)}
+    missing = [f"{why} between {a} and {b}" for (a, b), why in pairs.blockers.items() if (a, b) not in paired]
+    return Report(findings, notes=[*probe.notes, *pairs.notes], pairs=pairs.found, obstacles=missing)
 
 
 def _reason(name: str, probe: Probe, search: Search, reasons: dict[str, str]) -> str:

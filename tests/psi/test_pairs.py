@@ -139,11 +139,34 @@ def test_units_that_are_off_or_on_for_all_inputs():
     assert (pair.points, pair.group, pair.k) == (10, "positive scaling", 1)
 
 
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.ReLU6(), nn.Linear(5, 3)) for _ in range(30))
+
+    def forward(self, x):
+        return torch.stack([branch(x) for branch in self.branches])
+
+
 def test_few_passes_leave_pairs_untold():
-    """Two layers of a hundred that clip at six: what cannot be confirmed within the passes is not reported."""
+    """Layers that clip at six fail one by one: what cannot be confirmed within the passes is not reported."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(layer for _ in range(24) for layer in (nn.Linear(4, 4), nn.ReLU6())))
+    model = Branches()
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    assert not psi.find(model, torch.randn(30, 4)).pairs
+    report = psi.find(model, torch.randn(30, 4))
+    assert not report.pairs
+    assert "Note: the forward passes were used up before all candidates for pairs had been tested" in str(report)
     assert len(calls) <= 40
+
+
+def test_one_live_slice_is_no_finer_point():
+    """Of a grouped convolution's outputs only one in each group matters: a channel is a point all the same, not what is left of it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 6, 1), nn.LeakyReLU(0.1), nn.ConvTranspose1d(6, 6, 3, groups=3))
+    head = nn.Conv1d(6, 2, 1)
+    pick = torch.tensor([1.0, 0.0]).repeat(3)[:, None]
+    model.forward = lambda x: head(nn.Sequential.forward(model, x) * pick)
+    (pair,) = psi.find(model, torch.randn(5, 3, 7)).pairs
+    assert [(part.name, part.dim) for part in pair.factors.parts] == [("2.weight", 0), ("0.weight", 0), ("0.bias", 0)]
+    assert pair.points == 6

@@ -263,6 +263,7 @@ MUTANTS = [
         "tests/psi/test_find_inputs.py::test_a_report_declares_all_or_nothing",
     ),
     Mutant(
+<<<<<<< HEAD
         "pairs with frozen parameters are declared",
         "psi/found.py",
         "        if frozen:\n",
@@ -275,5 +276,68 @@ MUTANTS = [
         "        elif held:\n",
         "        elif not params:\n",
         "tests/psi/test_declare_pairs.py::test_scale_invariant_rows_come_first",
+=======
+        "units that are on for all inputs are pairs",
+        "psi/pairs.py",
+        "                w.detach().neg_()\n",
+        "                pass\n",
+        "tests/psi/test_pairs.py::test_units_that_are_off_or_on_for_all_inputs",
+    ),
+    Mutant(
+        "sums of sums before those with the most points",
+        "psi/relations.py",
+        "return -len(i), entries",
+        "return len(i), entries",
+        "tests/psi/test_pairs.py::test_labels[0-grouped_convolution]",
+    ),
+    Mutant(
+        "signs of pairs are not tested",
+        "psi/pairs.py",
+        "signs=True, back=back",
+        "signs=False, back=back",
+        "tests/psi/test_pairs.py::test_labels[0-relu]",
+    ),
+    Mutant(
+        "the degree of a pair on the other side",
+        "psi/relations.py",
+        "swap = relation.degree < 1 or",
+        "swap = relation.degree > 1 or",
+        "tests/psi/test_pairs.py::test_labels[0-squared_relu]",
+    ),
+    Mutant(
+        "both sides of a pair are one matrix",
+        "psi/report.py",
+        "label | {(names, side)}",
+        "label | {(names, 0)}",
+        "tests/psi/test_pairs.py::test_split_sizes[sections-inner.mha.in_proj_weight-0-(12, 12, 12)]",
+    ),
+    Mutant(
+        "pairs that nothing has confirmed",
+        "psi/pairs.py",
+        "        found = agreeing(found, partial(_unchanged, acting, signs=False, back=back))[0]\n",
+        "        pass\n",
+        "tests/psi/test_pairs.py::test_labels[0-relu6]",
+    ),
+    Mutant(
+        "points of one column only",
+        "psi/blocks.py",
+        "if single < PATIENCE:",
+        "if single < 0:",
+        "tests/psi/test_pairs.py::test_labels[0-attention]",
+    ),
+    Mutant(
+        "the only live slice of two dimensions is a point",
+        "psi/relations.py",
+        "(left != right) & ~self._only(one, i) & ~self._only(other, j)",
+        "left != right",
+        "tests/psi/test_pairs.py::test_one_live_slice_is_no_finer_point",
+    ),
+    Mutant(
+        "charges at scattered weights that show an eps",
+        "psi/invariance.py",
+        "if gap <= EXACT * tolerances.charges:",
+        "if same:",
+        "tests/psi/test_pairs_random.py::test_an_eps_that_shows_at_scattered_weights",
+>>>>>>> wt-pairs
     ),
 ]
