@@ -263,7 +263,6 @@ MUTANTS = [
         "tests/psi/test_find_inputs.py::test_a_report_declares_all_or_nothing",
     ),
     Mutant(
-<<<<<<< HEAD
         "pairs with frozen parameters are declared",
         "psi/found.py",
         "        if frozen:\n",
@@ -276,7 +275,8 @@ MUTANTS = [
         "        elif held:\n",
         "        elif not params:\n",
         "tests/psi/test_declare_pairs.py::test_scale_invariant_rows_come_first",
-=======
+    ),
+    Mutant(
         "units that are on for all inputs are pairs",
         "psi/pairs.py",
         "                w.detach().neg_()\n",
@@ -338,6 +338,5 @@ MUTANTS = [
         "if gap <= EXACT * tolerances.charges:",
         "if same:",
         "tests/psi/test_pairs_random.py::test_an_eps_that_shows_at_scattered_weights",
->>>>>>> wt-pairs
     ),
 ]
