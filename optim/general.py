@@ -160,6 +160,13 @@ class RiemannianAdam(RiemannianOptimizer):
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
         flat = [isinstance(point_set.manifold, Euclidean) for point_set in points]
         if any(flat) and not all(flat):
+            rest = [p.name for p in points if p.slices is not None and isinstance(p.manifold, Euclidean)]
+            if rest:
+                raise OptionError(
+                    f"lr=None in a group with slices: {rest[0]} is in flat space, where rates mean something else than on "
+                    f"{points[flat.index(False)].manifold!r}, and is stepped at the rate of the group. Set lr, for instance by "
+                    "retract.param_groups(model, manifold={'lr': 1e-3})"
+                )
             raise OptionError(
                 f"lr=None in a group with {points[flat.index(True)].name} in flat space and {points[flat.index(False)].name} on "
                 f"{points[flat.index(False)].manifold!r}: rates mean different things there. Set lr, or put the parameters into "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -112,7 +112,7 @@ def _prepared(
         else:
             notes[f.name] = f"not declared, {taken} belongs to the points of {holders[parts[taken]]}"
     declared = [f for f in weights if f.name in names]
-    free, taken_pairs = _free_pairs(model, pairs, declared, [e for e in stays if e.name not in names])
+    free, taken_pairs = _free_pairs(model, report, pairs, declared, [e for e in stays if e.name not in names])
     kept = {*names, *(str(pair.factors) for pair in free)}
     obsolete = [entry.name for entry in written if entry not in stays and entry.name not in kept]
     notes = {**dict.fromkeys(obsolete, "no longer declared"), **notes}
@@ -129,12 +129,21 @@ def _prepared(
 
 
 def _free_pairs(
-    model: nn.Module, pairs: Sequence[Pair], declared: Sequence[Finding], stays: Sequence[Entry]
+    model: nn.Module,
+    report: Sequence[Finding],
+    pairs: Sequence[Pair],
+    declared: Sequence[Finding],
+    stays: Sequence[Entry],
 ) -> tuple[list[Pair], dict[Pair, str]]:
     """The pairs all of whose entries are trained and belong to no other points, and why the others cannot be declared.
 
-    Scale-invariant rows come first, then the pairs in their order.
+    Scale-invariant rows come first, then pairs of matrices in their order, then those of a matrix with the weight and bias of a
+    normalization layer, which have few numbers of their own.
     """
+    shapes = {f.name: f.shape for f in report}
+    pairs = sorted(
+        pairs, key=lambda pair: any(_are_vectors(side, shapes) for side in (pair.factors.left, pair.factors.right))
+    )
     holders = {id(model.get_parameter(name)): f.name for f in declared for name in f.names}
     slices: dict[int, tuple[Part, ...]] = {}
     for entry in stays:
@@ -155,7 +164,7 @@ def _free_pairs(
             before = wider.get(id(p), slices.get(id(p), ()))
             wider[id(p)] = (*before, part.resolved(p.shape, pair.k))
         if frozen:
-            others[pair] = f"not declared, {', '.join(frozen)} is frozen"
+            others[pair] = f"not declared, frozen: {', '.join(frozen)}"
         elif held:
             others[pair] = f"not declared, {held[0]} belongs to the points of {holders[id(params[held[0]])]}"
         elif not all(disjoint(wider[id(p)], tuple(p.shape)) for p in params.values()):
@@ -164,6 +173,10 @@ def _free_pairs(
             free.append(pair)
             slices |= wider
     return free, others
+
+
+def _are_vectors(parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return all(len(shapes[part.name]) == 1 for part in parts)
 
 
 def _refuse_another(model: nn.Module, report: Sequence[Finding]) -> None:

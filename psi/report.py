@@ -252,6 +252,9 @@ class Report(Sequence[Finding]):
         told += f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
         if self.declared:
             told += f"\nDeclared on {self._manifold!r}: {len(self.declared)} of {len(self)} tensors, {self._share(self.declared)}."
+        if self.declared_pairs:
+            count = sum(pair.points for pair in self.declared_pairs)
+            told += f"\nDeclared on FixedRank: {len(self.declared_pairs)} of {len(self.pairs)} pairs, with {count:,} points."
         return "\n".join([told, *(f"Note: {note}." for note in self.notes)])
 
     def _entries(self) -> int:

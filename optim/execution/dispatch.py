@@ -38,6 +38,7 @@ from .plan import Plan
 from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
 from .rows import Fused, Lists
+from .units import are_units
 
 __all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "paths"]
 
@@ -181,7 +182,9 @@ def paths(
         elif any(map(is_sharded, points.parts)):
             path, reason = "sharded", "each process updates its shard"
         elif points.slices is not None:
-            path, reason = "slices", "they are copied to points, which take the path of their manifold"
+            in_place = are_units(points, options)
+            path = "slices"
+            reason = "in place" if in_place else "copied to points, which take the path of their manifold"
         else:
             grads = points.gradients() or [part.detach() for part in points.parts]
             path, reason = choose(make_operand(points, grads, state, rule, options), rule, options)

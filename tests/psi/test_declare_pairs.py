@@ -77,12 +77,23 @@ def test_scale_invariant_rows_come_first():
     assert {"last.weight", "last.bias", "head.weight"} in [{*pair.names} for pair in report.declared_pairs]
 
 
+def test_units_come_before_the_weights_of_the_norm_in_front_of_them():
+    """Both would take the weight of the first layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    report = psi.declare(model, torch.randn(9, 6), pairs=True)
+    assert len(report.pairs) == 2
+    (pair,) = report.declared_pairs
+    assert {"1.weight", "1.bias", "3.weight"} == {*pair.names}
+    assert "Declared on FixedRank: 1 of 2 pairs, with 8 points." in str(report)
+
+
 def test_pairs_with_frozen_parameters_are_left():
     model = network()
     model[3].weight.requires_grad_(False)
     report = psi.declare(model, X, pairs=True)
     assert len(report.declared_pairs) == 2
-    assert any("3.weight is frozen" in pair.reason for pair in report.pairs)
+    assert any("frozen: 3.weight" in pair.reason for pair in report.pairs)
 
 
 def test_a_singular_factor_is_refused_and_nothing_is_declared():
