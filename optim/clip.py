@@ -46,13 +46,13 @@ def clip_riemannian_norm_(optimizer: RiemannianOptimizer, max_norm: float, error
             f"{type(optimizer).__name__} has no manifolds, so there is no metric to clip in; pass the optimizer that it "
             "wraps (with Accelerate optimizer.optimizer), or clip with torch.nn.utils.clip_grad_norm_"
         )
-    lengths, grads = [], []
+    lengths, grads = [], dict[Tensor, None]()
     for points, egrads in optimizer._gradients():
         layouts = points.layouts()
         x = gather(points.parts, layouts)
         gradient = points.manifold.riemannian_gradient(x, gather(egrads, layouts))
         lengths.append(numerics.norm(points.manifold.norm(x, gradient).flatten(), 1))
-        grads.extend(egrads)
+        grads.update(dict.fromkeys(egrads))  # a parameter may be in several sets of slices
     if not lengths:
         return torch.tensor(0.0)
     total = numerics.norm(torch.cat([length.to(lengths[0].device) for length in lengths]), 1).squeeze()

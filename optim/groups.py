@@ -13,7 +13,9 @@ from ..errors import DeclarationError, OptionError
 from ..manifolds import Euclidean, Manifold, Rows, from_geoopt
 from ..manifolds.parameters.declare import walk
 from ..manifolds.parameters.factors import Factors, Part, Rest, covered
+from ..manifolds.parameters.lookup import check_types
 from ..manifolds.parameters.records import changes, joined_geometries, marked
+from ..manifolds.parameters.slicing import check_grids
 from .execution.dispatch import check_path
 from .execution.points import PointSet, Table
 from .execution.sharded import check_sharding
@@ -113,6 +115,13 @@ def sliced_table(group: Options, names: Sequence[str] | None, slices: Sequence[t
     parts: dict[Tensor, list[Part]] = {}
     for manifold, factors in slices:
         tensors = tuple(named[part.name] for part in factors.parts)
+        check_types(str(factors), manifold, Rows())
+        check_grids(factors, manifold, factors.layouts(tensors, manifold.event_ndim))
+        kinds = {(p.dtype, p.device) for p in tensors}
+        if len(kinds) > 1:
+            raise OptionError(
+                f"{factors} has parts of {sorted(map(str, kinds))}; convert its parameters to one dtype, on one device"
+            )
         for tensor, part in zip(tensors, factors.parts, strict=True):
             parts.setdefault(tensor, []).append(part)
         led = found.setdefault(tensors[0], [])
@@ -241,7 +250,8 @@ class Marks:
                 present.setdefault(part, (points.name, []))[1].append(text)
         for part, (name, geometries) in present.items():
             mark, before = marked(part), joined_geometries(geometries)
-            if mark is not None and mark.geometry not in (before, self._geometries.get(part)):
+            known = {*geometries, before, self._geometries.get(part)}
+            if mark is not None and mark.geometry not in known and not known.issuperset(mark.geometries):
                 raise DeclarationError(
                     f"{name} was declared on {mark.geometry}, by the name {mark.name}, after it was added to this "
                     f"optimizer, which has it on {before}. Build a new optimizer from retract.param_groups(model)"

@@ -93,6 +93,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             raise OptionError(
                 "manifold and rows of this group are strings, as in the param_groups of an optimizer; pass the Manifold and Rows"
             )
+        if slices and (manifold is not None or rows is not None or joined):
+            raise OptionError("a group with slices has their manifolds in them; leave out manifold, rows and joined")
         before = len(self.param_groups)
         super().add_param_group(group)
         try:

@@ -322,6 +322,22 @@ def walk(model: nn.Module) -> Iterator[Declared]:
                 slices.setdefault(part, []).extend(replace(p, name="") for p in factors.parts if p.name == name)
                 covered(tuple(slices[part]), tuple(part.shape))
         yield Declared(entry.name if factors else names[0], names, parts, declaration, factors)
+    for part in slices:
+        before = marked(part)
+        present = {
+            each
+            for entry in found
+            for p, name in entry.named_parts
+            if p is part
+            for each in [entry.declaration.geometry(name)]
+        }
+        gone = [each for each in (before.geometries if before and before.in_slices else ()) if each not in present]
+        if gone:
+            name, _, _ = seen[id(part)]
+            raise DeclarationError(
+                f"{name} was also declared on {gone[0]}, together with parameters of other modules, and the module that has this "
+                "declaration is not in this model. Pass the model on which it was declared, or declare again"
+            )
     mark_entries(found)
     for name, p in model.named_parameters():
         lost = marked(p)

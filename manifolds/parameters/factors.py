@@ -78,15 +78,17 @@ class Part:
                 raise GeometryError(f"{self!r}: {name} is a number ≥ 1, or pairs of a number and a distance, both ≥ 1")
 
     def __str__(self) -> str:
-        """The name, and what is not as by default: the dimension, the first index, and points × further rows × columns, with
-        @ before a distance that leaves gaps."""
-        inner, grid = 1, []
-        for levels in (self.columns, self.rows, self.points):
+        """The name, and what is not as by default: the dimension, the first index, and points (further rows) × columns, with · between
+        levels and @ before a distance that leaves gaps."""
+        inner, shown = 1, []
+        for levels, ends in ((self.columns, "×{}"), (self.rows, "({})"), (self.points, "{}")):
+            numbers = []
             for n, distance in reversed(_levels(levels, inner) if levels else ()):
-                grid.append(f"{n}" if distance == inner else f"{n}@{distance}")
+                numbers.append(f"{n}" if distance == inner else f"{n}@{distance}")
                 inner *= n
+            shown += [ends.format("·".join(reversed(numbers)))] * bool(numbers)
         given = [f"dim {self.dim}"] * (self.dim != 0) + [f"{self.start}:"] * (self.start != 0)
-        given += ["×".join(reversed(grid))] * bool(grid)
+        given += ["".join(reversed(shown))] * bool(shown)
         return f"{self.name}[{', '.join(given)}]" if given else self.name
 
     def resolved(self, shape: Sequence[int], k: int | None = None) -> Part:
@@ -238,9 +240,10 @@ class Grid(NamedTuple):
 
     def fits(self) -> bool:
         """Whether no level carries from one dimension to the next."""
-        places = zip(
-            self.dims, self._digits(self.start), *(self._digits((n - 1) * d) for n, d in self._levels), strict=True
-        )
+        ends = [self._digits(self.start)]
+        for n, distance in self._levels:
+            ends.append([(n - 1) * digit for digit in self._digits(distance)])
+        places = zip(self.dims, *ends, strict=True)
         return all(sum(digits) < self.shape[a] for a, *digits in places)
 
     def split(self, tensor: Tensor) -> Tensor:

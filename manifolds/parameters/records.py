@@ -37,7 +37,7 @@ __all__ = [
 
 _DECLARATIONS = "_retract_declarations"
 _MARK = "_retract_mark"
-_AND = " + "
+_AND, _AT = " + ", " at "
 _changes = 0
 
 
@@ -173,8 +173,8 @@ def erase(owner: nn.Module, leaf: str) -> None:
         if entry.leaf != leaf:
             kept[entry.leaf] = entry.declaration
             continue
-        for part in entry.parts:
-            unmark(part)
+        for part, name in entry.named_parts:
+            unmark(part, entry.declaration.geometry(name))
     owner.__dict__.pop(_DECLARATIONS, None)
     if kept:
         owner.__dict__[_DECLARATIONS] = _Declarations(owner, kept)
@@ -187,6 +187,16 @@ class Mark(NamedTuple):
     """The name under which it was declared."""
     geometry: str
 
+    @property
+    def geometries(self) -> list[str]:
+        """The descriptions of all declarations of the tensor, of which slices may have several."""
+        return self.geometry.split(_AND) if self.in_slices else [self.geometry]
+
+    @property
+    def in_slices(self) -> bool:
+        """Whether slices of the tensor were declared."""
+        return _AT in self.geometry
+
 
 def geometry(manifold: Manifold, rows: Rows, parts: int) -> str:
     """A description of the geometry, for comparisons and messages."""
@@ -197,7 +207,7 @@ def geometry(manifold: Manifold, rows: Rows, parts: int) -> str:
 
 def geometry_of_slices(manifold: Manifold, parts: Sequence[Part]) -> str:
     """A description of the geometry of slices of one parameter."""
-    return f"{manifold!r} at {' and '.join(str(replace(part, name='')) or '()' for part in parts)}"
+    return f"{manifold!r}{_AT}{' and '.join(str(replace(part, name='')) or '()' for part in parts)}"
 
 
 def joined_geometries(geometries: Iterable[str]) -> str:
@@ -206,9 +216,11 @@ def joined_geometries(geometries: Iterable[str]) -> str:
 
 
 def mark(part: Tensor, name: str, geometry: str) -> None:
-    """Mark `part` as declared under `name`, with the description `geometry`."""
+    """Mark `part` as declared under `name`, with the description `geometry`; slices are added to those that are marked."""
     global _changes
     before = marked(part)
+    if before is not None and before.in_slices and _AT in geometry:
+        geometry = joined_geometries([*before.geometries, *geometry.split(_AND)])
     if before is None or before.geometry != geometry:
         _changes += 1
         # Plain values, so that a pickled parameter loads under weights_only=True.
@@ -230,9 +242,12 @@ def mark_entries(found: Iterable[Entry]) -> None:
         mark(marked_part, name, joined_geometries(geometries))
 
 
-def unmark(part: Tensor) -> None:
-    """Remove the mark of `part`."""
-    part.__dict__.pop(_MARK, None)
+def unmark(part: Tensor, geometry: str | None = None) -> None:
+    """Remove the mark of `part`; of several sets of slices only that with this `geometry`."""
+    found = part.__dict__.pop(_MARK, None)
+    others = [each for each in Mark(*found).geometries if each != geometry] if found and geometry else []
+    if others and Mark(*found).in_slices:
+        setattr(part, _MARK, (found[0], joined_geometries(others)))
 
 
 def marked(part: Tensor) -> Mark | None:

@@ -15,7 +15,7 @@ from .factors import Factors, Grid, Part, covered
 from .lookup import check_memory, find_owner, find_parameter
 from .records import Declaration, entries
 
-__all__ = ["sliced"]
+__all__ = ["check_grids", "sliced"]
 
 
 def sliced(
@@ -57,7 +57,7 @@ def sliced(
         if manifold.n not in (None, n):
             raise GeometryError(f"{factors}: the left factor has {n} rows, and {manifold!r} says {manifold.n}")
         manifold = replace(manifold, n=n)
-    _check_grids(factors, manifold, grids)
+    check_grids(factors, manifold, grids)
     for p in params.values():
         covered(_of(factors, [name for name in factors.names if params[name] is p]), tuple(p.shape))
     path = _common_path(factors.names)
@@ -84,10 +84,13 @@ def sliced(
     )
 
 
-def _check_grids(factors: Factors, manifold: Manifold, grids: list[Grid]) -> None:
+def check_grids(factors: Factors, manifold: Manifold, grids: list[Grid]) -> None:
+    """Raise `GeometryError` unless the slices of all parts are as many points, of one shape that `manifold` has."""
     counts = [grid.points for grid in grids]
     if len(set(counts)) > 1:
-        raise GeometryError(f"{factors} has {counts} points: all parts need the same number")
+        raise GeometryError(
+            f"{factors} has {counts} points: all parts need the same number; points=… of a Part says how many"
+        )
     widths = [grid.event[1:] for grid in grids]
     if len(set(widths)) > 1:
         raise GeometryError(f"{factors} has {[grid.k for grid in grids]} columns: all parts need the same inner size")

@@ -21,12 +21,13 @@ from ...manifolds.parameters.rows import scatter_
 from ...manifolds.parameters.shards import is_sharded
 from ..options import Options
 from ..rules import Rule
+from ..update import is_penalised
 from .dispatch import Group
 from .operands import real
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .shards import GatheredPoints, exchange
-from .units import are_units, step_units
+from .units import are_units, is_fresh, step_units
 
 __all__ = ["SlicedGroup", "check_slices"]
 
@@ -126,7 +127,7 @@ class SlicedGroup:
             sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in sets]
             optimizer_state, state = state, gathered.state
         kinds: dict[tuple[Any, ...], list[PointSet]] = {}
-        units = [points for points in sets if are_units(points, options)]
+        units = {points: is_fresh(points, state, rule, options) for points in sets if are_units(points, options)}
         for points in sets:
             check_state(points, state, rule)
             if points in units:
@@ -139,8 +140,8 @@ class SlicedGroup:
         work = self._local.prepare(local_table, local_state, rule, {**options, "params": [*local_state]}, True)
 
         def write_back() -> None:
-            for points in units:
-                step_units(points, state, rule, options)
+            for points, fresh in units.items():
+                step_units(points, state, rule, options, fresh)
             for stack in stacks:
                 stack.write_back(state, rule)
             if gathered is not None:
@@ -161,6 +162,8 @@ def _kind(points: PointSet, state: State, rule: Rule, options: Options) -> tuple
     if step is not None:
         names.append("step")
     height = sum(layout.event[0] for layout in layouts) if layouts[0].event else 0
-    count = None if step is None or options["capturable"] else float(step)
+    # A penalty couples the points of a stack, and a captured step cannot compare counters: every set is a stack of its own.
+    alone = points if options["capturable"] or is_penalised(points.manifold, options) else None
+    count = None if step is None or alone is not None else float(step)
     event = (height, *layouts[0].event[1:])
-    return points.manifold, event, lead.dtype, lead.device, count, tuple(names)
+    return alone, points.manifold, event, lead.dtype, lead.device, count, tuple(names)

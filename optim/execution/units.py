@@ -27,29 +27,34 @@ def are_units(points: PointSet, options: Options) -> bool:
     return bool(on and automatic and precise and not options["capturable"] and not points.parts[0].is_meta)
 
 
-def step_units(points: PointSet, state: State, rule: Rule, options: Options) -> None:
-    """One step of `points` and their state, in place; gradients are not written to."""
+def is_fresh(points: PointSet, state: State, rule: Rule, options: Options) -> bool:
+    """Whether vectors that `rule` needs are missing in the state of `points`."""
+    return any(name not in state.get(p, {}) for name in rule.needs(options) for p in points.parts)
+
+
+def step_units(points: PointSet, state: State, rule: Rule, options: Options, fresh: bool) -> None:
+    """One step of `points` and their state, in place, with `fresh` vectors or not; gradients are not written to."""
     manifold, slices, grads = points.manifold, points.slices, points.gradients()
     assert isinstance(manifold, FixedRank)
     assert isinstance(slices, Factors)
+    if isinstance(options["lr"], Tensor):
+        options = {**options, "lr": options["lr"].to(points.parts[0].device, points.parts[0].dtype).reshape(())}
     lead, grids = points.parts[0], [grid for grid in points.layouts() if isinstance(grid, Grid)]
     needed = rule.needs(options)
-    fresh = any(name not in state[p] for name in needed for p in points.parts)
     for p in points.parts:
         for name in needed:
             if name not in state[p]:
                 state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
     names = [name for name in rule.vectors if all(name in state[p] for p in points.parts)]
-    x, g = _Sides(points.parts, grids, len(slices.left)), _Sides(grads, grids, len(slices.left))
-    vectors = {name: _Sides([state[p][name] for p in points.parts], grids, len(slices.left)) for name in names}
+    x, g = _Sides.of(points.parts, grids, len(slices.left)), _Sides.of(grads, grids, len(slices.left))
+    vectors = {name: _Sides.of([state[p][name] for p in points.parts], grids, len(slices.left)) for name in names}
 
     weights = manifold.weights_of_units(*x.dots(x))
     sign = -1.0 if options["maximize"] else 1.0
     length: Any = None
     shrink: Any = 1.0
     if rule.reads_lengths or options["max_point_norm"] is not None:
-        of_u, of_v = (gg / weight for gg, weight in zip(g.dots(g), weights, strict=True))
-        length = (of_u + of_v).sqrt().view(-1, 1)
+        length = g.length(weights)
     if options["max_point_norm"] is not None:
         limit = torch.clamp(options["max_point_norm"] / length, max=1.0)
         length, shrink = length * limit, limit.view(-1, 1, 1)
@@ -72,7 +77,8 @@ def step_units(points: PointSet, state: State, rule: Rule, options: Options) -> 
         v.add_(g, [_per_point(take) * factor for factor in of_gradient])
     for name, v in vectors.items():
         x.add_(v, [_per_point(coefficients.of(name)[2])] * 2)
-    x.add_(g, [_per_point(coefficients.ahead) * factor for factor in of_gradient])
+    if isinstance(coefficients.ahead, Tensor) or coefficients.ahead != 0:
+        x.add_(g, [_per_point(coefficients.ahead) * factor for factor in of_gradient])
     if options["transport"] != "none" and vectors:
         xx = x.dots(x)
         for v in vectors.values():
@@ -83,10 +89,14 @@ def step_units(points: PointSet, state: State, rule: Rule, options: Options) -> 
 class _Sides:
     """An array with the shape of the points, in parts of parameters: those of the left factor, and those of the right one."""
 
-    def __init__(self, tensors: Sequence[Tensor], grids: Sequence[Grid], left: int) -> None:
-        self._parts = [grid.strided(tensor) for grid, tensor in zip(grids, tensors, strict=True)]
-        self._points = [[n for n, _ in grid.point_levels] for grid in grids]
-        self._left = left
+    def __init__(self, parts: Sequence[Tensor], points: Sequence[Sequence[int]], left: int) -> None:
+        self._parts, self._points, self._left = parts, points, left
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], grids: Sequence[Grid], left: int) -> _Sides:
+        """Views of the slices of parameters, or of arrays like them."""
+        parts = [grid.strided(tensor) for grid, tensor in zip(grids, tensors, strict=True)]
+        return cls(parts, [[n for n, _ in grid.point_levels] for grid in grids], left)
 
     def dots(self, other: _Sides) -> tuple[Tensor, Tensor]:
         """Dot products of both factors, each (points, 1, 1)."""
@@ -96,6 +106,17 @@ class _Sides:
         ]
         left, right = sums[: self._left], sums[self._left :]
         return torch.stack(left).sum(0), torch.stack(right).sum(0)
+
+    def length(self, weights: Sequence[Tensor]) -> Tensor:
+        """√(‖g_u‖² / w_u + ‖g_v‖² / w_v), (points, 1); squares in float64 where those in float32 overflow or vanish, or may do so
+        and cannot be read."""
+        sums = self.dots(self)
+        wide = sums[0].dtype == torch.float32
+        if wide and not (sums[0].is_cpu and all(bool(((gg > 1e-30) & (gg < torch.inf)).all()) for gg in sums)):
+            doubled = _Sides([part.double() for part in self._parts], self._points, self._left)
+            sums = doubled.dots(doubled)
+        of_u, of_v = (gg / weight for gg, weight in zip(sums, weights, strict=True))
+        return (of_u + of_v).sqrt().to(weights[0].dtype).view(-1, 1)
 
     def multiply_(self, factor: Any) -> None:
         """Multiply by a number, or by numbers per point."""
