@@ -122,18 +122,19 @@ class _Search:
         """Of parameters that a relation joins, directly or through others, all have the same."""
 
     def singles(self) -> None:
-        """Slices with equal charges. Of several that are equal each is paired with one of them only."""
+        """Slices with equal charges. Of several that are equal each is paired with one of them only. Relations of the most slices come
+        first: a bias that is dead in some of them belongs to these, too."""
         entries = _Entries([(bundle, WHOLE) for bundle in self.bundles if bundle.singles], self.floor[0, 0])
         starts = dict(zip(self.claimed, np.cumsum([0, *map(len, self.claimed.values())]), strict=False))
         label = np.arange(sum(map(len, self.claimed.values())))
         groups = [(degree, *group) for degree in DEGREES for group in self._groups(entries, degree)]
 
         def parts(group: tuple[int, int, int, Indices, Indices]) -> tuple[int, ...]:
-            degree, a, b, _, _ = group
+            degree, a, b, i, _ = group
             one, other = entries.bundles[a], entries.bundles[b]
             dims = len(one.main.dims) + len(other.main.dims)
             latest = max(self.order[one.main.name], self.order[other.main.name])
-            return (-dims, degree, len(one.axes) + len(other.axes), -latest)
+            return (-dims, degree, -len(i), len(one.axes) + len(other.axes), -latest)
 
         finer: list[tuple[Axis, Axis]] = []
         for degree, a, b, i, j in sorted(groups, key=parts):
