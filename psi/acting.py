@@ -30,6 +30,8 @@ class Acting:
 
     def __init__(self, probe: Probe, bases: Sequence[list[Tensor]], tolerance: float, limit: int) -> None:
         self._probe, self._bases, self._tolerance, self._limit = probe, bases, tolerance, limit
+        self.late = False
+        """Whether a test has not begun for that."""
 
     def unchanged(self, pairs: Sequence[Pair], *, signs: bool, back: bool) -> bool:
         """Whether the outputs are the same for `pairs` transformed, by factors with random `signs` or by positive ones.
@@ -37,6 +39,7 @@ class Acting:
         On the way `back` elements are inverted and have the other signs: what is a ReLU for R is none for −R⁻¹.
         """
         if self._probe.passes >= self._limit:
+            self.late = True
             raise OutOfPasses
         number = (not back) % len(self._bases)
         with _transformed(self._probe.weights, pairs, signs, back):

@@ -84,10 +84,9 @@ def _compare(what: str, gathered: list[Mapping[Any, str]]) -> None:
 
 def _verdicts(report: Report) -> dict[Any, str]:
     found = {f.name for f in report.invariant}
-    pairs = {f.name: [f"{p.group} of {p.factors!r}" for p in report.pairs if f.name in p.names] for f in report}
-    return {
-        (f.name, f.shape): " ".join(
-            [f.granularity, *([repr(f.rows), *f.joined] if f.name in found else []), *pairs[f.name]]
-        )
+    rows = {
+        (f.name, f.shape): " ".join([f.granularity, *([repr(f.rows), *f.joined] if f.name in found else [])])
         for f in report
     }
+    pairs = {f.name: [f"{p.group} of {p.factors!r}" for p in report.pairs if f.name in p.names] for f in report}
+    return rows | {(f.name, f.shape, "pairs"): ", ".join(pairs[f.name]) or "no pair" for f in report}

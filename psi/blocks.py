@@ -110,16 +110,23 @@ def factors(
     whole = _on_grids(relation, columns, shapes)
     starts = [0]
     if whole is None:
-        offsets = [part.offsets[columns] for part in relation.left + relation.right]
-        steps = np.concatenate([np.diff(numbers, axis=0) for numbers in offsets], 1)
+        parts = relation.left + relation.right
+        steps = np.concatenate([np.diff(part.offsets[columns], axis=0) for part in parts], 1)
+        outer = np.stack([part.offsets[columns[:, 0]] // _width(part, shapes) for part in parts])
         for place in range(1, len(columns)):
-            if place - starts[-1] > 1 and (steps[place - 1] != steps[place - 2]).any():
+            irregular = place - starts[-1] > 1 and (steps[place - 1] != steps[place - 2]).any()
+            if irregular or (outer[:, place] != outer[:, place - 1]).any():
                 starts.append(place)
     for start, end in pairwise([*starts, len(columns)]):
         some = columns[start:end]
         found = whole or _on_grids(relation, some, shapes)
         if found is not None:
             yield found, some
+
+
+def _width(part: Slices, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many indices of an axis of several dimensions are within one index of the first of them."""
+    return prod(shapes[part.axis.name][dim] for dim in part.axis.dims[1:] or part.axis.dims)
 
 
 def _on_grids(relation: Relation, columns: Indices, shapes: Mapping[str, tuple[int, ...]]) -> Factors | None:

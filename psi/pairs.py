@@ -87,9 +87,10 @@ def pairs(
             moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
             candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
     order = {name: number for number, name in enumerate(charges.shapes)}
-    result = _confirmed(candidates, Acting(probe, bases, tolerances.outputs, limit))
+    acting = Acting(probe, bases, tolerances.outputs, limit)
+    result = _confirmed(candidates, acting)
     result.sort(key=lambda pair: [(order[part.name], part.start) for part in pair.factors.right])
-    return result, [LATE] if probe.passes >= limit else []
+    return result, [LATE] if acting.late else []
 
 
 @contextmanager
@@ -189,8 +190,8 @@ def _signed(blocks: list[_Block], acting: Acting) -> list[_Block]:
         good = agreeing(list(kinds.values()), passes)[0]
         bad = [kind for kind in kinds.values() if kind not in good and len(kind) > 1]
         mixed = [kind for kind in bad if agreeing([kind[:1]], passes)[0]]
-        singles = agreeing([[block] for kind in mixed for block in kind], passes)[0]
-        kinds = dict(enumerate([*good, *singles]))
+        singles = agreeing([[block] for kind in mixed for block in kind[1:]], passes)[0]
+        kinds = dict(enumerate([*good, *(kind[:1] for kind in mixed), *singles]))
     return [block for kind in kinds.values() for block in kind]
 
 

@@ -122,18 +122,19 @@ class _Search:
         """Of parameters that a relation joins, directly or through others, all have the same."""
 
     def singles(self) -> None:
-        """Slices with equal charges. Of several that are equal each is paired with one of them only."""
+        """Slices with equal charges. Of several that are equal each is paired with one of them only. Relations of the most slices come
+        first: a bias that is dead in some of them belongs to these, too."""
         entries = _Entries([(bundle, WHOLE) for bundle in self.bundles if bundle.singles], self.floor[0, 0])
         starts = dict(zip(self.claimed, np.cumsum([0, *map(len, self.claimed.values())]), strict=False))
         label = np.arange(sum(map(len, self.claimed.values())))
         groups = [(degree, *group) for degree in DEGREES for group in self._groups(entries, degree)]
 
         def parts(group: tuple[int, int, int, Indices, Indices]) -> tuple[int, ...]:
-            degree, a, b, _, _ = group
+            degree, a, b, i, _ = group
             one, other = entries.bundles[a], entries.bundles[b]
             dims = len(one.main.dims) + len(other.main.dims)
             latest = max(self.order[one.main.name], self.order[other.main.name])
-            return (-dims, degree, len(one.axes) + len(other.axes), -latest)
+            return (-dims, degree, -len(i), len(one.axes) + len(other.axes), -latest)
 
         finer: list[tuple[Axis, Axis]] = []
         for degree, a, b, i, j in sorted(groups, key=parts):
@@ -141,8 +142,8 @@ class _Search:
             if any(_within(one, x) and _within(other, y) for pair in finer for x, y in (pair, pair[::-1])):
                 continue
             left, right = label[starts[one] + i], label[starts[other] + j]
-            new = (left != right) & ~self._only(one, i) & ~self._only(other, j)
-            if new.any():
+            new = left != right
+            if new.any() and not self._only(one, i) and not self._only(other, j):
                 names = np.arange(len(label))
                 names[right[new]] = left[new]
                 label = names[label]
@@ -287,18 +288,17 @@ class _Search:
             places = places[:, np.unique(places[side], return_index=True)[1]]
         return places[0], places[1]
 
-    def _only(self, axis: Axis, places: Indices) -> NDArray[np.bool_]:
-        """Which slices along two dimensions are the only ones with a gradient of a slice along one of them, and so no finer."""
+    def _only(self, axis: Axis, places: Indices) -> bool:
+        """Whether most slices along two dimensions are the only ones with a gradient of a slice along one of them, and so no finer."""
         if len(axis.dims) < 2:
-            return np.zeros(len(places), bool)
-        size = self.charges.shapes[axis.name][axis.dims[1]]
+            return False
+        fine, size = self.charges.bundle(axis), self.charges.shapes[axis.name][axis.dims[1]]
         same = np.zeros(len(places), bool)
         for dim, index in zip(axis.dims, np.divmod(places, size), strict=True):
             coarse = self.charges.bundle(Axis(axis.name, (dim,)))
-            fine = self.charges.bundle(axis)
             gap = np.abs(coarse.values[:, index] - fine.values[:, places])
             same |= (gap <= self.tolerance * (coarse.sizes[:, index] + fine.sizes[:, places])).all(0)
-        return same
+        return bool(same.mean() > 0.5)
 
     def _live(self, values: Array, sizes: Array) -> NDArray[np.bool_]:
         """Where charges are clearly not zero."""

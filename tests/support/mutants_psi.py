@@ -328,8 +328,8 @@ MUTANTS = [
     Mutant(
         "the only live slice of two dimensions is a point",
         "psi/relations.py",
-        "(left != right) & ~self._only(one, i) & ~self._only(other, j)",
-        "left != right",
+        "if new.any() and not self._only(one, i) and not self._only(other, j):",
+        "if new.any():",
         "tests/psi/test_pairs.py::test_one_live_slice_is_no_finer_point",
     ),
     Mutant(
