@@ -71,10 +71,12 @@ def pairs(
     """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them, with at most `limit`
     passes of the probe; and what a reader must know."""
     number = 1 % len(bases)
-    if charges.passes < 2 and probe.passes < limit:
+    if charges.passes < 2:
+        if probe.passes >= limit:
+            return [], [LATE]
         probe.fill(noise=True)
         charges.add(probe.weights, probe.differentiate(number, eps=False, functional=FUNCTIONALS[0])[1])
-    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead)) if charges.passes > 1 else []
+    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead))
     if not found:
         return [], []
     if probe.passes >= limit:
