@@ -38,7 +38,18 @@ GL, SCALING, POSITIVE = "GL", "scaling", "positive scaling"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two factors B and A of each of several points, such that the network is the same with B R and R⁻¹ A."""
+    """Two factors B and A of each of several points, such that the network is the same with B R and R⁻¹ A.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from retract import psi
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> (pair,) = psi.find(model, torch.randn(16, 6)).pairs
+        >>> print(pair.factors, "|", pair.group, "|", pair.points)
+        2.weight[dim 1] × 0.weight + 0.bias | positive scaling | 8
+    """
 
     factors: Factors
     """Where they are: B is [left], (n, k) per point, and Aᵀ is [right], (m, k)."""
