@@ -250,7 +250,7 @@ class Marks:
                 present.setdefault(part, (points.name, []))[1].append(text)
         for part, (name, geometries) in present.items():
             mark, before = marked(part), joined_geometries(geometries)
-            known = {*geometries, before, self._geometries.get(part)}
+            known = {*geometries, self._geometries.get(part)}
             if mark is not None and mark.geometry not in known and not known.issuperset(mark.geometries):
                 raise DeclarationError(
                     f"{name} was declared on {mark.geometry}, by the name {mark.name}, after it was added to this "

@@ -88,8 +88,5 @@ def _act(weights: dict[str, Tensor], pair: Pair, signs: bool, back: bool, genera
 
 def _apply(grid: Grid, w: Tensor, element: Tensor) -> None:
     """Multiply the slices of `w` by a matrix, or a number, per point, in place."""
-    view = grid.strided(w)
-    if element.ndim > 1:
-        view.copy_((grid.split(w) @ element).view(view.shape))
-    else:
-        view.mul_(element.view(*(n for n, _ in grid.point_levels), *(1,) * (view.ndim - len(grid.point_levels))))
+    slices = grid.split(w)
+    grid.write(w, slices @ element if element.ndim > 1 else slices * element.view(-1, 1, 1))

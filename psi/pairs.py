@@ -73,7 +73,7 @@ class Pair:
     @property
     def names(self) -> tuple[str, ...]:
         """Qualified names of the parameters."""
-        return tuple(dict.fromkeys(part.name for part in self.factors.parts))
+        return self.factors.names
 
 
 def pairs(

@@ -21,7 +21,7 @@ from ..base import Manifold
 from .factors import Factors, Part, covered
 from .lookup import check_parts, check_ties, check_types, find_owner, find_parameter
 from .placing import forget_loads, place, refuse_stale, watch_loads
-from .records import Declaration, entries, erase, mark_all, mark_entries, marked, record, unmark
+from .records import Declaration, entries, erase, geometries_of, mark_all, mark_entries, marked, record, unmark
 from .rows import Rows, gather, scatter_
 from .slicing import sliced
 
@@ -319,19 +319,14 @@ def walk(model: nn.Module) -> Iterator[Declared]:
         factors = declaration.factors and declaration.factors.renamed(dict(zip(local, names, strict=True)).__getitem__)
         if factors is not None:
             for name, part in zip(names, parts, strict=True):
-                slices.setdefault(part, []).extend(replace(p, name="") for p in factors.parts if p.name == name)
+                slices.setdefault(part, []).extend(p for p in factors.parts if p.name == name)
                 covered(tuple(slices[part]), tuple(part.shape))
         yield Declared(entry.name if factors else names[0], names, parts, declaration, factors)
+    geometries = geometries_of(found)
     for part in slices:
         before = marked(part)
-        present = {
-            each
-            for entry in found
-            for p, name in entry.named_parts
-            if p is part
-            for each in [entry.declaration.geometry(name)]
-        }
-        gone = [each for each in (before.geometries if before and before.in_slices else ()) if each not in present]
+        kept = before.geometries if before is not None and before.in_slices else []
+        gone = [each for each in kept if each not in geometries[part][1]]
         if gone:
             name, _, _ = seen[id(part)]
             raise DeclarationError(
@@ -363,6 +358,5 @@ def _undeclare_slices(module: nn.Module, name: str) -> None:
         raise DeclarationError(f"{name} is not declared; declared are: {', '.join(found) or 'nothing'}")
     entry = found[name]
     erase(entry.owner, entry.leaf)
-    mark_all(module)  # other slices of the parameters may still be declared
     for each in entry.names:
         forget_loads(module, each)

@@ -181,7 +181,7 @@ class Factors:
 
     def layouts(self, tensors: Sequence[Tensor], event_ndim: int) -> list[Grid]:
         """How each of `tensors`, one per part, is cut into points of `event_ndim` dimensions."""
-        return [part.grid(t.shape, event_ndim=event_ndim) for part, t in zip(self.parts, tensors, strict=True)]
+        return [_grid(part, t.shape, event_ndim) for part, t in zip(self.parts, tensors, strict=True)]
 
 
 class Grid(NamedTuple):
@@ -352,6 +352,12 @@ def covered(parts: tuple[Part, ...], shape: tuple[int, ...]) -> Tensor:
             raise GeometryError(f"{part} and {others} have entries in common: an entry belongs to one point")
         taken |= mask
     return taken
+
+
+@lru_cache(maxsize=4096)
+def _grid(part: Part, shape: tuple[int, ...], event_ndim: int) -> Grid:
+    """`Part.grid`, which steps ask for again and again."""
+    return part.grid(shape, event_ndim=event_ndim)
 
 
 def disjoint(parts: tuple[Part, ...], shape: tuple[int, ...]) -> bool:

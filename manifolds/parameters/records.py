@@ -24,6 +24,7 @@ __all__ = [
     "changes",
     "entries",
     "erase",
+    "geometries_of",
     "geometry",
     "geometry_of_slices",
     "joined_geometries",
@@ -161,9 +162,7 @@ def record(owner: nn.Module, path: str, leaf: str, declaration: Declaration) -> 
     """
     erase(owner, leaf)
     owner.__dict__[_DECLARATIONS] = _Declarations(owner, {**owner.__dict__.get(_DECLARATIONS, {}), leaf: declaration})
-    ours = [*_of(owner, path)]
-    (written,) = ({*entry.parts} for entry in ours if entry.leaf == leaf)
-    mark_entries(entry for entry in ours if not written.isdisjoint(entry.parts))
+    mark_entries(entry for entry in _of(owner, path) if entry.leaf == leaf)
 
 
 def erase(owner: nn.Module, leaf: str) -> None:
@@ -232,14 +231,19 @@ def mark_all(model: nn.Module) -> None:
     mark_entries(entries(model))
 
 
-def mark_entries(found: Iterable[Entry]) -> None:
-    """Mark the parameters of some declarations; slices of one parameter get one mark for all of them."""
-    marks: dict[Tensor, tuple[str, list[str]]] = {}
+def geometries_of(found: Iterable[Entry]) -> dict[Tensor, tuple[str, list[str]]]:
+    """The parameters of some declarations, each with the name of the first and the descriptions of all."""
+    geometries: dict[Tensor, tuple[str, list[str]]] = {}
     for entry in found:
         for part, name in entry.named_parts:
-            marks.setdefault(part, (entry.name, []))[1].append(entry.declaration.geometry(name))
-    for marked_part, (name, geometries) in marks.items():
-        mark(marked_part, name, joined_geometries(geometries))
+            geometries.setdefault(part, (entry.name, []))[1].append(entry.declaration.geometry(name))
+    return geometries
+
+
+def mark_entries(found: Iterable[Entry]) -> None:
+    """Mark the parameters of some declarations; slices of one parameter get one mark for all of them."""
+    for part, (name, geometries) in geometries_of(found).items():
+        mark(part, name, joined_geometries(geometries))
 
 
 def unmark(part: Tensor, geometry: str | None = None) -> None:

@@ -16,7 +16,7 @@ from ..options import Options
 from ..rules import Memory, Rule
 from .points import PointSet, State, count_steps, new_scalar
 
-__all__ = ["are_units", "step_units"]
+__all__ = ["are_units", "is_fresh", "step_units"]
 
 
 def are_units(points: PointSet, options: Options) -> bool:

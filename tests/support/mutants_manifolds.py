@@ -299,9 +299,9 @@ MUTANTS = [
     ),
     Mutant(
         "what undeclare leaves of a parameter loses its mark",
-        "manifolds/parameters/declare.py",
-        "    mark_all(module)  # other slices of the parameters may still be declared\n",
-        "",
+        "manifolds/parameters/records.py",
+        "    if others and Mark(*found).in_slices:\n",
+        "    if not found:\n",
         "tests/manifolds/test_slices.py::test_undeclared_slices_leave_the_others",
     ),
 ]
