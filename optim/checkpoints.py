@@ -54,7 +54,8 @@ def pack(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, Any
     groups = []
     for group, saved in zip(optimizer.param_groups, found["param_groups"], strict=True):
         names = _names(optimizer, group)
-        groups.append({**_copied(saved), **({"names": names} if names else {})})
+        shape = _written(group["shape"])
+        groups.append({**_copied(saved), "shape": shape, **({"names": names} if names else {})})
     return {**found, "state": _copied(found["state"]), "param_groups": groups}
 
 
@@ -79,20 +80,29 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
                 f"a group of the state_dict has {len(saved['params'])} parameters, that of this optimizer {len(group['params'])}: "
                 "it was saved with other parameters. Build the optimizer from the same model"
             )
+        if "shape" in saved and saved["shape"] != _written(group["shape"]):
+            raise StateError(
+                f"the state_dict was saved with shape {saved['shape']}, this group has {_written(group['shape'])}: pass the same shape"
+            )
         rule = optimizer.rule
-        decoupled = saved.get("decoupled_weight_decay") and saved.get("weight_decay")
-        if not rule.options <= set(saved) or saved.get("amsgrad") or decoupled:
+        if not rule.options <= set(saved) or saved.get("amsgrad"):
             raise StateError(
                 f"the state_dict is of another rule: {type(optimizer).__name__} needs {', '.join(sorted(rule.options))}, and has "
-                "neither amsgrad nor decoupled weight decay"
+                "no amsgrad"
             )
         present = {key: value for key, value in group.items() if key not in ("params", "param_names")}
         loaded = {key: value for key, value in saved.items() if key in present or key not in (*FOREIGN, "names")}
+        loaded["shape"] = group["shape"]
         both = {**present, **loaded}
         merged.append({**both, **settings.valid(both)})
     for key, p in _pairs(optimizer, merged):
         _check_shapes(optimizer, p, found["state"].get(key, {}))
     return {**found, "param_groups": merged}
+
+
+def _written(shape: Any) -> str | None:
+    """The option `shape` as plain text."""
+    return None if shape is None else ", ".join(map(repr, shape))
 
 
 def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +236,7 @@ def _check_shapes(optimizer: RiemannianOptimizer, p: Tensor, saved: Mapping[str,
     for name, value in saved.items():
         kind, _, number = name.partition(".")
         points = _led(optimizer, p, number)
-        if name in rule.vectors:
+        if name in rule.stored:
             shape = tuple(p.shape)
         elif kind in ("radius", *rule.scalars) and points is not None:
             shape = tuple(points.layouts()[0].scalar)

@@ -12,7 +12,7 @@ from ..manifolds import Euclidean
 from .execution.points import PointSet
 from .optimizer import RiemannianOptimizer
 from .options import COMMON, check_known
-from .rules import Adam, Momentum
+from .rules import Adam, CoordinateAdam, Momentum
 
 __all__ = ["RiemannianAdam", "RiemannianSGD"]
 
@@ -50,18 +50,29 @@ class RiemannianSGD(RiemannianOptimizer):
         dampening: τ, as in torch.
         weight_decay: L2 factor, on Euclidean groups only; on others it raises.
         nesterov: Nesterov momentum, as in torch.
-        momentum_form: ``"heavy_ball"`` (torch: η outside the buffer) or ``"velocity"`` (η inside).
-        motion: ``"retract"`` or ``"exp"``.
+        momentum_form: ``"heavy_ball"`` (torch: η outside the buffer), ``"velocity"`` (η inside) or ``"ema"``
+            (torch.optim.Muon: b ← ρ b + (1 − ρ) γ).
+        decoupled_weight_decay: on Euclidean groups, x ← (1 − η λ) x before the step in place of the L2 factor, as in AdamW.
+        tangent: ``"gradient"``: the rule sees the Riemannian gradient. ``"step"``: it sees the Euclidean one, and its step is
+            projected. ``"none"``: nothing is projected, and the motion alone brings the point back. The last two need
+            ``transport="none"``.
+        shape: the norm under which the step is steepest: None, ``"unit"``, ``"row"``, ``"sign"``, ``"spectral"``, ``"tangent"``,
+            a `Shape`, or several of them in a tuple, one after the other. The learning rate is then the length of the step in that
+            norm. On manifolds of vectors the matrices are the blocks of ``Rows(blocks=…)``, or all rows of a parameter together.
+        scale: a factor of the shaped step.
+        adjust_lr_fn: another, for n × p matrices: ``"original"`` √max(1, n/p) and ``"match_rms_adamw"`` 0.2 √max(n, p) as in
+            torch.optim.Muon, or ``"spectral_norm"`` √(n/p).
+        motion: ``"retract"``, ``"exp"``, or on embedded manifolds ``"polar"``, the point nearest to x + u.
         transport: the transport of the buffer: ``"manifold"`` (the manifold's transport after a retraction,
             parallel transport after an exponential), ``"project"``, ``"parallel"`` or ``"none"``.
         max_point_norm: largest length of a point's gradient in the metric, None for no clipping.
         orthogonality: α of the penalty between the rows of a tensor (Cho & Lee 2017), for unit directions.
-        radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, ``"free"`` lets it
-            grow and rescales it by powers of two.
+        radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, a number at that norm, set at the
+            first step; ``"free"`` lets it grow and rescales it by powers of two.
         maximize, capturable, differentiable: as in torch.
         foreach, fused: fast paths; an explicit True raises where the path is not available.
 
-    `max_point_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
+    `tangent`, `max_point_norm`, `orthogonality`, `motion`, `transport` and `radius` have no meaning on Euclidean groups and are
     ignored there. Every option can be set per group.
 
     Raises:
@@ -81,11 +92,16 @@ class RiemannianSGD(RiemannianOptimizer):
         nesterov: bool = False,
         *,
         momentum_form: str = "heavy_ball",
+        decoupled_weight_decay: bool = False,
+        tangent: str = "gradient",
+        shape: Any = None,
+        scale: float = 1.0,
+        adjust_lr_fn: str | None = None,
         motion: str = "retract",
         transport: str = "manifold",
         max_point_norm: float | None = None,
         orthogonality: float = 0.0,
-        radius: str = "hold",
+        radius: str | float = "hold",
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -128,7 +144,9 @@ class RiemannianAdam(RiemannianOptimizer):
         eps: ε ≥ 0.
         weight_decay: L2 factor, on Euclidean groups only; on others it raises.
         eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
-        options: `motion`, `transport`, `max_point_norm`, `orthogonality`, `radius`, `maximize`, `capturable`,
+        second_moment: ``"point"``, one per point, or ``"coordinate"``: one per coordinate, of the gradient in units of the point's
+            size, and the step is projected.
+        options: `decoupled_weight_decay`, `tangent`, `shape`, `scale`, `adjust_lr_fn`, `motion`, `transport`, `max_point_norm`, `orthogonality`, `radius`, `maximize`, `capturable`,
             `differentiable`, `foreach` and `fused`, as in `RiemannianSGD`.
 
     Raises:
@@ -148,8 +166,13 @@ class RiemannianAdam(RiemannianOptimizer):
         weight_decay: float = 0.0,
         *,
         eps_form: str = "outside",
+        second_moment: str = "point",
         **options: Any,
     ) -> None:
+        if second_moment not in ("point", "coordinate"):
+            raise OptionError(f"second_moment={second_moment!r} is not 'point' or 'coordinate'")
+        if second_moment == "coordinate":
+            self.rule = CoordinateAdam()
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "eps_form": eps_form}
         try:
             check_known(options, {**COMMON, **defaults})

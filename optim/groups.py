@@ -17,11 +17,13 @@ from ..manifolds.parameters.lookup import check_types
 from ..manifolds.parameters.records import changes, joined_geometries, marked
 from ..manifolds.parameters.slicing import check_grids
 from .execution.dispatch import check_path
+from .execution.operands import matrix_of
 from .execution.points import PointSet, Table
 from .execution.sharded import check_sharding
 from .execution.sliced import check_slices
 from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
 from .rules import Rule
+from .shapes import check_shape
 
 __all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "sliced_table", "tensor_geometry"]
 
@@ -204,7 +206,10 @@ class Settings:
         where memory or sharding matter."""
         for manifold, points in self._manifolds.items():
             check_point(points.name, manifold, group)
-        if not {"differentiable", "foreach", "fused"}.isdisjoint(found):
+        for points in self._points if group["shape"] is not None else ():
+            if not isinstance(points.slices, Rest):
+                check_shape(points.name, points.manifold, matrix_of(points), group)
+        if not {"differentiable", "foreach", "fused", "shape", "tangent", "motion"}.isdisjoint(found):
             for points in self._points:
                 check_sharding(points, group)
                 check_slices(points, group)

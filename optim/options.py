@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifold, Spherical
+from ..manifolds import (
+    EmbeddedManifold,
+    Euclidean,
+    ExponentialManifold,
+    GeodesicManifold,
+    Manifold,
+    ScalingQuotient,
+    Spherical,
+)
+from .shapes import ADJUST_LR_FNS, named
 
 __all__ = [
     "COMMON",
@@ -27,6 +36,7 @@ __all__ = [
     "check_names",
     "check_point",
     "check_together",
+    "holds",
     "number",
     "plain",
     "read_by",
@@ -67,6 +77,13 @@ class _Choice:
         return value
 
 
+def _radius(name: str, value: Any) -> Any:
+    """`value`, ``"hold"``, ``"free"`` or a positive number; raises `OptionError` for others."""
+    if value in ("hold", "free") if isinstance(value, str) else 0.0 < number(name, value) < math.inf:
+        return value if isinstance(value, str) else float(value)
+    raise OptionError(f"{name}={value!r} is not 'hold', 'free' or a positive number")
+
+
 def _betas(name: str, value: Any) -> Any:
     """`value` as a tuple; raises `OptionError` unless it is a pair of numbers in [0, 1)."""
     if not isinstance(value, tuple | list) or len(value) != 2:
@@ -95,17 +112,23 @@ class Option(NamedTuple):
 
 _fraction = _Number(lambda a: 0.0 <= a < 1.0, "is outside [0, 1)")
 _nonnegative = _Number(lambda a: 0.0 <= a < math.inf, "is outside [0, inf)")
+_positive = _Number(lambda a: 0.0 < a < math.inf, "is not a positive number")
 _flag, _path = _Choice((False, True)), _Choice((None, False, True))
 
 COMMON = {
     "weight_decay": Option(_nonnegative, 0.0, "points"),
-    "motion": Option(_Choice(("retract", "exp")), "retract", "points kernel"),
+    "decoupled_weight_decay": Option(_flag, False, "plan"),
+    "tangent": Option(_Choice(("gradient", "step", "none")), "gradient", "points plan"),
+    "shape": Option(named, None, "points plan"),
+    "scale": Option(_positive, 1.0),
+    "adjust_lr_fn": Option(_Choice(ADJUST_LR_FNS), None, "points"),
+    "motion": Option(_Choice(("retract", "exp", "polar")), "retract", "points plan kernel"),
     "transport": Option(_Choice(("manifold", "project", "parallel", "none")), "manifold", "points kernel"),
     "max_point_norm": Option(
         _Number(lambda a: a > 0.0, "is not positive; None turns clipping off", none=True), None, "kernel"
     ),
     "orthogonality": Option(_nonnegative, 0.0, "points"),
-    "radius": Option(_Choice(("hold", "free")), "hold", "plan kernel"),
+    "radius": Option(_radius, "hold", "plan kernel"),
     "maximize": Option(_flag, False, "kernel"),
     "foreach": Option(_path, None, "points plan"),
     "fused": Option(_path, None, "points plan"),
@@ -118,7 +141,7 @@ OPTIONS = {
     "momentum": Option(_fraction, 0.0, "kernel"),
     "dampening": Option(_Number(math.isfinite, "is not a finite number"), 0.0, "kernel"),
     "nesterov": Option(_flag, False, "kernel"),
-    "momentum_form": Option(_Choice(("heavy_ball", "velocity")), "heavy_ball", "plan kernel"),
+    "momentum_form": Option(_Choice(("heavy_ball", "velocity", "ema")), "heavy_ball", "plan kernel"),
     "betas": Option(_betas, (0.9, 0.999), "kernel"),
     "eps": Option(_nonnegative, 1e-8, "kernel"),
     "eps_form": Option(_Choice(("outside", "inside")), "outside", "plan kernel"),
@@ -161,8 +184,8 @@ FORMER = {"max_grad_norm": "max_point_norm"}
 """Names of options in state_dicts of earlier versions."""
 FORMER_WORDS = {"Grassmann(1)": "ProjectiveSpace()", "Rows(axis=": "Rows(dim="}
 """Names of manifolds and rows in state_dicts of earlier versions."""
-FOREIGN = ("amsgrad", "decoupled_weight_decay", "compile")
-"""Options of torch.optim.Adam, and one of earlier versions, without a counterpart here."""
+FOREIGN = ("amsgrad", "compile")
+"""An option of torch.optim.Adam, and one of earlier versions, without a counterpart here."""
 
 
 def check_names(keys: Collection[Any], defaults: Options) -> None:
@@ -207,6 +230,20 @@ def check_together(options: Options) -> None:
             f"nesterov needs momentum > 0 and dampening = 0, not momentum={options['momentum']!r} and "
             f"dampening={options['dampening']!r}"
         )
+    if options.get("momentum_form") == "ema" and options["dampening"] != 0:
+        raise OptionError(
+            f"dampening={options['dampening']!r} with momentum_form='ema', which is dampened by the momentum; set it to 0"
+        )
+    if options["tangent"] != "gradient" and options["transport"] != "none":
+        raise OptionError(
+            f"tangent={options['tangent']!r} with transport={options['transport']!r}: the vectors of such a rule are not tangent, and "
+            "are not transported; set transport='none'"
+        )
+    if options["shape"] is None and (options["scale"] != 1 or options["adjust_lr_fn"] is not None):
+        raise OptionError(
+            f"scale={options['scale']!r} and adjust_lr_fn={options['adjust_lr_fn']!r} are factors of a shaped step, and shape is None; "
+            "change lr instead"
+        )
     asked = [name for name in _FAST_PATHS if options[name]]
     if len(asked) > 1:
         raise OptionError(
@@ -249,6 +286,10 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
             "changes the learning rate). Decay the other parameters alone: param_groups(model, euclidean={'weight_decay': …})"
         )
     motion, transport = options["motion"], options["transport"]
+    if motion == "polar" and not isinstance(manifold, EmbeddedManifold):
+        raise OptionError(
+            f"motion='polar' on {name}: it is the nearest point to x + u, and {manifold!r} is not embedded; use motion='retract'"
+        )
     if motion == "exp" and not isinstance(manifold, ExponentialManifold):
         raise OptionError(f"motion='exp' on {name}: {manifold!r} has no exponential map; use motion='retract'")
     needs_parallel = transport == "parallel" or (motion == "exp" and transport == "manifold")
@@ -262,6 +303,11 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
             f"orthogonality={options['orthogonality']} on {name}: it is defined between unit vectors (Sphere, ProjectiveSpace, "
             f"PSI), not on {manifold!r}; set it to 0 in this group"
         )
+
+
+def holds(manifold: Manifold, options: Options) -> bool:
+    """Whether a step with `options` brings points of `manifold` back to a norm."""
+    return isinstance(manifold, ScalingQuotient) and options["radius"] != "free"
 
 
 def number(name: str, value: Any) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .kernels import algebra
 from .options import Options
 
-__all__ = ["Adam", "Coefficients", "Memory", "Momentum", "Rule"]
+__all__ = ["Adam", "Coefficients", "CoordinateAdam", "Memory", "Momentum", "Rule"]
 
 
 @dataclass
@@ -36,6 +36,10 @@ class Memory:
     """Tangent vectors at the points, (points, n)."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
     """Scalars per point, (points, 1)."""
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    """Numbers per coordinate that are no tangent vectors, (points, n)."""
+    matrix: tuple[int, int] | None = None
+    """The shape of the matrices that the points are, or are the rows of; None if there are none."""
     step: Tensor | None = None
     """The number of this step, from 1; None for rules that do not count steps."""
 
@@ -69,6 +73,8 @@ class Rule(ABC):
 
     vectors: Sequence[str] = ()
     """Names of the stored tangent vectors."""
+    arrays: Sequence[str] = ()
+    """Names of stored arrays with one number per coordinate that are no tangent vectors, and are never transported."""
     scalars: Sequence[str] = ()
     """Names of the stored scalars per point."""
     options: frozenset[str] = frozenset()
@@ -78,16 +84,29 @@ class Rule(ABC):
     reads_lengths = True
     """Whether the rule needs the lengths of the gradients, which cost a pass over them."""
 
+    averages_steps = False
+    """Whether the length of the step is that of `steadied`, which gives a factor per point."""
+
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Names of everything stored in the shape of the parameter."""
+        return (*self.vectors, *self.arrays)
+
     def needs(self, options: Options) -> Sequence[str]:
         """Names of the `vectors` that a step with these options creates if they are missing."""
-        return self.vectors
+        return self.stored
+
+    def steadied(self, length: Tensor, memory: Memory, options: Options) -> Tensor:
+        """The factor of steps of `length` at learning rate 1, (points, 1); with `averages_steps` only."""
+        raise NotImplementedError
 
     @abstractmethod
     def __call__(self, length: Tensor, memory: Memory, options: Options) -> Coefficients:
         """The coefficients of a step.
 
         Args:
-            length: lengths of the Riemannian gradients in the metric, after clipping, (points, 1).
+            length: lengths of the Riemannian gradients in the metric, after clipping, (points, 1); for a rule with `arrays` the
+                absolute values of their coordinates, (points, n), in units of the point's size.
             memory: ``memory.scalars[name]``, (points, 1), to be changed in place or replaced; ``memory.fresh``, whether the vectors
                 are new and 0; ``memory.step``, the number of this step from 1 as a tensor, if `counts_steps`.
             options: the options of the group.
@@ -96,11 +115,12 @@ class Rule(ABC):
 
 @dataclass(frozen=True)
 class Momentum(Rule):
-    """Stochastic gradient descent with momentum, in one of two conventions (option `momentum_form`).
+    """Stochastic gradient descent with momentum, in one of three conventions (option `momentum_form`).
 
     ``"heavy_ball"`` (torch): b ← ρ b + (1 − τ) γ, step −η b. ``"velocity"`` (Yi 2022, eq. 11; Cho & Lee 2017):
     u ← ρ u − η (1 − τ) γ, step u. They agree as long as η is constant. As in torch, the first gradient enters
-    a fresh buffer undamped. At ρ = 0 an existing buffer is kept and not used.
+    a fresh buffer undamped. ``"ema"`` (torch.optim.Muon): b ← ρ b + (1 − ρ) γ from b = 0, step −η b, and with Nesterov
+    −η (ρ b + (1 − ρ) γ). At ρ = 0 an existing buffer is kept and not used.
     """
 
     vectors = ("momentum_buffer",)
@@ -115,6 +135,9 @@ class Momentum(Rule):
         lr, rho = options["lr"], options["momentum"]
         if rho == 0:
             return Coefficients(ahead=-lr)
+        if options["momentum_form"] == "ema":
+            along, ahead = (rho, 1.0 - rho) if options["nesterov"] else (1.0, 0.0)
+            return Coefficients(rho, 1.0 - rho, -lr * along, -lr * ahead)
         take = 1.0 if memory.fresh else 1.0 - options["dampening"]
         along, ahead = (rho, 1.0) if options["nesterov"] else (1.0, 0.0)
         if options["momentum_form"] == "velocity":
@@ -162,3 +185,19 @@ class Adam(Rule):
         square, along = algebra.adam(length, memory.scalars["exp_avg_sq"], *self.factors(step, options), inside)
         memory.scalars["exp_avg_sq"] = square
         return Coefficients(beta1, 1.0 - beta1, along)
+
+
+@dataclass(frozen=True)
+class CoordinateAdam(Adam):
+    """Adam with one second moment per coordinate, also where the coordinates are those of one point (option `second_moment`).
+
+    It averages the squares of the coordinates of the gradient in units of the point's size, so that on PSI the run does not depend
+    on the representative.
+    """
+
+    scalars = ()
+    arrays = ("exp_avg_sq",)
+
+    def __call__(self, length: Tensor, memory: Memory, options: Options) -> Coefficients:
+        numbers = Memory(memory.dtype, memory.fresh, scalars=memory.arrays, step=memory.step)
+        return super().__call__(length, numbers, options)

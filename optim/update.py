@@ -12,6 +12,7 @@ from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifo
 from .kernels import algebra
 from .options import Options
 from .rules import Memory, Rule
+from .shapes import shaped, size_of
 
 __all__ = ["ambient", "band", "is_penalised", "orthogonality_gradient", "update"]
 
@@ -27,31 +28,60 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
 
     With γ the Riemannian gradient, shortened to `max_point_norm`, and the `Coefficients` of `rule`
 
-        v ← keep · v + take · γ,    u = along · v + ahead · γ,    y = R(x, u),    v ← T(v),
+        v ← keep · v + take · γ,    u = along · v + ahead · γ,    u ← η s D(u),    y = R(x, u),    v ← T(v),
 
-    where R is the retraction or the exponential, and T the transport. On a scaling quotient x, γ and v are first moved to the
-    representative that the option `radius` selects. `memory` is changed in place; `x` and `egrad` are not.
+    where D is the option `shape`, if there is one, for u at learning rate 1, R the retraction or the exponential, and T the
+    transport. With ``tangent="step"`` or ``"none"`` γ is the Euclidean gradient, in units of the points' size, and only u is
+    projected, or nothing. On a scaling quotient x, γ and v are first moved to the representative that the option `radius` selects.
+    `memory` is changed in place; `x` and `egrad` are not.
     """
-    gradient = manifold.riemannian_gradient(x, ambient(manifold, x, egrad, options))
+    flat = isinstance(manifold, Euclidean)
+    late, shape = not flat and options["tangent"] != "gradient", options["shape"] if manifold.event_ndim else None
+    egrad = ambient(manifold, x, egrad, options)
+    gradient = egrad * size_of(manifold, x) if late else manifold.riemannian_gradient(x, egrad)
     if isinstance(manifold, ScalingQuotient):
         scale = _rescaling(manifold.radius(x), memory, options)
         if scale is not None:
-            x, gradient = manifold.act(scale, x), manifold.act(scale, gradient)
-            memory.vectors = {name: manifold.act(scale, v) for name, v in memory.vectors.items()}
-    limit = None if isinstance(manifold, Euclidean) else options["max_point_norm"]
-    length: Any = None
-    if rule.reads_lengths or limit is not None:
-        length = manifold.norm(x, gradient)
-    if limit is not None:
-        shrink = torch.clamp(limit / length, max=1.0)
-        gradient, length = gradient * shrink, length * shrink
-    coefficients = rule(length, memory, options)
+            x = manifold.act(scale, x)
+            if not late:
+                gradient = manifold.act(scale, gradient)
+                memory.vectors = {name: manifold.act(scale, v) for name, v in memory.vectors.items()}
+    size = size_of(manifold, x) if late or rule.arrays else 1.0
+    gradient, length = _measured(manifold, rule, x, gradient, 1.0 if late else size, late, options)
+    at_one = {**options, "lr": 1.0} if shape is not None or rule.averages_steps else options
+    coefficients = rule(length, memory, at_one)
     step = _times(coefficients.ahead, gradient)
     for name, v in memory.vectors.items():
         keep, take, along = coefficients.of(name)
         v = _sum(_times(keep, v), _times(take, gradient))
         step, memory.vectors[name] = _sum(step, _times(along, v)), v
-    return _move(manifold, x, torch.zeros_like(x) if step is None else step, memory, options)
+    step = torch.zeros_like(x) if step is None else step
+    if late:
+        step = step * size
+    if options["tangent"] == "step" or (rule.arrays and options["tangent"] == "gradient"):
+        step = manifold.project(x, step)
+    if rule.averages_steps:
+        step = step * (options["lr"] * rule.steadied(manifold.norm(x, step), memory, options))
+    if shape is not None:
+        step = shaped(manifold, x, step, memory.matrix, options)
+    if flat and options["decoupled_weight_decay"]:
+        x = x * (1.0 - options["lr"] * options["weight_decay"])
+    y = _move(manifold, x, step, memory, options)
+    return _held(manifold, y, memory, options, late) if late or shape is not None else y
+
+
+def _measured(
+    manifold: Manifold, rule: Rule, x: Tensor, gradient: Tensor, size: Any, late: bool, options: Options
+) -> tuple[Tensor, Any]:
+    """`gradient`, shortened to `max_point_norm`, and its length per point or, for a rule with `arrays`, per coordinate."""
+    limit = None if isinstance(manifold, Euclidean) else options["max_point_norm"]
+    length: Any = None
+    if (rule.reads_lengths and not rule.arrays) or limit is not None:
+        length = numerics.length(gradient, manifold.event_ndim) if late else manifold.norm(x, gradient)
+    if limit is not None:
+        shrink = torch.clamp(limit / length, max=1.0)
+        gradient, length = gradient * shrink, length * shrink
+    return gradient, (gradient / size).abs() if rule.arrays else length
 
 
 def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, among: Tensor | None = None) -> Tensor:
@@ -60,7 +90,8 @@ def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, amon
     if options["maximize"]:
         egrad = -egrad
     if isinstance(manifold, Euclidean):
-        return egrad.add(x, alpha=options["weight_decay"]) if options["weight_decay"] else egrad
+        coupled = options["weight_decay"] and not options["decoupled_weight_decay"]
+        return egrad.add(x, alpha=options["weight_decay"]) if coupled else egrad
     if is_penalised(manifold, options):
         assert isinstance(manifold, Spherical)
         return egrad + orthogonality_gradient(manifold, x, options["orthogonality"], among)
@@ -97,10 +128,11 @@ def _rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | Non
     The norm of a row has no meaning in the quotient, but the running statistics of the next BatchNorm depend on it, and floating
     point has a limited range. The path in the quotient does not change (Theorem 1 of Yi 2022).
 
-    ``"hold"``: to the norm of the row at its first step, stored in ``memory.scalars["radius"]``. ``"free"``: by a power of two,
+    ``"hold"``: to the norm of the row at its first step, stored in ``memory.scalars["radius"]``; a number: to that number, which is stored
+    before. ``"free"``: by a power of two,
     once the norm has left the `band`. The formula is `algebra.rescaling`. Steps with lr = 0 do not rescale.
     """
-    held = options["radius"] == "hold"
+    held = options["radius"] != "free"
     if held and "radius" not in memory.scalars:
         memory.scalars["radius"] = radius
         return None
@@ -115,6 +147,19 @@ def _rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | Non
     return None if lr == 0 else factor
 
 
+def _held(manifold: Manifold, y: Tensor, memory: Memory, options: Options, late: bool) -> Tensor:
+    """The points `y` of a shaped step, on a scaling quotient at the norm to hold: such steps are defined for a network that may see
+    the norm, which other steps restore at the next one."""
+    if not isinstance(manifold, ScalingQuotient) or options["radius"] == "free":
+        return y
+    scale = _rescaling(manifold.radius(y), memory, options)
+    if scale is None:
+        return y
+    if not late:
+        memory.vectors = {name: manifold.act(scale, v) for name, v in memory.vectors.items()}
+    return manifold.act(scale, y)
+
+
 def _move(manifold: Manifold, x: Tensor, u: Tensor, memory: Memory, options: Options) -> Tensor:
     """The new points, (points, n), after the tangent step `u`; transports ``memory.vectors`` to them."""
     flat = isinstance(manifold, Euclidean)
@@ -124,8 +169,11 @@ def _move(manifold: Manifold, x: Tensor, u: Tensor, memory: Memory, options: Opt
         for name, v in memory.vectors.items():
             y, memory.vectors[name] = manifold.retract_and_transport(x, u, v)
         return y
-    y = manifold.retract(x, u) if motion == "retract" else _exp(manifold, x, u)
-    if transport == "project":
+    if motion == "retract":
+        y = manifold.retract(x, u)
+    else:
+        y = _exp(manifold, x, u) if motion == "exp" else _polar(manifold, x, u)
+    if transport == "project" or (motion == "polar" and transport == "manifold"):
         memory.vectors = {name: manifold.project(y, v) for name, v in memory.vectors.items()}
     elif transport != "none":
         assert isinstance(manifold, GeodesicManifold)
@@ -142,6 +190,13 @@ def _exp(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
     assert isinstance(manifold, ExponentialManifold)
     y = manifold.exp(x, u)
     return numerics.hold_still(u, manifold.nearest(y), y, manifold.event_ndim)
+
+
+def _polar(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
+    """The point nearest to x + u, on Stiefel its polar factor: a retraction of second order on embedded manifolds (Absil & Malick
+    2012). A point with u = 0 is returned unchanged."""
+    moved = x + u
+    return numerics.hold_still(u, manifold.nearest(moved), moved, manifold.event_ndim)
 
 
 def _times(factor: Any, a: Tensor) -> Tensor | None:

@@ -32,6 +32,7 @@ from ...manifolds.parameters.shards import is_sharded
 from ..kernels.launch import Kernel
 from ..options import Options, read_by
 from ..rules import Adam, Rule
+from ..shapes import described
 from .euclidean import Torch, torch_has
 from .operands import Operand, make_operand
 from .plan import Plan
@@ -71,8 +72,8 @@ def has_rows(manifold: Manifold) -> bool:
 
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rule: Rule) -> Kernel | str:
     """The row kernels for such points, or the reason why there are none."""
-    if len(rule.vectors) > 1:
-        return f"row kernels support one vector per point, and {type(rule).__name__} has {len(rule.vectors)}"
+    if len(rule.stored) > 1 or rule.averages_steps:
+        return f"row kernels support rules with one vector per point, and {type(rule).__name__} has more state"
     if not has_rows(manifold):
         return f"there is no row kernel for {manifold!r}, only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel"
     if device.type not in BACKENDS:
@@ -89,6 +90,10 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
     part, manifold = points.parts[0], points.manifold
     if part.is_meta:
         return
+    beyond = _beyond_rows(manifold, options)
+    asked = [name for name in ("fused", "foreach") if options[name] and beyond]
+    if asked:
+        raise OptionError(f"{asked[0]}=True on {points.name}: {beyond}. Leave {asked[0]} at None")
     if options["fused"] and not isinstance(manifold, Euclidean):
         found = kernel_for(manifold, part.dtype, part.device, rule)
         if isinstance(found, str):
@@ -102,6 +107,16 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         )
 
 
+def _beyond_rows(manifold: Manifold, options: Options) -> str:
+    """The option because of which only the reference path steps points of `manifold`; empty if there is none."""
+    if manifold.event_ndim and options["shape"] is not None:
+        return f"{described(options['shape'])} is a shape, which the reference path applies to stacks of matrices"
+    if isinstance(manifold, Euclidean):
+        return ""
+    late = next((name for name in ("tangent", "motion") if options[name] in ("step", "none", "polar")), None)
+    return f"{late}={options[late]!r} is defined on the reference path alone" if late else ""
+
+
 def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
     """The path of one point set, and the reason."""
     manifold, part = operand.points.manifold, operand.points.parts[0]
@@ -112,6 +127,9 @@ def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
             return "reference", f"{name}=True"
     if part.is_meta or not all(p.numel() for p in operand.points.parts):
         return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
+    beyond = _beyond_rows(manifold, options)
+    if beyond:
+        return "reference", beyond
     half = part.dtype in (torch.float16, torch.bfloat16)
     if isinstance(manifold, Euclidean):
         # Half precision is computed in float32 and rounded once, which torch does on its fused path only, and for SGD on a CPU

@@ -12,7 +12,7 @@ from torch.optim.sgd import sgd
 
 from ...manifolds import Euclidean, Manifold
 from ..options import Options
-from ..rules import Adam, Momentum, Rule
+from ..rules import Adam, CoordinateAdam, Momentum, Rule
 from .operands import Arrays, Operand
 from .plan import ArrayPlan
 from .points import State, count_steps
@@ -22,12 +22,14 @@ __all__ = ["Torch", "torch_has"]
 
 def torch_has(manifold: Manifold, rule: Rule, options: Options) -> bool:
     """Whether `torch.optim` has this rule on `manifold`."""
-    if type(rule) is Adam:
+    if type(rule) in (Adam, CoordinateAdam):
         return manifold == Euclidean(0) and options["eps_form"] == "outside"
     return (
         type(rule) is Momentum
         and isinstance(manifold, Euclidean)
         and (options["momentum_form"] == "heavy_ball" or options["momentum"] == 0)
+        and not (options["decoupled_weight_decay"] and options["weight_decay"])
+        and (options["shape"] is None or manifold.event_ndim == 0)
     )
 
 
@@ -56,13 +58,14 @@ class Torch(ArrayPlan):
             arrays.params,
             arrays.grads,
             arrays.vectors["exp_avg"],
-            arrays.scalars["exp_avg_sq"],
+            (arrays.scalars | arrays.vectors)["exp_avg_sq"],
             [],
             steps,
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,
             eps=options["eps"],
+            decoupled_weight_decay=options["decoupled_weight_decay"],
             **self._paths,
             **common,
         )

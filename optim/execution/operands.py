@@ -9,20 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
+from math import prod
 from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...manifolds import Rows, ScalingQuotient
+from ...manifolds import Rows
 from ...manifolds.parameters.rows import Layout, gather, scatter_
 from ..kernels.lists import Stack
-from ..options import Options
+from ..options import Options, holds
 from ..rules import Rule
 from .points import PointSet, State, new_scalar, scalar_dtype
 
-__all__ = ["Arrays", "Operand", "make_operand", "raise_versions", "real", "stack_of"]
+__all__ = ["Arrays", "Operand", "make_operand", "matrix_of", "raise_versions", "real", "stack_of"]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
@@ -122,25 +123,55 @@ def real(dtype: torch.dtype) -> torch.dtype:
 
 def make_operand(points: PointSet, grads: Sequence[Tensor], state: State, rule: Rule, options: Options) -> Operand:
     """The operand of `points` in a step with `options`; `state` is only read."""
-    layouts, first = points.rows.layouts(points.parts, points.manifold.event_ndim), points.parts[0]
+    layouts, first = layouts_of(points, options), points.parts[0]
     stored: Sequence[Mapping[str, Any]] = [state.get(part, {}) for part in points.parts]
     needed = rule.needs(options)
-    existing = [name for name in rule.vectors if all(name in entry for entry in stored)]
+    existing = [name for name in rule.stored if all(name in entry for entry in stored)]
     vectors = {
         name: [
             entry[name] if name in entry else torch.zeros_like(part, memory_format=torch.preserve_format)
             for part, entry in zip(points.parts, stored, strict=True)
         ]
-        for name in rule.vectors
+        for name in rule.stored
         if name in needed or name in existing
     }
-    held = isinstance(points.manifold, ScalingQuotient) and options["radius"] == "hold"
+    held = holds(points.manifold, options)
     scalars = {
         name: stored[0][name] if name in stored[0] else new_scalar(name, rule, layouts[0], first)
         for name in (*rule.scalars, *(["radius"] if held else []))
     }
     fresh = any(name not in existing for name in needed)
-    return Operand(points, grads, layouts, vectors, scalars, fresh, held and "radius" not in stored[0])
+    unset = held and "radius" not in stored[0]
+    if unset and options["radius"] != "hold":
+        scalars["radius"].fill_(options["radius"])
+        unset = False
+    return Operand(points, grads, layouts, vectors, scalars, fresh, unset)
+
+
+def layouts_of(points: PointSet, options: Options) -> list[Layout]:
+    """The layouts of the parts; under a shape coordinates are in the order of dimensions, not of memory, so that those of a point
+    are a matrix."""
+    ndim, parts = points.manifold.event_ndim, points.parts
+    if options.get("shape") is not None:
+        parts = tuple(torch.empty(part.shape, device="meta") for part in parts)
+    return points.rows.layouts(parts, ndim)
+
+
+def matrix_of(points: PointSet) -> tuple[int, int] | None:
+    """The shape of the matrices that `points` are, or are the rows of: a block or a whole tensor is one matrix, its first dimension
+    of more than one index by all others. None if there are none."""
+    if points.slices is not None and points.manifold.event_ndim != 2:
+        return None
+    layout: Any = points.layouts()[0]
+    if points.manifold.event_ndim != 1:
+        return layout.event if points.manifold.event_ndim == 2 else None
+    if points.rows.blocks is None:
+        width = sum(each.event[0] for each in points.layouts())
+        return (layout.arranged[layout.axes - 1], width) if points.rows.groups == 1 else None
+    sides = [points.parts[0].shape[0] // points.rows.blocks, *points.parts[0].shape[1:]]
+    while len(sides) > 2 and sides[0] == 1:
+        sides = sides[1:]
+    return (sides[0], prod(sides[1:])) if len(sides) > 1 and len(points.parts) == 1 else None
 
 
 def stack_of(operands: Sequence[Operand], processes: Any = None) -> Stack:
@@ -181,7 +212,7 @@ class Arrays:
         self.param_addresses, self.grad_addresses = _addresses(self.params), _addresses(self.grads)
         self.written = [*self.params, *chain(*self.vectors.values(), *map(self.scalars.__getitem__, rule.scalars))]
         """The tensors that every step writes to; a held norm is written once."""
-        self._absent = [name for name in rule.vectors if name not in self.vectors]
+        self._absent = [name for name in rule.stored if name not in self.vectors]
         self._dtype, self._device = self.params[0].dtype, self.params[0].get_device()
         self._sizes, self._strides = list(map(_size, self.params)), list(map(_stride, self.params))
         self._shapes = [p.shape for p in self.params]

@@ -142,7 +142,7 @@ def check_state(points: PointSet, state: State, rule: Rule) -> None:
     for part in points.parts:
         check_memory(points.name, part)
         entry = state.get(part, {})
-        for name in rule.vectors:
+        for name in rule.stored:
             if name in entry and not (_fits(entry[name], part.shape, part.device) and entry[name].dtype == part.dtype):
                 _raise_unfit(points.name, part, name, entry[name])
         counter = "step" + points.suffix

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ...errors import StateError
-from ...manifolds import Rows, ScalingQuotient, numerics
+from ...manifolds import Rows, numerics
 from ...manifolds.parameters.rows import gather, scatter_
 from ...manifolds.parameters.shards import cut_of, is_sharded
 from ..kernels.sums import Message
-from ..options import Options
+from ..options import Options, holds
 from ..rules import Rule
 from ..update import ambient
 from .operands import real
@@ -80,7 +80,7 @@ class Shard:
         for name, value in self.state.items():
             if name in state:
                 continue
-            if name in rule.vectors:
+            if name in rule.stored:
                 value = DTensor.from_local(value, p.device_mesh, p.placements, shape=p.shape, stride=p.stride())
             elif not _counts_steps(name):
                 shape = value.shape if axis is None else torch.Size(scalar)
@@ -186,7 +186,7 @@ class LocalPoints(ShardedPoints):
                 for name in rule.needs(options):
                     shard.state.setdefault(name, torch.zeros_like(shard.local))
             first, layout = self.shards[0], self.points.layouts()[0]
-            held = isinstance(self.points.manifold, ScalingQuotient) and options["radius"] == "hold"
+            held = holds(self.points.manifold, options)
             shape = [0 if axis == self.axis else size for axis, size in enumerate(self.scalar)]
             for name in (*rule.scalars, *(["radius"] if held else [])):
                 first.state.setdefault(name, first.local.new_zeros(shape, dtype=scalar_dtype(layout, first.local)))
@@ -202,7 +202,7 @@ class GatheredPoints(ShardedPoints):
 
     def messages(self, rule: Rule, options: Options) -> list[Message]:
         """The shards of parameter, gradient and vectors."""
-        self._names = [name for name in rule.vectors if all(name in shard.state for shard in self.shards)]
+        self._names = [name for name in rule.stored if all(name in shard.state for shard in self.shards)]
         divided = [shard for shard in self.shards if shard.cut.axis is not None]
         return [(shard.cut.group, shard.cut.pack(array)) for shard in divided for array in shard.arrays(self._names)]
 
@@ -215,7 +215,7 @@ class GatheredPoints(ShardedPoints):
                 full, full.grad, *vectors = (array.clone() for array in arrays)
             else:
                 full, full.grad, *vectors = (cut.unpack(next(received), shard.p.shape) for _ in arrays)
-            scalars = {name: value for name, value in shard.state.items() if name not in rule.vectors}
+            scalars = {name: value for name, value in shard.state.items() if name not in rule.stored}
             self.state[full] = {**dict(zip(self._names, vectors, strict=True)), **scalars}
         parts = tuple(self.state)
         self.table = {parts[0]: PointSet(self.points.name, parts, self.points.manifold, self.points.rows)}
@@ -225,7 +225,7 @@ class GatheredPoints(ShardedPoints):
         for shard, (full, entry) in zip(self.shards, self.state.items(), strict=True):
             shard.local.copy_(shard.cut.local(full))
             for name, value in entry.items():
-                if name in rule.vectors:
+                if name in rule.stored:
                     shard.state.setdefault(name, torch.zeros_like(shard.local)).copy_(shard.cut.local(value))
                 else:
                     shard.state[name] = value

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError
-from ...manifolds import Euclidean, Rows, ScalingQuotient
+from ...manifolds import Euclidean, Rows
 from ...manifolds.parameters.rows import scatter_
 from ...manifolds.parameters.shards import is_sharded
-from ..options import Options
+from ..options import Options, holds
 from ..rules import Rule
 from ..update import is_penalised
 from .dispatch import Group
@@ -51,7 +51,7 @@ class Stacked:
         self.x.grad = self._stack([points.gradients() for points in sets])
         self.state: dict[str, Any] = {}
         for name in names:
-            if name in rule.vectors:
+            if name in rule.stored:
                 self.state[name] = self._stack([[state[p][name] for p in points.parts] for points in sets])
             else:
                 found = [state[points.parts[0]][name + points.suffix] for points in sets]
@@ -63,7 +63,7 @@ class Stacked:
         """Copy points and state to the parameters and their state."""
         self._scatter(self.x, [points.parts for points in self._sets])
         for name, value in self.state.items():
-            if name in rule.vectors:
+            if name in rule.stored:
                 for points in self._sets:
                     for p in points.parts:
                         if name not in state[p]:
@@ -154,9 +154,9 @@ def _kind(points: PointSet, state: State, rule: Rule, options: Options) -> tuple
     """What the sets of one stack have in common; the names of their state come last."""
     lead, layouts = points.parts[0], points.layouts()
     entry = state.get(lead, {})
-    names = [name for name in rule.vectors if all(name in state.get(p, {}) for p in points.parts)]
+    names = [name for name in rule.stored if all(name in state.get(p, {}) for p in points.parts)]
     names += [name for name, stored in points.scalar_names(rule).items() if stored in entry]
-    held = isinstance(points.manifold, ScalingQuotient) and options["radius"] == "hold"
+    held = holds(points.manifold, options)
     names = [name for name in names if name != "radius" or held]
     step = entry.get("step" + points.suffix)
     if step is not None:

@@ -45,7 +45,7 @@ def step_units(points: PointSet, state: State, rule: Rule, options: Options, fre
         for name in needed:
             if name not in state[p]:
                 state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
-    names = [name for name in rule.vectors if all(name in state[p] for p in points.parts)]
+    names = [name for name in rule.stored if all(name in state[p] for p in points.parts)]
     x, g = _Sides.of(points.parts, grids, len(slices.left)), _Sides.of(grads, grids, len(slices.left))
     vectors = {name: _Sides.of([state[p][name] for p in points.parts], grids, len(slices.left)) for name in names}
 

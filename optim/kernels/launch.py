@@ -150,7 +150,7 @@ def update_of(manifold: Spherical, rule: Rule, options: Options, memory: Memory,
     if transport == "manifold":
         transport = "project" if unit and not exp else "parallel"
     transported = transport != "none" and moving
-    held = not unit and options["radius"] == "hold"
+    held = not unit and options["radius"] != "free"
     adam = type(rule) is Adam
     per_point = not adam and not is_constant(rule)
     choices = Choices(

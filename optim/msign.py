@@ -1,0 +1,65 @@
+"""msign: the matrix with the singular vectors of a given one, and all nonzero singular values 1.
+
+`exact` takes the singular value decomposition. The others iterate odd polynomials p(X) = a X + b (X Xᵀ) X + c (X Xᵀ)² X on X/‖X‖,
+which act on the singular values alone: products of matrices only, in bfloat16 on a GPU and in float32 on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..manifolds import numerics
+
+__all__ = ["POLAR_EXPRESS", "QUINTIC", "exact", "iterated", "normalized"]
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+"""The coefficients of Jordan (2024), for every step: steep at 0, they leave singular values between 0.68 and 1.13."""
+_SAFETY = 1.01
+_OPTIMAL = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+    (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+    (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+)
+POLAR_EXPRESS = (*((a / _SAFETY, b / _SAFETY**3, c / _SAFETY**5) for a, b, c in _OPTIMAL), (1.875, -1.25, 0.375))
+"""The coefficients of Amsel et al. (2025, Algorithm 1), one triple per step, with their margin of 1 % for rounding; the last one
+is used for all further steps."""
+
+
+def normalized(a: Tensor, ndim: int) -> Tensor:
+    """a/‖a‖ over the last `ndim` dimensions; 0 stays 0."""
+    size = numerics.norm(a, ndim)
+    return a / torch.where(size == 0, 1.0, size)
+
+
+def exact(a: Tensor) -> Tensor:
+    """U Vᵀ of the reduced singular value decomposition of `a`, (*batch, n, p), without the directions whose singular values are 0
+    up to rounding; NaN where `a` is not finite."""
+    left, singular, right = numerics.svd(a)
+    rounding = max(a.shape[-2:]) * torch.finfo(a.dtype).eps * singular[..., :1]
+    return torch.where((singular <= rounding).unsqueeze(-2), 0.0, left) @ right
+
+
+def iterated(a: Tensor, coefficients: Sequence[tuple[float, float, float]], steps: int) -> Tensor:
+    """`steps` steps of the polynomials with `coefficients`, the last of them for all further steps, from a/‖a‖, (*batch, n, p).
+
+    float64 is iterated in float64. The side of the products is the smaller one of the matrix.
+    """
+    x = normalized(a, 2)
+    if a.dtype != torch.float64:
+        x = x.to(torch.bfloat16 if a.is_cuda else torch.float32)
+    batch = x.shape[:-2]
+    wide = x.shape[-2] <= x.shape[-1]
+    x = (x if wide else x.mT).reshape(-1, *(x.shape[-2:] if wide else x.shape[:-3:-1]))
+    for step in range(steps):
+        a1, a3, a5 = coefficients[min(step, len(coefficients) - 1)]
+        gram = torch.bmm(x, x.mT)
+        gram = torch.baddbmm(gram, gram, gram, beta=a3, alpha=a5)
+        x = torch.baddbmm(x, gram, x, beta=a1)
+    return (x if wide else x.mT).reshape(*batch, *a.shape[-2:]).to(a.dtype)

@@ -1,0 +1,289 @@
+"""Shapes: the stage between rule and motion, which turns the step of the rule into a steepest step under another norm.
+
+With the step b of a rule at learning rate 1, the points move by η s D(b), where D(b) = argmax ⟨b, A⟩ over A with ‖A‖ ≤ 1, in the norm
+that the shape stands for. D forgets the length of b, so the learning rate η is the length of the step in that norm. On points of
+another size than 1 (PSI, SpectralSphere) a shape acts in the coordinates in which they have size 1, and the step is lifted back:
+it does not depend on the representative.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from ..manifolds import EmbeddedManifold, Euclidean, Manifold, ScalingQuotient
+from . import msign
+
+__all__ = [
+    "ADJUST_LR_FNS",
+    "Points",
+    "Row",
+    "Shape",
+    "Sign",
+    "Spectral",
+    "Tangent",
+    "Unit",
+    "check_shape",
+    "described",
+    "named",
+    "shaped",
+    "size_of",
+]
+
+
+class Points(NamedTuple):
+    """The points at which a shape acts, in coordinates in which they have size 1."""
+
+    manifold: Manifold
+    x: Tensor
+    """(*batch, *event)."""
+    matrix: tuple[int, int] | None
+    """The shape of one matrix: of a point, or of all rows of a parameter if the points are its rows. None: no matrix."""
+
+    def matrices(self, a: Tensor) -> Tensor:
+        """`a`, (*batch, *event), as matrices, (matrices, *matrix)."""
+        assert self.matrix is not None
+        return a.reshape(-1, *self.matrix)
+
+
+class Shape(ABC):
+    """A duality map, as a value: a frozen dataclass. A shape of your own is a subclass with `__call__`.
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from retract.optim import RiemannianSGD, Shape
+        >>> @dataclass(frozen=True)
+        ... class Largest(Shape):
+        ...     '''The largest coordinate of a point alone: the steepest step under the norm Σ|aᵢ|.'''
+        ...     def __call__(self, points, a):
+        ...         size = a.abs()
+        ...         return a.sign() * (size == size.amax(-1, keepdim=True))
+        >>> w = torch.nn.Parameter(torch.zeros(1, 3))
+        >>> group = {"params": [w], "manifold": retract.manifolds.Euclidean(1)}
+        >>> optimizer = RiemannianSGD([group], lr=0.1, shape=Largest())
+        >>> w.grad = torch.tensor([[1.0, -3.0, 2.0]])
+        >>> optimizer.step()
+        >>> w.detach()
+        tensor([[0.0000, 0.1000, 0.0000]])
+    """
+
+    of_matrices = False
+    """Whether `__call__` needs ``points.matrix``, and couples the rows of a matrix."""
+
+    @abstractmethod
+    def __call__(self, points: Points, a: Tensor) -> Tensor:
+        """The shaped step, (*batch, *event).
+
+        Args:
+            points: the points in coordinates of size 1.
+            a: the step, (*batch, *event), of any length; 0 must give 0, and a positive multiple the same result.
+        """
+
+    def error(self, manifold: Manifold) -> str | None:
+        """Why the shape is not defined on `manifold`, or None if it is."""
+        if isinstance(manifold, EmbeddedManifold | Euclidean | ScalingQuotient):
+            return None
+        return (
+            f"it compares the coordinates of a point, and those of {manifold!r} are not orthonormal; use shape='unit'"
+        )
+
+
+@dataclass(frozen=True)
+class Unit(Shape):
+    """b/‖b‖ per point, in the metric of the manifold: the steepest step under the metric's own norm.
+
+    Example:
+        >>> points = Points(retract.manifolds.Sphere(), torch.eye(1, 3), None)
+        >>> Unit()(points, torch.tensor([[0.0, 3.0, 4.0]]))
+        tensor([[0.0000, 0.6000, 0.8000]])
+    """
+
+    def __call__(self, points: Points, a: Tensor) -> Tensor:
+        size = points.manifold.norm(points.x, a)
+        return a / torch.where(size == 0, 1.0, size)
+
+    def error(self, manifold: Manifold) -> str | None:
+        """None: every manifold has a metric."""
+        return None
+
+
+@dataclass(frozen=True)
+class Tangent(Shape):
+    """The projection of b to the tangent space: after a shape that leaves it, ``shape=("spectral", "tangent")``.
+
+    Example:
+        >>> points = Points(retract.manifolds.Sphere(), torch.eye(1, 3), None)
+        >>> Tangent()(points, torch.tensor([[2.0, 3.0, 4.0]]))
+        tensor([[0., 3., 4.]])
+    """
+
+    def __call__(self, points: Points, a: Tensor) -> Tensor:
+        return points.manifold.project(points.x, a)
+
+    def error(self, manifold: Manifold) -> str | None:
+        """None: every manifold has a projection."""
+        return None
+
+
+@dataclass(frozen=True)
+class Sign(Shape):
+    """The sign of every coordinate: the steepest step under the norm max |aᵢ|.
+
+    Example:
+        >>> Sign()(Points(retract.manifolds.Euclidean(1), torch.ones(1, 3), None), torch.tensor([[0.0, 3.0, -4.0]]))
+        tensor([[ 0.,  1., -1.]])
+    """
+
+    def __call__(self, points: Points, a: Tensor) -> Tensor:
+        return a.sign()
+
+
+@dataclass(frozen=True)
+class Row(Shape):
+    """Every row of a matrix at length 1: the steepest step under the norm maxᵢ ‖aᵢ‖ of the rows.
+
+    Example:
+        >>> x = torch.zeros(1, 2, 2)
+        >>> Row()(Points(retract.manifolds.Euclidean(2), x, (2, 2)), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
+        tensor([[[0.6000, 0.8000],
+                 [0.0000, 1.0000]]])
+    """
+
+    of_matrices = True
+
+    def __call__(self, points: Points, a: Tensor) -> Tensor:
+        return msign.normalized(points.matrices(a), 1).reshape(a.shape)
+
+
+@dataclass(frozen=True)
+class Spectral(Shape):
+    """msign(b) = U Vᵀ for b = U Σ Vᵀ, of every matrix: the steepest step under the spectral norm (Jordan 2024).
+
+    Example:
+        >>> x = torch.zeros(1, 2, 2, dtype=torch.float64)
+        >>> Spectral("svd")(Points(retract.manifolds.Euclidean(2), x, (2, 2)), torch.diag(x.new_tensor([5.0, -0.1])))
+        tensor([[1., 0.],
+                [0., -1.]], dtype=torch.float64)
+
+    Args:
+        method: ``"newton_schulz"`` (Jordan 2024), ``"polar_express"`` (Amsel et al. 2025), both in bfloat16 on a GPU and float32 on
+            a CPU, or ``"svd"``, exact.
+        steps: of the iteration.
+        coefficients: of Newton–Schulz.
+
+    Raises:
+        OptionError: another method; less than one step.
+    """
+
+    method: str = "newton_schulz"
+    steps: int = 5
+    coefficients: tuple[float, float, float] = msign.QUINTIC
+    of_matrices = True
+
+    def __post_init__(self) -> None:
+        if self.method not in ("newton_schulz", "polar_express", "svd"):
+            raise OptionError(f"method={self.method!r} is not one of 'newton_schulz', 'polar_express', 'svd'")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise OptionError(f"steps={self.steps!r} is not a number of steps ≥ 1")
+        object.__setattr__(self, "coefficients", tuple(self.coefficients))
+        if len(self.coefficients) != 3:
+            raise OptionError(f"coefficients={self.coefficients!r} are not the three of a quintic polynomial")
+
+    def __call__(self, points: Points, a: Tensor) -> Tensor:
+        return self.msign(points.matrices(a)).reshape(a.shape)
+
+    def msign(self, a: Tensor) -> Tensor:
+        """msign of `a`, (*batch, n, p), by `method`."""
+        if self.method == "svd":
+            return msign.exact(a)
+        own = msign.POLAR_EXPRESS if self.method == "polar_express" else [self.coefficients]
+        return msign.iterated(a, own, self.steps)
+
+
+NAMES: dict[str, Shape] = {
+    "unit": Unit(),
+    "row": Row(),
+    "sign": Sign(),
+    "spectral": Spectral(),
+    "tangent": Tangent(),
+}
+"""The shapes that have a name."""
+_FACTORS = {
+    "original": lambda n, p: max(1.0, n / p) ** 0.5,
+    "match_rms_adamw": lambda n, p: 0.2 * max(n, p) ** 0.5,
+    "spectral_norm": lambda n, p: (n / p) ** 0.5,
+}
+ADJUST_LR_FNS = (None, *_FACTORS)
+
+
+def named(name: str, value: Any) -> tuple[Shape, ...] | None:
+    """The value of the option `name`, a shape, its name, or several in their order, as a tuple; None stays None.
+
+    Raises `OptionError` for other values.
+    """
+    if value is None:
+        return None
+    found = [NAMES.get(one, one) if isinstance(one, str) else one for one in _tuple(value)]
+    if not found or not all(isinstance(one, Shape) for one in found):
+        raise OptionError(
+            f"{name}={value!r} is not None, one of {', '.join(map(repr, NAMES))}, a Shape, or several of them in a tuple"
+        )
+    return tuple(found)
+
+
+def described(shape: Sequence[Shape]) -> str:
+    """`shape` by the names of its parts."""
+    return " then ".join(next((name for name, one in NAMES.items() if one == each), repr(each)) for each in shape)
+
+
+def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, options: Any) -> None:
+    """Raise `OptionError` if the points of `label` cannot be stepped with the shape of `options`; `matrix` as in `Points`."""
+    shape = options["shape"]
+    if manifold.event_ndim == 0:
+        raise OptionError(
+            f"shape={shape!r} on {label}: in flat space every coordinate is a point there. Declare matrices with Euclidean(2), and "
+            "give the other parameters to another optimizer or set shape=None in their group: "
+            "param_groups(model, euclidean={'shape': None})"
+        )
+    for one in shape:
+        error = one.error(manifold)
+        if error is None and one.of_matrices and matrix is None:
+            error = "it needs matrices, and these points are none; Rows(blocks=…) or Rows.whole() of a parameter with two dimensions are"
+        if error:
+            raise OptionError(f"shape={one!r} on {label}: {error}")
+    if options["adjust_lr_fn"] is not None and matrix is None:
+        raise OptionError(
+            f"adjust_lr_fn={options['adjust_lr_fn']!r} on {label}: it is a function of the sides of a matrix, and these points are "
+            "none; set it to None in this group"
+        )
+
+
+def size_of(manifold: Manifold, x: Tensor) -> Any:
+    """The size of the points `x` in the units of their manifold, (*batch, 1…) or a number: ‖x‖ on PSI, σ₁ on SpectralSphere."""
+    if isinstance(manifold, ScalingQuotient):
+        return manifold.radius(x)
+    return 1.0
+
+
+def shaped(manifold: Manifold, x: Tensor, u: Tensor, matrix: tuple[int, int] | None, options: Any) -> Tensor:
+    """The step η s D(u), (*batch, *event), for the step `u` of the rule at learning rate 1."""
+    size = size_of(manifold, x)
+    points, a = Points(manifold, x / size, matrix), u / size
+    for shape in options["shape"]:
+        a = shape(points, a)
+    scale = options["scale"]
+    if options["adjust_lr_fn"] is not None:
+        assert matrix is not None
+        scale *= _FACTORS[options["adjust_lr_fn"]](*matrix)
+    return a * (size * scale * options["lr"])
+
+
+def _tuple(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
