@@ -81,7 +81,7 @@ def _radius(name: str, value: Any) -> Any:
     """`value`, ``"hold"``, ``"free"`` or a positive number; raises `OptionError` for others."""
     if value in ("hold", "free") if isinstance(value, str) else 0.0 < number(name, value) < math.inf:
         return value if isinstance(value, str) else float(value)
-    raise OptionError(f"{name}={value!r} is not 'hold', 'free' or a positive number")
+    raise OptionError(f"{name}={value!r} is not one of 'hold', 'free' or a positive number")
 
 
 def _betas(name: str, value: Any) -> Any:

@@ -36,12 +36,12 @@ class Memory:
     """Tangent vectors at the points, (points, n)."""
     scalars: dict[str, Tensor] = field(default_factory=dict)
     """Scalars per point, (points, 1)."""
+    step: Tensor | None = None
+    """The number of this step, from 1; None for rules that do not count steps."""
     arrays: dict[str, Tensor] = field(default_factory=dict)
     """Numbers per coordinate that are no tangent vectors, (points, n)."""
     matrix: tuple[int, int] | None = None
     """The shape of the matrices that the points are, or are the rows of; None if there are none."""
-    step: Tensor | None = None
-    """The number of this step, from 1; None for rules that do not count steps."""
 
 
 class Coefficients(NamedTuple):

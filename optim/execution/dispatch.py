@@ -72,8 +72,10 @@ def has_rows(manifold: Manifold) -> bool:
 
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rule: Rule) -> Kernel | str:
     """The row kernels for such points, or the reason why there are none."""
-    if len(rule.stored) > 1 or rule.averages_steps:
-        return f"row kernels support rules with one vector per point, and {type(rule).__name__} has more state"
+    if len(rule.stored) > 1:
+        return f"row kernels support one vector per point, and {type(rule).__name__} has {len(rule.stored)}"
+    if rule.averages_steps:
+        return f"row kernels do not measure steps, as {type(rule).__name__} does"
     if not has_rows(manifold):
         return f"there is no row kernel for {manifold!r}, only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel"
     if device.type not in BACKENDS:

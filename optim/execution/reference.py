@@ -81,9 +81,9 @@ class Reference(Plan):
                 first.fresh,
                 {name: vectors[name][rows] for name in vectors if name in self.rule.vectors},
                 {name: scalar[rows] for name, scalar in scalars.items() if name not in absent},
+                step,
                 {name: vectors[name][rows] for name in vectors if name in self.rule.arrays},
                 matrix,
-                step,
             )
             y = update(first.points.manifold, self.rule, x[rows], egrad[rows], memory, options)
             arrays = memory.vectors | memory.arrays

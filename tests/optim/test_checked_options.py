@@ -27,7 +27,12 @@ BAD = {
     "betas": [None, 0.9, (0.9,), (0.9, 1.0), (True, 0.9), ("0.9", 0.99), (0.9, np.float64(-0.1)), (0.9, float("nan"))],
     "motion": WORDS,
     "transport": WORDS,
-    "radius": WORDS,
+    "radius": [bad for bad in WORDS if bad != 1] + [0.0, -1.0, float("inf")],
+    "tangent": WORDS,
+    "shape": ["elsewhere", "", True, 1, ["retract"], (), ("unit", 1), torch.ones(2)],
+    "scale": [*NO_NUMBERS, *NEGATIVE, 0.0, float("inf")],
+    "adjust_lr_fn": [bad for bad in WORDS if bad is not None],
+    "decoupled_weight_decay": [*FLAGS, None],
     "momentum_form": WORDS,
     "eps_form": WORDS,
     "nesterov": [*FLAGS, None],
@@ -112,7 +117,8 @@ def refused_at_every_moment(make, manifold, changes, message):
     assert snapshot(optimizer) == before
     state = optimizer.state_dict()
     state["param_groups"][1].update(changes)
-    with pytest.raises(OptionError, match=message):
+    # A saved shape is text, and has to be that of the optimizer.
+    with pytest.raises(StateError if "shape" in changes else OptionError, match=message):
         optimizer.load_state_dict(state)
     assert snapshot(optimizer) == before
     right = {key: optimizer.param_groups[1].get(key) for key in changes}
@@ -121,7 +127,7 @@ def refused_at_every_moment(make, manifold, changes, message):
         with pytest.raises(OptionError, match=message):
             optimizer.step()
     for key, value in right.items():
-        if value is None and key not in ("foreach", "fused", "max_point_norm"):
+        if value is None and key not in ("foreach", "fused", "max_point_norm", "shape", "adjust_lr_fn"):
             del optimizer.param_groups[1][key]
         else:
             optimizer.param_groups[1][key] = value

@@ -229,11 +229,10 @@ def test_numbers_have_the_dtype_that_they_would_have_here(name, manifold):
             assert {key: value.dtype for key, value in other.state[w].items()} == expected, (there, here)
 
 
-def test_decoupled_decay_is_not_taken_for_an_l2_gradient():
+def test_state_dicts_of_other_rules():
     w = nn.Parameter(torch.ones(3))
-    with pytest.raises(StateError, match="neither amsgrad nor decoupled weight decay"):
-        RiemannianAdam([w]).load_state_dict(torch.optim.AdamW([w]).state_dict())
-    RiemannianAdam([w]).load_state_dict(torch.optim.AdamW([w], weight_decay=0.0).state_dict())
+    with pytest.raises(StateError, match="needs betas, and has no amsgrad"):
+        RiemannianAdam([w]).load_state_dict(torch.optim.Adam([w], amsgrad=True).state_dict())
     with pytest.raises(OptionError, match="no option 'momentum_decay'"):
         RiemannianAdam([w]).load_state_dict(torch.optim.NAdam([w]).state_dict())
 
@@ -290,3 +289,27 @@ def test_a_state_dict_with_former_words(key, former):
     saved["param_groups"][0][key] = f"Other{former}"
     with pytest.raises(StateError, match=f"saved with {key} 'Other"):
         b.load_state_dict(saved)
+
+
+@pytest.mark.parametrize("foreach", [False, None])
+def test_adamw_is_continued(foreach):
+    """A state_dict of torch's AdamW loads with its decoupled decay, and the run goes on as there."""
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 6)) for _ in range(2))
+    other = torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.5)
+    optimizer = RiemannianAdam([ours], lr=0.3, foreach=foreach)
+
+    def step():
+        ours.grad = theirs.grad = torch.randn(6)
+        for each in (other, optimizer):
+            each.step()
+
+    theirs.grad = torch.randn(6)
+    other.step()
+    with torch.no_grad():
+        ours.copy_(theirs)
+    optimizer.load_state_dict(other.state_dict())
+    for _ in range(3):
+        step()
+        assert torch.equal(ours, theirs) if foreach is not False else torch.allclose(ours, theirs)
+    assert optimizer.param_groups[0]["decoupled_weight_decay"] is True

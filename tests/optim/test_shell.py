@@ -168,10 +168,24 @@ EFFECTIVE = {
     "orthogonality": 1.0,
     "radius": "free",
     "maximize": True,
+    "decoupled_weight_decay": True,
+    "tangent": "step",
+    "shape": "unit",
+    "scale": 2.0,
+    "adjust_lr_fn": "match_rms_adamw",
     "betas": (0.5, 0.6),
     "eps": 1.0,
     "eps_form": "inside",
 }
+
+
+NEEDED = {
+    "decoupled_weight_decay": {"weight_decay": 0.5},
+    "tangent": {"transport": "none"},
+    "scale": {"shape": "unit"},
+    "adjust_lr_fn": {"shape": "unit"},
+}
+"""Options without which these have no meaning."""
 
 
 @pytest.mark.parametrize("optimizer_class", [RiemannianSGD, RiemannianAdam])
@@ -190,7 +204,7 @@ def test_every_argument_lands_somewhere(optimizer_class, device):
         groups = [
             {"params": [points], "manifold": Sphere()},
             {"params": [rays], "manifold": PSI()},
-            {"params": [flat], "weight_decay": decay},
+            {"params": [flat], "weight_decay": decay, "shape": None, "scale": 1.0, "adjust_lr_fn": None},
         ]
         optimizer = optimizer_class(groups, **{"lr": 0.1, **base, **options})
         for t in range(4):
@@ -208,7 +222,9 @@ def test_every_argument_lands_somewhere(optimizer_class, device):
         elif name == "capturable":
             assert torch.allclose(run(capturable=True), plain, rtol=1e-6)
         else:
-            assert not torch.allclose(run(**{name: EFFECTIVE[name]}), plain, rtol=1e-9), name
+            needed = NEEDED.get(name, {})
+            without = run(**needed) if needed else plain
+            assert not torch.allclose(run(**needed, **{name: EFFECTIVE[name]}), without, rtol=1e-9), name
 
 
 def test_a_frozen_part_of_a_joint_point_is_an_error(device):
