@@ -61,7 +61,7 @@ def newton_schulz(G: Tensor, steps: int = 5, coefficients=QUINTIC, eps: float = 
     """X ← a X + (b X Xᵀ + c (X Xᵀ)²) X from G / max(‖G‖_F, eps), as in `torch.optim.Muon`.
 
     Jordan's code divides by ‖G‖_F + eps.  Both cast G to bfloat16 before they divide.  Singular values end between 0.68
-    and 1.13 where they began above 0.003, so this is no msign: compare with it only through this function.
+    and 1.21 where they began above 0.002, so this is no msign: compare with it only through this function.
     """
     return _polynomials(G / torch.linalg.matrix_norm(G).clamp(min=eps), [coefficients] * steps)
 
@@ -215,7 +215,7 @@ def scion(W, gradients, rates, weight=0.1, shape="spectral", rho=50.0, constrain
     No Nesterov.  W₀ is to lie in the ball, at ρ times an orthogonal matrix or random signs of the same scale; it is
     left as given here.
 
-    Source: Pethick et al. 2025 (2502.07529), algorithm 2 (Scion) and 1 (unconstrained), tables of norms.
+    Source: Pethick et al. 2025 (2502.07529), SCG and uSCG (unconstrained) with the norms of Scion; repository LIONS-EPFL/scion.
     Differences: the code adds 1e-8 to each row's length, and its class has α = 1 (no average) and γ 1e-3 by default.
     """
     out, into = W.shape
