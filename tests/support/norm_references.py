@@ -234,7 +234,7 @@ def nero(W, gradients, rates, beta=0.999):
     v̂ = v / (1 − βᵗ); no eps: 0 / 0 is 0.  The gradient is not projected, neither for v nor for the step.
     Published: η 0.01, β 0.999.  W₀ is centred and normalised first, so that the paper's scale σ is 1 for matrices.
 
-    Source: Liu, Bernstein, Meister, Yue 2021 (2102.07227), algorithm 1, and its repository, which agrees.
+    Source: Liu, Bernstein, Meister, Yue 2021 (2102.07227); its repository agrees to the last bit.
     """
     v, t = 0.0, 0
 
@@ -262,7 +262,7 @@ def rotational(
     Published: η 1e-3, λ 1e-2, β (0.9, 0.999), κ 0.9, rows centred (also W₀, at its old length).  λ decays nothing: it
     only sets η_r.
 
-    Source: Kosson, Messmer, Jaggi 2024 (2305.17212), algorithm 1 and table 1; repository epfml/REQ, whose wrapper
+    Source: Kosson, Messmer, Jaggi 2024 (2305.17212), the rotational variants; repository epfml/REQ, whose wrapper
     centres after the projection: the same, since w is centred.
     """
     average = adam(betas, eps) if rule == "adam" else heavy_ball(momentum)
