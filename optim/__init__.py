@@ -4,9 +4,12 @@ from .averaging import get_multi_avg_fn
 from .clip import clip_riemannian_norm_
 from .general import RiemannianAdam, RiemannianSGD
 from .groups import param_groups
+from .muon import SPEL, SSO, ManifoldMuon, Muon, MuonH, PSIMuon
 from .optimizer import RiemannianOptimizer
 from .presets import PSISGD, SGDG, AdamG
 from .rules import Coefficients, Rule
+from .shapes import Points, Row, Shape, Sign, Spectral, Tangent, Unit
+from .spheres import AdamH, HypersphericalDescent, Nero, ObliqueAdam, ObliqueSGD, Rotational, Scion
 
 __all__ = [
     "PSISGD",
@@ -20,4 +23,24 @@ __all__ = [
     "clip_riemannian_norm_",
     "get_multi_avg_fn",
     "param_groups",
+    "SPEL",
+    "SSO",
+    "ManifoldMuon",
+    "Muon",
+    "MuonH",
+    "PSIMuon",
+    "Points",
+    "Row",
+    "Shape",
+    "Sign",
+    "Spectral",
+    "Tangent",
+    "Unit",
+    "AdamH",
+    "HypersphericalDescent",
+    "Nero",
+    "ObliqueAdam",
+    "ObliqueSGD",
+    "Rotational",
+    "Scion",
 ]

@@ -137,11 +137,11 @@ def sliced_table(group: Options, names: Sequence[str] | None, slices: Sequence[t
     return {p: tuple(sets) for p, sets in found.items()}
 
 
-def tensor_geometry(p: Tensor) -> tuple[Manifold, Rows]:
-    """The geometry of an undeclared tensor: that of a geoopt.ManifoldParameter, otherwise flat space."""
+def tensor_geometry(p: Tensor, flat: Manifold = Euclidean(0)) -> tuple[Manifold, Rows]:
+    """The geometry of an undeclared tensor: that of a geoopt.ManifoldParameter, otherwise `flat` space."""
     geoopt_manifold = getattr(p, "manifold", None)
     if geoopt_manifold is None or not any(cls.__module__.startswith("geoopt") for cls in type(p).__mro__):
-        return _FLAT
+        return flat, Rows()
     manifold = from_geoopt(geoopt_manifold)
     # In geoopt the last dimensions are the point.
     return manifold, Rows(dim=tuple(range(p.ndim - 1))) if manifold.event_ndim == 1 else Rows()

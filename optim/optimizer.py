@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import OptionError, StepError
+from ..errors import GeometryError, OptionError, StepError
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
 from ..manifolds.parameters.lookup import FLATTENED, check_parts, check_types
@@ -63,6 +63,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
 
     rule: Rule
     """The update rule, the same for all groups."""
+    flat: Euclidean = Euclidean(0)
+    """The manifold of groups without one; under ``Euclidean(2)`` their parameters are matrices."""
     _names_manifold = False
     """Whether any group or parameter has a manifold, which may be flat space."""
 
@@ -159,7 +161,12 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                 refuse_bare(label[p], p)
             if p in joined_parts:
                 continue
-            geometry, cut = (manifold, rows or Rows()) if manifold is not None else tensor_geometry(p)
+            geometry, cut = (manifold, rows or Rows()) if manifold is not None else tensor_geometry(p, self.flat)
+            if manifold is None and geometry == Euclidean(2) and p.ndim != 2:
+                raise GeometryError(
+                    f"{label[p]} of shape {tuple(p.shape)} is no matrix, and {type(self).__name__} steps matrices: give it to another "
+                    "optimizer, or declare how it is cut into matrices, on Euclidean(2) with Rows"
+                )
             points = PointSet(label[p], leads.get(p, (p,)), geometry, cut)
             check_types(label[p], geometry, cut)
             if not passed_over(p):

@@ -10,7 +10,7 @@ from ..errors import OptionError
 from .general import RiemannianAdam, RiemannianSGD
 from .optimizer import RiemannianOptimizer
 
-__all__ = ["PSISGD", "SGDG", "AdamG"]
+__all__ = ["PSISGD", "SGDG", "AdamG", "need_manifold"]
 
 
 class PSISGD(RiemannianSGD):
@@ -51,7 +51,7 @@ class PSISGD(RiemannianSGD):
     ) -> None:
         options = {"momentum_form": "velocity", **options}
         super().__init__(params, lr, momentum, transport=transport, radius=radius, **options)
-        _need_manifold(self)
+        need_manifold(self)
 
 
 class SGDG(RiemannianSGD):
@@ -98,7 +98,7 @@ class SGDG(RiemannianSGD):
     ) -> None:
         options = {"momentum_form": "velocity", "motion": "exp", "transport": "parallel", **options}
         super().__init__(params, lr, momentum, max_point_norm=max_point_norm, orthogonality=orthogonality, **options)
-        _need_manifold(self)
+        need_manifold(self)
 
 
 class AdamG(RiemannianAdam):
@@ -141,10 +141,11 @@ class AdamG(RiemannianAdam):
     ) -> None:
         options = {"eps_form": "inside", "motion": "exp", "transport": "parallel", **options}
         super().__init__(params, lr, betas, eps, max_point_norm=max_point_norm, orthogonality=orthogonality, **options)
-        _need_manifold(self)
+        need_manifold(self)
 
 
-def _need_manifold(optimizer: RiemannianOptimizer) -> None:
+def need_manifold(optimizer: RiemannianOptimizer) -> None:
+    """Raise `OptionError` if no parameter of `optimizer` is on a manifold."""
     if not optimizer._names_manifold:
         raise OptionError(
             f"{type(optimizer).__name__} got no parameter on a manifold, and would train all of them in flat space: declare "

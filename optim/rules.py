@@ -201,3 +201,21 @@ class CoordinateAdam(Adam):
     def __call__(self, length: Tensor, memory: Memory, options: Options) -> Coefficients:
         numbers = Memory(memory.dtype, memory.fresh, scalars=memory.arrays, step=memory.step)
         return super().__call__(length, numbers, options)
+
+
+@dataclass(frozen=True)
+class SteadyAdam(CoordinateAdam):
+    """Adam whose steps have the learning rate for their average length: they are divided by the root of an average of their squared
+    lengths (Kosson et al. 2024)."""
+
+    scalars = ("step_sq",)
+    averages_steps = True
+
+    def steadied(self, length: Tensor, memory: Memory, options: Options) -> Tensor:
+        assert memory.step is not None
+        square = _DECAY * memory.scalars["step_sq"] + (1.0 - _DECAY) * length.square()
+        memory.scalars["step_sq"] = square
+        return 1.0 / ((square / (1.0 - _DECAY ** memory.step.to(square))).sqrt() + 1e-8)
+
+
+_DECAY = 0.9

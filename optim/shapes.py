@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..manifolds import EmbeddedManifold, Euclidean, Manifold, ScalingQuotient
-from . import msign
+from ..manifolds import EmbeddedManifold, Euclidean, Manifold, ScalingQuotient, SpectralSphere, Sphere, Stiefel
+from . import lmo, msign
 
 __all__ = [
     "ADJUST_LR_FNS",
@@ -177,6 +177,8 @@ class Spectral(Shape):
             a CPU, or ``"svd"``, exact.
         steps: of the iteration.
         coefficients: of Newton–Schulz.
+        exact: argmax ⟨b, A⟩ over *tangent* A with ‖A‖₂ ≤ 1, by `lmo`: on Stiefel, on SpectralSphere, and for points of Sphere and PSI
+            that are whole matrices. False: msign(b), whether it is tangent or not.
 
     Raises:
         OptionError: another method; less than one step.
@@ -185,6 +187,7 @@ class Spectral(Shape):
     method: str = "newton_schulz"
     steps: int = 5
     coefficients: tuple[float, float, float] = msign.QUINTIC
+    exact: bool = False
     of_matrices = True
 
     def __post_init__(self) -> None:
@@ -197,7 +200,24 @@ class Spectral(Shape):
             raise OptionError(f"coefficients={self.coefficients!r} are not the three of a quintic polynomial")
 
     def __call__(self, points: Points, a: Tensor) -> Tensor:
-        return self.msign(points.matrices(a)).reshape(a.shape)
+        b = points.matrices(a)
+        if not self.exact:
+            return self.msign(b).reshape(a.shape)
+        x = points.matrices(points.x)
+        if isinstance(points.manifold, Stiefel):
+            return lmo.stiefel(x, b, self.msign).reshape(a.shape)
+        normal = points.manifold.normal(x) if isinstance(points.manifold, SpectralSphere) else x
+        return lmo.hyperplane(normal, b, self.msign).reshape(a.shape)
+
+    def error(self, manifold: Manifold) -> str | None:
+        """As in `Shape.error`; also where no exact solver exists."""
+        solved = isinstance(manifold, Stiefel | SpectralSphere | Sphere | ScalingQuotient)
+        if self.exact and not solved:
+            return (
+                f"there is no solver for tangent matrices of {manifold!r}; leave exact at False, and project with "
+                "shape=('spectral', 'tangent')"
+            )
+        return super().error(manifold)
 
     def msign(self, a: Tensor) -> Tensor:
         """msign of `a`, (*batch, n, p), by `method`."""
@@ -269,7 +289,7 @@ def size_of(manifold: Manifold, x: Tensor) -> Any:
     """The size of the points `x` in the units of their manifold, (*batch, 1…) or a number: ‖x‖ on PSI, σ₁ on SpectralSphere."""
     if isinstance(manifold, ScalingQuotient):
         return manifold.radius(x)
-    return 1.0
+    return manifold.size(x) if isinstance(manifold, SpectralSphere) else 1.0
 
 
 def shaped(manifold: Manifold, x: Tensor, u: Tensor, matrix: tuple[int, int] | None, options: Any) -> Tensor:

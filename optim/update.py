@@ -30,7 +30,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
 
         v ← keep · v + take · γ,    u = along · v + ahead · γ,    u ← η s D(u),    y = R(x, u),    v ← T(v),
 
-    where D is the option `shape`, if there is one, for u at learning rate 1, R the retraction or the exponential, and T the
+    where D is the option `shape`, if there is one, which forgets the length of u, R the retraction or the exponential, and T the
     transport. With ``tangent="step"`` or ``"none"`` γ is the Euclidean gradient, in units of the points' size, and only u is
     projected, or nothing. On a scaling quotient x, γ and v are first moved to the representative that the option `radius` selects.
     `memory` is changed in place; `x` and `egrad` are not.
@@ -48,8 +48,9 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
                 memory.vectors = {name: manifold.act(scale, v) for name, v in memory.vectors.items()}
     size = size_of(manifold, x) if late or rule.arrays else 1.0
     gradient, length = _measured(manifold, rule, x, gradient, 1.0 if late else size, late, options)
-    at_one = {**options, "lr": 1.0} if shape is not None or rule.averages_steps else options
-    coefficients = rule(length, memory, at_one)
+    # A shape forgets the length of the step. A velocity has the rate inside, which weighs the gradients of a schedule.
+    forgets = (shape is not None or rule.averages_steps) and options.get("momentum_form") != "velocity"
+    coefficients = rule(length, memory, {**options, "lr": 1.0} if forgets else options)
     step = _times(coefficients.ahead, gradient)
     for name, v in memory.vectors.items():
         keep, take, along = coefficients.of(name)

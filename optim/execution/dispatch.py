@@ -41,7 +41,7 @@ from .reference import Reference
 from .rows import Fused, Lists
 from .units import are_units
 
-__all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "paths"]
+__all__ = ["BACKENDS", "Group", "Path", "Paths", "beyond_rows", "check_path", "has_rows", "paths"]
 
 TINY = 2**14
 """Elements up to which torch's foreach path is faster than its fused path on a CPU: 6 µs a tensor against 12 at 64 elements,
@@ -92,7 +92,7 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
     part, manifold = points.parts[0], points.manifold
     if part.is_meta:
         return
-    beyond = _beyond_rows(manifold, options)
+    beyond = beyond_rows(manifold, options)
     asked = [name for name in ("fused", "foreach") if options[name] and beyond]
     if asked:
         raise OptionError(f"{asked[0]}=True on {points.name}: {beyond}. Leave {asked[0]} at None")
@@ -109,7 +109,7 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         )
 
 
-def _beyond_rows(manifold: Manifold, options: Options) -> str:
+def beyond_rows(manifold: Manifold, options: Options) -> str:
     """The option because of which only the reference path steps points of `manifold`; empty if there is none."""
     if manifold.event_ndim and options["shape"] is not None:
         return f"{described(options['shape'])} is a shape, which the reference path applies to stacks of matrices"
@@ -129,7 +129,7 @@ def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
             return "reference", f"{name}=True"
     if part.is_meta or not all(p.numel() for p in operand.points.parts):
         return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
-    beyond = _beyond_rows(manifold, options)
+    beyond = beyond_rows(manifold, options)
     if beyond:
         return "reference", beyond
     half = part.dtype in (torch.float16, torch.bfloat16)

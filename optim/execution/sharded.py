@@ -27,7 +27,7 @@ from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
 from ..options import Options
 from ..rules import Rule
 from ..update import is_penalised
-from .dispatch import Group, has_rows
+from .dispatch import Group, beyond_rows, has_rows
 from .operands import Operand, make_operand
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
@@ -60,7 +60,7 @@ class ShardedGroup:
         self._groups = {kind: Group() for kind in ("plain", *CHANGES)}
         self.points: list[PointSet] = []
         """The sharded point sets with gradients."""
-        self._known: dict[tuple[PointSet, bool, bool], ShardedPoints] = {}
+        self._known: dict[tuple[PointSet, bool, bool, bool, bool], ShardedPoints] = {}
 
     @property
     def plans(self) -> Sequence[Plan | ShardedGroup]:
@@ -76,7 +76,7 @@ class ShardedGroup:
         plain = [p for p in options["params"] if not is_sharded(p)]
         for points in point_sets([p for p in options["params"] if is_sharded(p)], table):
             if points.gradients():
-                key = points, is_penalised(points.manifold, options), options["capturable"]
+                key = points, is_penalised(points.manifold, options), options["capturable"], *_shaping(points, options)
                 if key not in self._known:
                     self._known[key] = _sharded(*key)
                 members.append(self._known[key])
@@ -120,15 +120,24 @@ CHANGES: dict[str, Options] = {
 """The options to be changed by the kind of points that are stepped like plain parameters."""
 
 
-def _sharded(points: PointSet, penalty: bool, capturable: bool) -> ShardedPoints:
+def _shaping(points: PointSet, options: Options) -> tuple[bool, bool]:
+    """Whether only the reference path steps `points`, and whether a shape couples them: rows of one matrix."""
+    shape = options["shape"] or ()
+    rows = points.manifold.event_ndim == 1 and points.rows.blocks is None
+    return bool(beyond_rows(points.manifold, options)), rows and any(one.of_matrices for one in shape)
+
+
+def _sharded(points: PointSet, penalty: bool, capturable: bool, reference: bool, coupled: bool) -> ShardedPoints:
     """`points` as they can be stepped."""
+    if coupled:
+        return GatheredPoints(points)
     cuts = [cut_of(points.name, part) for part in points.parts if is_sharded(part)]
     local = [_local_rows(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True)]
     if len({(cut.axis is None, cut.group) for cut in cuts}) == 1:
         if local[0] is not None and all(rows == local[0] for rows in local):
             return LocalPoints(points, local[0], "penalised" if penalty else "local")
         divided = all(_cuts_coordinates(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True))
-        if divided and has_rows(points.manifold) and not penalty and not capturable:
+        if divided and has_rows(points.manifold) and not (penalty or capturable or reference):
             return LocalPoints(points, points.rows, "summed")
     return GatheredPoints(points)
 

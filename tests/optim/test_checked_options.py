@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from retract.errors import GradientError, OptionError
+from retract.errors import GradientError, OptionError, StateError
 from retract.manifolds import PSI, Euclidean, Sphere, Stiefel
 from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianOptimizer, RiemannianSGD
 from retract.optim.rules import Momentum
