@@ -1,7 +1,7 @@
 """msign: the matrix with the singular vectors of a given one, and all nonzero singular values 1.
 
 `exact` takes the singular value decomposition. The others iterate odd polynomials p(X) = a X + b (X Xᵀ) X + c (X Xᵀ)² X on X/‖X‖,
-which act on the singular values alone: products of matrices only, in bfloat16 on a GPU and in float32 on a CPU.
+which act on the singular values alone: products of matrices only.
 """
 
 from __future__ import annotations
@@ -46,20 +46,48 @@ def exact(a: Tensor) -> Tensor:
     return torch.where((singular <= rounding).unsqueeze(-2), 0.0, left) @ right
 
 
-def iterated(a: Tensor, coefficients: Sequence[tuple[float, float, float]], steps: int) -> Tensor:
+def iterated(
+    a: Tensor, coefficients: Sequence[tuple[float, float, float]], steps: int, dtype: torch.dtype | None = None
+) -> Tensor:
     """`steps` steps of the polynomials with `coefficients`, the last of them for all further steps, from a/‖a‖, (*batch, n, p).
 
-    float64 is iterated in float64. The side of the products is the smaller one of the matrix.
+    `dtype` None: float64 is iterated in float64, other dtypes in bfloat16 on a GPU and in float32 on a CPU. The side of the products
+    is the smaller one of the matrix. In float32 or better, where the other is at least twice as long, the polynomials are multiplied on that side first, X ← (… p₂(X Xᵀ) p₁(X Xᵀ)) X, which takes products of small matrices alone,
+    and X Xᵀ is formed anew every three steps, since it has lost the digits of small singular values by then.
     """
-    x = normalized(a, 2)
-    if a.dtype != torch.float64:
-        x = x.to(torch.bfloat16 if a.is_cuda else torch.float32)
-    batch = x.shape[:-2]
-    wide = x.shape[-2] <= x.shape[-1]
-    x = (x if wide else x.mT).reshape(-1, *(x.shape[-2:] if wide else x.shape[:-3:-1]))
-    for step in range(steps):
-        a1, a3, a5 = coefficients[min(step, len(coefficients) - 1)]
-        gram = torch.bmm(x, x.mT)
-        gram = torch.baddbmm(gram, gram, gram, beta=a3, alpha=a5)
-        x = torch.baddbmm(x, gram, x, beta=a1)
-    return (x if wide else x.mT).reshape(*batch, *a.shape[-2:]).to(a.dtype)
+    used = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
+    wide = a.shape[-2] <= a.shape[-1]
+    n, p = sorted(a.shape[-2:])
+    x = (a if wide else a.mT).reshape(-1, n, p)
+    if dtype is None and a.dtype != torch.float64:
+        dtype = torch.bfloat16 if a.is_cuda else torch.float32
+    size = numerics.norm(x, 2)
+    x = x.to(dtype).div(torch.where(size == 0, 1.0, size).to(dtype))
+    if p < 2 * n or dtype == torch.bfloat16:
+        for triple in used:
+            x = torch.baddbmm(x, _even(torch.bmm(x, x.mT), triple), x, beta=triple[0])
+    else:
+        for start in range(0, steps, _RENEWED):
+            x = torch.bmm(_product(torch.bmm(x, x.mT), used[start : start + _RENEWED]), x)
+    return (x if wide else x.mT).reshape(a.shape).to(a.dtype)
+
+
+_RENEWED = 3
+
+
+def _even(gram: Tensor, triple: tuple[float, float, float]) -> Tensor:
+    """b G + c G² of G, (matrices, n, n), for a triple (a, b, c)."""
+    return torch.baddbmm(gram, gram, gram, beta=triple[1], alpha=triple[2])
+
+
+def _product(gram: Tensor, triples: Sequence[tuple[float, float, float]]) -> Tensor:
+    """The product of the polynomials a + b G + c G² that the `triples` make of X Xᵀ = G, (matrices, n, n)."""
+    total: Tensor | None = None
+    for step, triple in enumerate(triples):
+        factor = _even(gram, triple)
+        factor.diagonal(dim1=-2, dim2=-1).add_(triple[0])
+        total = factor if total is None else torch.bmm(factor, total)
+        if step + 1 < len(triples):
+            gram = torch.bmm(torch.bmm(factor, gram), factor)
+    assert total is not None
+    return total

@@ -51,11 +51,13 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
     # A shape forgets the length of the step. A velocity has the rate inside, which weighs the gradients of a schedule.
     forgets = (shape is not None or rule.averages_steps) and options.get("momentum_form") != "velocity"
     coefficients = rule(length, memory, {**options, "lr": 1.0} if forgets else options)
-    step = _times(coefficients.ahead, gradient)
+    terms = [(coefficients.ahead, gradient)]
     for name, v in memory.vectors.items():
         keep, take, along = coefficients.of(name)
-        v = _sum(_times(keep, v), _times(take, gradient))
-        step, memory.vectors[name] = _sum(step, _times(along, v)), v
+        found = _combination((keep, v), (take, gradient))
+        memory.vectors[name] = torch.zeros_like(v) if found is None else found
+        terms.append((along, memory.vectors[name]))
+    step = _combination(*terms)
     step = torch.zeros_like(x) if step is None else step
     if late:
         step = step * size
@@ -200,12 +202,17 @@ def _polar(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
     return numerics.hold_still(u, manifold.nearest(moved), moved, manifold.event_ndim)
 
 
-def _times(factor: Any, a: Tensor) -> Tensor | None:
-    """factor · a; None for the number 0, since 0 · ∞ would be NaN."""
-    if isinstance(factor, (int, float)):
-        return None if factor == 0 else a if factor == 1 else a * factor
-    return a * factor
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Any:
-    return b if a is None else a if b is None else a + b
+def _combination(*terms: tuple[Any, Tensor]) -> Tensor | None:
+    """The sum of factor · array over `terms`; None if all factors are the number 0, since 0 · ∞ would be NaN."""
+    total, own = None, False
+    for factor, a in terms:
+        number = isinstance(factor, int | float)
+        if number and factor == 0:
+            continue
+        if total is None:
+            total, own = (a, False) if number and factor == 1 else (a * factor, True)
+        elif number and own and not torch.is_grad_enabled():
+            total.add_(a, alpha=factor)
+        else:
+            total, own = torch.add(total, a, alpha=factor) if number else total + a * factor, True
+    return total
