@@ -17,7 +17,7 @@ from ..manifolds.parameters.lookup import check_types
 from ..manifolds.parameters.records import changes, joined_geometries, marked
 from ..manifolds.parameters.slicing import check_grids
 from .execution.dispatch import check_path
-from .execution.operands import matrix_of
+from .execution.operands import has_rows_of_matrices, matrix_of
 from .execution.points import PointSet, Table
 from .execution.sharded import check_sharding
 from .execution.sliced import check_slices
@@ -208,7 +208,7 @@ class Settings:
             check_point(points.name, manifold, group)
         for points in self._points if group["shape"] is not None else ():
             if not isinstance(points.slices, Rest):
-                check_shape(points.name, points.manifold, matrix_of(points), group)
+                check_shape(points.name, points.manifold, matrix_of(points), has_rows_of_matrices(points), group)
         if not {"differentiable", "foreach", "fused", "shape", "tangent", "motion"}.isdisjoint(found):
             for points in self._points:
                 check_sharding(points, group)

@@ -142,7 +142,7 @@ class Sign(Shape):
     """
 
     def __call__(self, points: Points, a: Tensor) -> Tensor:
-        return a.sign()
+        return torch.where(a.isnan(), a, a.sign())  # the sign of NaN is 0
 
 
 @dataclass(frozen=True)
@@ -265,8 +265,9 @@ def described(shape: Sequence[Shape]) -> str:
     return " then ".join(next((name for name, one in NAMES.items() if one == each), repr(each)) for each in shape)
 
 
-def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, options: Any) -> None:
-    """Raise `OptionError` if the points of `label` cannot be stepped with the shape of `options`; `matrix` as in `Points`."""
+def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, of_rows: bool, options: Any) -> None:
+    """Raise `OptionError` if the points of `label` cannot be stepped with the shape of `options`; `matrix` as in `Points`, `of_rows`
+    if the points are its rows."""
     shape = options["shape"]
     if manifold.event_ndim == 0:
         raise OptionError(
@@ -278,6 +279,8 @@ def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, 
         error = one.error(manifold)
         if error is None and one.of_matrices and matrix is None:
             error = "it needs matrices, and these points are none; Rows(blocks=…) or Rows.whole() of a parameter with two dimensions are"
+        if error is None and of_rows and isinstance(one, Spectral) and one.exact:
+            error = "there is no solver for points that are rows of a matrix, only for whole matrices: Rows.whole(), Rows(blocks=…)"
         if error:
             raise OptionError(f"shape={one!r} on {label}: {error}")
     if options["adjust_lr_fn"] is not None and matrix is None:

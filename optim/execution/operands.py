@@ -23,7 +23,16 @@ from ..options import Options, holds
 from ..rules import Rule
 from .points import PointSet, State, new_scalar, scalar_dtype
 
-__all__ = ["Arrays", "Operand", "make_operand", "matrix_of", "raise_versions", "real", "stack_of"]
+__all__ = [
+    "Arrays",
+    "Operand",
+    "has_rows_of_matrices",
+    "make_operand",
+    "matrix_of",
+    "raise_versions",
+    "real",
+    "stack_of",
+]
 
 _grad, _dtype = attrgetter("grad"), attrgetter("dtype")
 _address, _size, _stride, _contiguous = Tensor.data_ptr, Tensor.numel, Tensor.stride, Tensor.is_contiguous
@@ -157,6 +166,11 @@ def layouts_of(points: PointSet, options: Options) -> list[Layout]:
     return points.rows.layouts(parts, ndim)
 
 
+def has_rows_of_matrices(points: PointSet) -> bool:
+    """Whether the points are rows of matrices, and no matrices themselves."""
+    return points.manifold.event_ndim == 1 and points.rows.blocks is None
+
+
 def matrix_of(points: PointSet) -> tuple[int, int] | None:
     """The shape of the matrices that `points` are, or are the rows of: a block or a whole tensor is one matrix, its first dimension
     of more than one index by all others. None if there are none."""
@@ -165,7 +179,7 @@ def matrix_of(points: PointSet) -> tuple[int, int] | None:
     layout: Any = points.layouts()[0]
     if points.manifold.event_ndim != 1:
         return layout.event if points.manifold.event_ndim == 2 else None
-    if points.rows.blocks is None:
+    if has_rows_of_matrices(points):
         width = sum(each.event[0] for each in points.layouts())
         return (layout.arranged[layout.axes - 1], width) if points.rows.groups == 1 else None
     sides = [points.parts[0].shape[0] // points.rows.blocks, *points.parts[0].shape[1:]]

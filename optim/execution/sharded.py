@@ -28,7 +28,7 @@ from ..options import Options
 from ..rules import Rule
 from ..update import is_penalised
 from .dispatch import Group, beyond_rows, has_rows
-from .operands import Operand, make_operand
+from .operands import Operand, has_rows_of_matrices, make_operand
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .rows import Lists, step_in_place
@@ -123,8 +123,8 @@ CHANGES: dict[str, Options] = {
 def _shaping(points: PointSet, options: Options) -> tuple[bool, bool]:
     """Whether only the reference path steps `points`, and whether a shape couples them: rows of one matrix."""
     shape = options["shape"] or ()
-    rows = points.manifold.event_ndim == 1 and points.rows.blocks is None
-    return bool(beyond_rows(points.manifold, options)), rows and any(one.of_matrices for one in shape)
+    coupled = has_rows_of_matrices(points) and any(one.of_matrices for one in shape)
+    return bool(beyond_rows(points.manifold, options)), coupled
 
 
 def _sharded(points: PointSet, penalty: bool, capturable: bool, reference: bool, coupled: bool) -> ShardedPoints:
