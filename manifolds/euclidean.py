@@ -43,6 +43,10 @@ class Euclidean(ConformalManifold, GeodesicManifold):
         """`a` itself."""
         return a
 
+    def riemannian_gradient(self, x: Tensor, egrad: Tensor) -> Tensor:
+        """`egrad` itself."""
+        return egrad
+
     def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """`v` itself."""
         return v

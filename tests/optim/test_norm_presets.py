@@ -239,3 +239,20 @@ def test_adam_moments_per_coordinate_on_flat_space():
 def test_euclidean_matrices_are_where_nothing_is_declared():
     assert "Euclidean(event_ndim=2)" in repr(optim.Muon([nn.Parameter(start(2, 3))]).paths())
     assert optim.Scion.flat == Euclidean(2)
+
+
+@pytest.mark.parametrize(
+    "name", ["Muon", "MuonH", "AdamH", "PSIMuon", "SPEL", "Scion", "Nero", "Rotational", "ObliqueSGD"]
+)
+def test_gradients_are_not_written_to(name):
+    """Bitwise, also by Nesterov, which public code writes into p.grad."""
+    make = getattr(optim, name)
+    manifold = {"SPEL": Stiefel(), "Nero": CenteredSphere(), "ObliqueSGD": Sphere()}.get(name, PSI())
+    manifold = Euclidean(2) if name in ("Muon", "Scion") else manifold
+    p = nn.Parameter(manifold.nearest(start(9, 6)))
+    optimizer = make([{"params": [p], "manifold": manifold}])
+    for seed in range(2):
+        p.grad = start(9, 6, seed=seed + 1)
+        before = p.grad.clone()
+        optimizer.step()
+        assert torch.equal(p.grad, before)

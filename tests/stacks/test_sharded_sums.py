@@ -1,7 +1,7 @@
 """Vectors cut across three processes, one of which has no coordinates, stepped in place with sums over all."""
 
 import torch
-from processes import together
+from processes import counted, full, together
 from retract.manifolds import PSI, Sphere
 from retract.optim import PSISGD, Coefficients, RiemannianAdam, RiemannianSGD
 from retract.optim.rules import Rule
@@ -55,18 +55,6 @@ def run(case, place, steps_of=lambda work: work()):
     for i, p in enumerate(params):
         result |= {f"{name} {i}": full(value) for name, value in optimizer.state[p].items()}
     return result, counts
-
-
-def full(tensor):
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def counted(work):
-    from torch.distributed.tensor.debug import CommDebugMode
-
-    with CommDebugMode() as talk:
-        work()
-    return talk.get_total_counts()
 
 
 def sharded(rank):

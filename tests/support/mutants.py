@@ -3,12 +3,14 @@
 import mutants_experiments
 import mutants_kernels
 import mutants_manifolds
+import mutants_norms
 import mutants_optim
 import mutants_psi
 
 MUTANTS = [
     *mutants_manifolds.MUTANTS,
     *mutants_kernels.MUTANTS,
+    *mutants_norms.MUTANTS,
     *mutants_optim.MUTANTS,
     *mutants_psi.MUTANTS,
     *mutants_experiments.MUTANTS,

@@ -40,3 +40,17 @@ def _member(rank, world, folder, work, args):
     except BaseException:
         (Path(folder) / f"error{rank}").write_text(traceback.format_exc())
         os._exit(1)
+
+
+def full(tensor):
+    """`tensor`, gathered if it is sharded."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def counted(work):
+    """The number of collectives in `work`."""
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    with CommDebugMode() as talk:
+        work()
+    return talk.get_total_counts()
