@@ -6,6 +6,7 @@ A test compares them with what stands there.
 """
 
 import re
+import sys
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -14,49 +15,52 @@ from anybadge import Badge
 from pybtex.backends.markdown import Backend
 from pybtex.database import parse_file
 from pybtex.style.formatting.unsrt import Style
-from retract.manifolds import PSI, Euclidean, Grassmann, Sphere
-from retract.optim import PSISGD, SGDG, AdamG, RiemannianAdam, RiemannianSGD
+from retract.manifolds import Euclidean, Rows, Sphere
+from retract.optim import RiemannianAdam, RiemannianSGD
+from retract.optim.shapes import Spectral, described
 
 HERE = Path(__file__).parent
-OPTIMIZERS = [
-    (RiemannianSGD, Euclidean(0)),
-    (RiemannianAdam, Euclidean(0)),
-    (RiemannianSGD, None),
-    (RiemannianAdam, None),
-    (PSISGD, PSI()),
-    (SGDG, Grassmann(1)),
-    (AdamG, Grassmann(1)),
-]
-"""With the manifold that each is for; None for any."""
+sys.path.insert(0, str(HERE / "benchmarks"))
+from norm_invariance import OPTIMIZERS  # noqa: E402
+
+
+def shape_of(group):
+    """The shape of a group and its factors; empty if it has none."""
+    if group["shape"] is None:
+        return ""
+    exact = ["exact spectral" if isinstance(one, Spectral) and one.exact else described([one]) for one in group["shape"]]
+    factors = [f"· {group['scale']:g}"] if group["scale"] != 1 else []
+    return " ".join([", then ".join(exact), *factors, *filter(None, [group["adjust_lr_fn"]])])
 
 
 def optimizers():
-    """One row per optimizer: what it does at each seam, read off its defaults."""
+    """One row per optimizer: what it does at each seam, read off its defaults, and which rescalings of weights in front of a
+    normalization keep its run."""
     table = [
-        "| optimizer | manifold | lr | ambient | tangent | rule | motion, transport |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| optimizer | manifold | lr | ambient | tangent | rule | shape | motion, transport | keeps |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for optimizer, manifold in OPTIMIZERS:
+    general = [(make, None, Rows(), "") for make in (RiemannianSGD, RiemannianAdam)]
+    for optimizer, manifold, rows, kept in [*OPTIMIZERS[:2], *general, *OPTIMIZERS[2:]]:
         on = manifold or Sphere()
-        point = torch.nn.Parameter(torch.eye(2, 3))
-        (group,) = optimizer([{"params": [point], "manifold": on}]).param_groups
+        point = on.nearest(torch.eye(2, 3) - 0.1) if on.event_ndim < 2 else on.random_point(3, 2)
+        rows = rows if on.event_ndim < 2 else Rows()
+        built = optimizer([{"params": [torch.nn.Parameter(point)], "manifold": on, "rows": rows}])
+        (group,) = built.param_groups
         flat = isinstance(on, Euclidean)
-        ambient = f"orthogonality {group['orthogonality']}" * bool(group["orthogonality"]) or "weight decay" * flat
-        tangent = f"clip {group['max_point_norm']}" if group["max_point_norm"] else ""
+        decay = "decoupled decay" if group["decoupled_weight_decay"] else "weight decay"
+        ambient = f"orthogonality {group['orthogonality']}" * bool(group["orthogonality"]) or decay * flat
+        late = {"step": "of the step", "none": "none"}.get(group["tangent"], "")
+        tangent = late or (f"clip {group['max_point_norm']}" if group["max_point_norm"] else "")
         if "betas" in group:
-            rule = f"Adam {group['betas']}, ε {group['eps_form']}"
+            per = " per coordinate" * bool(built.rule.arrays) + ", step ÷ its average" * built.rule.averages_steps
+            rule = f"Adam {group['betas']}, ε {group['eps_form']}{per}"
         else:
-            rule = f"{group['momentum_form'].replace('_', ' ')}, momentum {group['momentum']}"
+            nesterov = ", Nesterov" * group["nesterov"]
+            rule = f"{group['momentum_form'].replace('_', ' ')}, momentum {group['momentum']}{nesterov}"
         motion = "" if flat else f"{group['motion']}, {group['transport']}"
-        cells = [
-            f"`{optimizer.__name__}`",
-            f"`{manifold}`".replace("event_ndim=", "") if manifold else "any",
-            group["lr"],
-            ambient,
-            tangent,
-            rule,
-            motion,
-        ]
+        where = f"`{manifold}`".replace("event_ndim=", "") + " whole" * (rows.blocks == 1) if manifold else "any"
+        cells = [f"`{optimizer.__name__}`", where, f"{group['lr']:.3g}", ambient, tangent, rule, shape_of(group), motion, kept]
         table.append("| " + " | ".join(str(cell) or "–" for cell in cells) + " |")
     return "\n".join(table)
 
