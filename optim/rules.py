@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,7 +165,7 @@ class Adam(Rule):
 
     vectors = ("exp_avg",)
     options = frozenset({"betas"})
-    scalars = ("exp_avg_sq",)
+    scalars: ClassVar[Sequence[str]] = ("exp_avg_sq",)
     counts_steps = True
 
     def factors(self, step: Any, options: Options) -> AdamFactors:

@@ -252,12 +252,13 @@ def named(name: str, value: Any) -> tuple[Shape, ...] | None:
     """
     if value is None:
         return None
-    found = [NAMES.get(one, one) if isinstance(one, str) else one for one in _tuple(value)]
-    if not found or not all(isinstance(one, Shape) for one in found):
+    given = [NAMES.get(one) if isinstance(one, str) else one for one in _tuple(value)]
+    found = tuple(one for one in given if isinstance(one, Shape))
+    if not found or len(found) < len(given):
         raise OptionError(
             f"{name}={value!r} is not None, one of {', '.join(map(repr, NAMES))}, a Shape, or several of them in a tuple"
         )
-    return tuple(found)
+    return found
 
 
 def described(shape: Sequence[Shape]) -> str:

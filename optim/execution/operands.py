@@ -179,10 +179,11 @@ def matrix_of(points: PointSet) -> tuple[int, int] | None:
     layout: Any = points.layouts()[0]
     if points.manifold.event_ndim != 1:
         return layout.event if points.manifold.event_ndim == 2 else None
-    if has_rows_of_matrices(points):
+    blocks = points.rows.blocks
+    if blocks is None:
         width = sum(each.event[0] for each in points.layouts())
         return (layout.arranged[layout.axes - 1], width) if points.rows.groups == 1 else None
-    sides = [points.parts[0].shape[0] // points.rows.blocks, *points.parts[0].shape[1:]]
+    sides = [points.parts[0].shape[0] // blocks, *points.parts[0].shape[1:]]
     while len(sides) > 2 and sides[0] == 1:
         sides = sides[1:]
     return (sides[0], prod(sides[1:])) if len(sides) > 1 and len(points.parts) == 1 else None
