@@ -1,6 +1,7 @@
 """Geometry: manifolds as values, how parameters are cut into points, and which parameter is where."""
 
 from .base import Manifold
+from .centered_sphere import CenteredSphere
 from .conformal import ConformalManifold
 from .embedded import EmbeddedManifold
 from .euclidean import Euclidean
@@ -15,12 +16,14 @@ from .parameters.rows import Rows
 from .projective import ProjectiveSpace
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
+from .spectral_sphere import SpectralSphere
 from .sphere import Sphere
 from .spherical import Spherical, UnitVectors
 from .stiefel import Stiefel
 
 __all__ = [
     "PSI",
+    "CenteredSphere",
     "ConformalManifold",
     "Declaration",
     "EmbeddedManifold",
@@ -36,6 +39,7 @@ __all__ = [
     "QuotientManifold",
     "Rows",
     "ScalingQuotient",
+    "SpectralSphere",
     "Sphere",
     "Spherical",
     "Stiefel",

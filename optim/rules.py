@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -165,7 +165,7 @@ class Adam(Rule):
 
     vectors = ("exp_avg",)
     options = frozenset({"betas"})
-    scalars: ClassVar[Sequence[str]] = ("exp_avg_sq",)
+    scalars = ("exp_avg_sq",)
     counts_steps = True
 
     def factors(self, step: Any, options: Options) -> AdamFactors:
@@ -195,7 +195,7 @@ class CoordinateAdam(Adam):
     on the representative.
     """
 
-    scalars = ()
+    scalars = ()  # type: ignore[assignment]
     arrays = ("exp_avg_sq",)
 
     def __call__(self, length: Tensor, memory: Memory, options: Options) -> Coefficients:
@@ -208,7 +208,7 @@ class SteadyAdam(CoordinateAdam):
     """Adam whose steps have the learning rate for their average length: they are divided by the root of an average of their squared
     lengths (Kosson et al. 2024)."""
 
-    scalars = ("step_sq",)
+    scalars = ("step_sq",)  # type: ignore[assignment]
     averages_steps = True
 
     def steadied(self, length: Tensor, memory: Memory, options: Options) -> Tensor:

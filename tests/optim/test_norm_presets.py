@@ -146,8 +146,11 @@ def test_manifold_muon(shape, rows):
         p.grad = gradient(p.detach())
         optimizer.step()
         ours.append(p.detach().clone())
-    given = [gradient(each) for each in ours[:-1]]
-    agree(ours, on_manifolds.manifold_muon(w, given, rates(0.1)), 3e-6)
+    # Step by step: this descent is chaotic, and multiplies a difference by a million within 30 steps.
+    for rate, before, after in zip(rates(0.1), ours, ours[1:], strict=False):
+        (_, expected) = on_manifolds.manifold_muon(before, [gradient(before)], [rate])
+        assert (after - expected).abs().max() <= 1e-6
+    assert (ours[-1] - w).norm() > 0.1 * w.norm()
 
 
 @pytest.mark.parametrize("nesterov", [True, False])

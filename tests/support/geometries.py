@@ -7,11 +7,13 @@ import geoopt
 import torch
 from retract.manifolds import (
     PSI,
+    CenteredSphere,
     Euclidean,
     FixedRank,
     Grassmann,
     Manifold,
     ProjectiveSpace,
+    SpectralSphere,
     Sphere,
     Stiefel,
     from_geoopt,
@@ -52,6 +54,29 @@ CASES = [
             ("riemannian_gradient", (X, [3.0, 4.0]), [0.0, 4.0]),
         ),
     ),
+    Case(
+        "centered-sphere",
+        CenteredSphere(),
+        (5,),
+        [0.6, 0.8, 0.0],
+        known=(
+            ("nearest", ([1.0, 1.0, 4.0],), [-(6**-0.5), -(6**-0.5), 2 * 6**-0.5]),
+            ("project", ([R2, -R2, 0.0], [3.0, 0.0, 0.0]), [0.5, 0.5, -1.0]),
+            ("dist", ([R2, -R2, 0.0], [0.0, R2, -R2]), [2 * math.pi / 3]),
+        ),
+    ),
+    Case(
+        "spectral-sphere",
+        SpectralSphere(),
+        (4, 3),
+        [[2.0, 0.0], [0.0, 1.0]],
+        known=(
+            ("nearest", ([[4.0, 0.0], [0.0, 1.0]],), [[1.0, 0.0], [0.0, 0.25]]),
+            ("project", ([[1.0, 0.0], [0.0, 0.5]], [[3.0, 1.0], [2.0, 5.0]]), [[0.0, 1.0], [2.0, 5.0]]),
+            ("retract", ([[1.0, 0.0], [0.0, 0.5]], [[0.0, 0.0], [0.0, 1.5]]), [[0.5, 0.0], [0.0, 1.0]]),
+        ),
+    ),
+    Case("spectral-sphere-wide", SpectralSphere(2.0), (3, 5), torch.eye(3, 5).tolist()),
     Case(
         "psi",
         PSI(),
