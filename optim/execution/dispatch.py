@@ -34,11 +34,11 @@ from ..options import Options, read_by
 from ..rules import Adam, Rule
 from .euclidean import Torch, torch_has
 from .operands import Operand, make_operand
+from .pairs import are_in_place
 from .plan import Plan
 from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
 from .rows import Fused, Lists
-from .units import are_units
 
 __all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "paths"]
 
@@ -182,7 +182,7 @@ def paths(
         elif any(map(is_sharded, points.parts)):
             path, reason = "sharded", "each process updates its shard"
         elif points.slices is not None:
-            in_place = are_units(points, options)
+            in_place = are_in_place(points, state, rule, options)
             path = "slices"
             reason = "in place" if in_place else "copied to points, which take the path of their manifold"
         else:

@@ -1,5 +1,5 @@
-"""Points that are slices of parameters: copied to stacks of points, stepped there, and copied back; those of two vectors are
-stepped in place (`units`). Layout only; no formula.
+"""Points that are slices of parameters: copied to stacks of points, stepped there, and copied back; those of two factors are
+stepped in place (`pairs`). Layout only; no formula.
 
 Sets of the same manifold, shape of a point, dtype and device, such as the heads of all layers, are one stack, so that they are
 stepped in one call. A parameter may be in several sets; vectors of state are stored in its shape, scalars per point with the
@@ -24,10 +24,10 @@ from ..rules import Rule
 from ..update import is_penalised
 from .dispatch import Group
 from .operands import real
+from .pairs import are_in_place, kind_of_pairs, step_pairs
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
 from .shards import GatheredPoints, exchange
-from .units import are_units, is_fresh, step_units
 
 __all__ = ["SlicedGroup", "check_slices"]
 
@@ -127,10 +127,12 @@ class SlicedGroup:
             sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in sets]
             optimizer_state, state = state, gathered.state
         kinds: dict[tuple[Any, ...], list[PointSet]] = {}
-        units = {points: is_fresh(points, state, rule, options) for points in sets if are_units(points, options)}
+        pairs: dict[tuple[Any, ...], dict[PointSet, bool]] = {}
         for points in sets:
             check_state(points, state, rule)
-            if points in units:
+            if are_in_place(points, state, rule, options):
+                fresh = any(name not in state.get(p, {}) for name in rule.needs(options) for p in points.parts)
+                pairs.setdefault(kind_of_pairs(points), {})[points] = fresh
                 continue
             kinds.setdefault(_kind(points, state, rule, options), []).append(points)
         stacks = [Stacked(sets, state, rule, key[-1]) for key, sets in kinds.items()]
@@ -140,8 +142,8 @@ class SlicedGroup:
         work = self._local.prepare(local_table, local_state, rule, {**options, "params": [*local_state]}, True)
 
         def write_back() -> None:
-            for points, fresh in units.items():
-                step_units(points, state, rule, options, fresh)
+            for members in pairs.values():
+                step_pairs(members, state, rule, options)
             for stack in stacks:
                 stack.write_back(state, rule)
             if gathered is not None:
