@@ -151,9 +151,10 @@ class ScaledFactors(Manifold):
         the square of that over k, times ε. Elsewhere factors are divided by `roots_of`, one triangle after the other.
         """
         lower, info = torch.linalg.cholesky_ex(weights)
-        factored = (info == 0)[..., None, None]
-        identity = torch.eye(self.k, dtype=weights.dtype, device=weights.device)
-        inverses = torch.cholesky_inverse(torch.where(factored, lower, identity))
+        if info.any():  # of a singular matrix there is no inverse
+            identity = torch.eye(self.k, dtype=weights.dtype, device=weights.device)
+            lower = torch.where((info == 0)[..., None, None], lower, identity)
+        inverses = torch.cholesky_inverse(lower)
         traces = (each.diagonal(dim1=-2, dim2=-1).sum(-1) for each in (weights, inverses))
         product = next(traces) * next(traces)
         return inverses, ((info == 0) & (product <= (WELL * self.k) ** 2)).all(0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...manifolds import Factors, FixedRank, numerics
-from ...manifolds.full_rank import Pair, inverse_triangle
+from ...manifolds.full_rank import inverse_triangle
 from ...manifolds.parameters.factors import Grid
 from ..options import Options
 from ..rules import Coefficients, Memory, Rule
@@ -59,9 +59,8 @@ def step_pairs(sets: Mapping[PointSet, bool], state: State, rule: Rule, options:
     if options["transport"] == "none":
         return
     names = [name for name in rule.vectors if all(name in each.vectors for each in pairs)]
-    grams = _all_grams(x) if names else None
+    grams = _all_grams(x) if names else torch.empty(0)
     for name in names:
-        assert grams is not None
         along = _all_grams(x, [each.vectors[name] for each in pairs])
         if manifold.k == 1:
             share = manifold.vertical_share(*grams, *along)
@@ -133,7 +132,8 @@ class _Sides:
     """
 
     def __init__(self, parts: Sequence[Tensor], points: Sequence[int], left: int, k: int) -> None:
-        self._parts, self._points, self._left, self._k = parts, points, left, k
+        self._parts, self._points, self._left, self.k = parts, points, left, k
+        self.first = parts[0]
 
     @classmethod
     def of(cls, tensors: Sequence[Tensor], grids: Sequence[Grid], left: int) -> _Sides:
@@ -148,22 +148,21 @@ class _Sides:
         return prod(self._parts[0].shape[: self._points[0]])
 
     def _like(self, parts: Sequence[Tensor]) -> _Sides:
-        return _Sides(parts, self._points, self._left, self._k)
+        return _Sides(parts, self._points, self._left, self.k)
 
-    def _summed(self, sums: Sequence[Tensor]) -> Pair:
-        left, right = sums[: self._left], sums[self._left :]
-        return torch.stack(list(left)).sum(0), torch.stack(list(right)).sum(0)
+    def grams(self, other: _Sides, into: Tensor) -> None:
+        """Write the products of both factors with those of `other` to `into`, (2, points, k, k)."""
+        if self.k == 1:
+            into.copy_(self.dots(other))
+            return
+        for i, (a, b) in enumerate(zip(self._parts, other._parts, strict=True)):
+            into[int(i >= self._left)].baddbmm_(a.mT, b, beta=float(i not in (0, self._left)))
 
-    def grams(self, other: _Sides) -> Pair:
-        """Products of both factors with those of `other`, each (points, k, k)."""
-        if self._k == 1:
-            return self.dots(other)
-        return self._summed([a.mT @ b for a, b in zip(self._parts, other._parts, strict=True)])
-
-    def dots(self, other: _Sides) -> Pair:
-        """Dot products of both factors, each (points, 1, 1)."""
+    def dots(self, other: _Sides) -> Tensor:
+        """Dot products of both factors, (2, points, 1, 1)."""
         triples = zip(self._parts, other._parts, self._points, strict=True)
-        return self._summed([_dots(a, b, points).view(-1, 1, 1) for a, b, points in triples])
+        sums = [_dots(a, b, points).view(-1, 1, 1) for a, b, points in triples]
+        return torch.stack([torch.stack(side).sum(0) for side in (sums[: self._left], sums[self._left :])])
 
     def times(self, matrices: Sequence[Tensor]) -> _Sides:
         """Each factor times matrices per point, (points, k, k), in the memory order of this array."""
@@ -215,7 +214,7 @@ class _Metric:
         return self._inverses if self._triangles is None else self._triangles.mT @ self._triangles
 
 
-def _metrics(manifold: FixedRank, sides: Sequence[_Sides], grams: Pair) -> list[_Metric]:
+def _metrics(manifold: FixedRank, sides: Sequence[_Sides], grams: Tensor) -> list[_Metric]:
     """The metric at the points of each set; weights are factored together, and again where that is too rough, set by set."""
     weights = torch.stack(manifold.weights_of(*grams))
     counts = [side.count for side in sides]
@@ -239,16 +238,19 @@ def _careful(manifold: FixedRank, sides: Sequence[_Sides], weights: Tensor) -> l
 
     def grams(matrices: Tensor) -> Tensor:
         pairs = zip(sides, matrices.split(counts, 1), strict=True)
-        return torch.stack(_all_grams([side.times(own.flip(0)) for side, own in pairs])[::-1])
+        return _all_grams([side.times(own.flip(0)) for side, own in pairs]).flip(0)
 
     triangles = inverse_triangle(manifold.roots_of(weights, grams))
     return [_Metric(each, each) for each in triangles.split(counts, 1)]
 
 
-def _all_grams(sides: Sequence[_Sides], others: Sequence[_Sides] | None = None) -> Pair:
-    """Products of all sets with `others`, or with themselves, each (points of all, k, k)."""
-    found = [a.grams(b) for a, b in zip(sides, others or sides, strict=True)]
-    return torch.cat([left for left, _ in found]), torch.cat([right for _, right in found])
+def _all_grams(sides: Sequence[_Sides], others: Sequence[_Sides] | None = None) -> Tensor:
+    """Products of both factors of all sets with those of `others`, or with themselves, (2, points of all, k, k)."""
+    counts, k, first = [side.count for side in sides], sides[0].k, sides[0].first
+    found = first.new_empty(2, sum(counts), k, k)
+    for a, b, into in zip(sides, others or sides, found.split(counts, 1), strict=True):
+        a.grams(b, into)
+    return found
 
 
 def _matrices(grid: Grid, tensor: Tensor) -> list[Tensor] | None:
@@ -256,7 +258,7 @@ def _matrices(grid: Grid, tensor: Tensor) -> list[Tensor] | None:
     there are no such views. For k = 1 one, with a dimension per level."""
     pieces = [grid.strided(tensor)]
     if grid.k == 1:
-        return pieces
+        return [pieces[0].squeeze(tuple(range(-len(grid.column_levels), 0)))]
     shape = grid.points, grid.height, grid.k
     for split in (False, True):
         if split:
@@ -274,15 +276,14 @@ def _dots(a: Tensor, b: Tensor, points: int) -> Tensor:
     """Sums of a · b over all but the first dimensions, which are `points`; in pieces that stay in cache."""
     rest = tuple(range(points, a.ndim))
     if points > 1 or not rest or a.numel() <= PIECE:
-        return (a * b).sum(rest)
-    across = a.stride(0) < min(a.stride(axis) for axis in rest)
-    if across and a.ndim == 2:  # every point is a column: rows of products are added up
+        return (a * b).sum(rest) if rest else a * b
+    if a.ndim == 2 and a.stride(0) < a.stride(1):  # every point is a column: rows of products are added up
         size = PIECE // a.shape[0] + 1
         total = a.mT[:size] * b.mT[:size]
         for one, other in zip(a.mT.split(size)[1:], b.mT.split(size)[1:], strict=True):
             total[: len(one)].addcmul_(one, other)
         return total.sum(0)
-    if a is b and not across:
+    if a is b and a[0].is_contiguous():  # of others it takes ten times as long
         return torch.linalg.vector_norm(a, dim=rest).square()
     size = PIECE * a.shape[0] // a.numel() + 1
     return torch.cat([(one * other).sum(rest) for one, other in zip(a.split(size), b.split(size), strict=True)])
@@ -291,11 +292,11 @@ def _dots(a: Tensor, b: Tensor, points: int) -> Tensor:
 def _root(a: _Sides, b: _Sides, factors: Any) -> Tensor:
     """√(a·b) summed over both factors, each times its own of `factors`, (points, 1, 1); in float64 where sums in float32 overflow
     or vanish, or may do so and cannot be read."""
-    sums = torch.stack(a.dots(b))
+    sums = a.dots(b)
     dtype = sums.dtype
     if dtype == torch.float32 and not (sums.is_cpu and bool(((sums > 1e-30) & (sums < torch.inf)).all())):
         wide = a.double()
-        sums = torch.stack(wide.dots(wide if a is b else b.double()))
+        sums = wide.dots(wide if a is b else b.double())
     return (sums * factors).sum(0).sqrt().to(dtype)
 
 
