@@ -137,7 +137,7 @@ _PLAIN = {float, int, type(None)}
 _FAST_PATHS = ("foreach", "fused")
 _KEPT_BY_OTHERS = frozenset(
     {
-        *("params", "param_names", "manifold", "rows", "joined", "slices", "name"),
+        *("params", "param_names", "manifold", "rows", "joined", "slices", "euclidean", "name"),
         *("initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "lr_scale"),
     }
 )

@@ -139,7 +139,11 @@ class _Sides:
     def of(cls, tensors: Sequence[Tensor], grids: Sequence[Grid], left: int) -> _Sides:
         """The slices of parameters, or of arrays like them, as views where they exist."""
         parts = [_matrices(grid, tensor) or [grid.split(tensor)] for grid, tensor in zip(grids, tensors, strict=True)]
-        points = [1 if grid.k > 1 else len(grid.point_levels) for grid, pieces in zip(grids, parts, strict=True) for _ in pieces]
+        points = [
+            1 if grid.k > 1 else len(grid.point_levels)
+            for grid, pieces in zip(grids, parts, strict=True)
+            for _ in pieces
+        ]
         return cls([piece for pieces in parts for piece in pieces], points, sum(map(len, parts[:left])), grids[0].k)
 
     @property

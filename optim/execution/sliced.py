@@ -17,13 +17,14 @@ from torch import Tensor
 
 from ...errors import OptionError
 from ...manifolds import Euclidean, Rows, ScalingQuotient
+from ...manifolds.parameters.factors import Rest
 from ...manifolds.parameters.rows import scatter_
 from ...manifolds.parameters.shards import is_sharded
 from ..options import Options
+from ..rest import options_of_rest
 from ..rules import Rule
 from ..update import is_penalised
 from .dispatch import Group
-from .operands import real
 from .pairs import are_in_place, kind_of_pairs, step_pairs
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
@@ -34,10 +35,15 @@ __all__ = ["SlicedGroup", "check_slices"]
 
 def check_slices(points: PointSet, options: Options) -> None:
     """Raise `OptionError` for options that steps of slices do not support."""
-    if options["differentiable"] and points.slices is not None:
+    if _options_of(points, options)["differentiable"] and points.slices is not None:
         raise OptionError(
             f"differentiable=True on {points.name}: steps of slices are not differentiable; leave it at False"
         )
+
+
+def _options_of(points: PointSet, options: Options) -> Options:
+    """The options with which `points` of a group are stepped."""
+    return options_of_rest(options) if isinstance(points.slices, Rest) else options
 
 
 class Stacked:
@@ -47,8 +53,11 @@ class Stacked:
         self._sets = sets
         self._layouts = [points.layouts() for points in sets]
         self._counts = [each[0].batch[0] for each in self._layouts]
+        self.of_rest = isinstance(sets[0].slices, Rest)
         self.x = self._stack([points.parts for points in sets])
-        self.x.grad = self._stack([points.gradients() for points in sets])
+        grad = self._stack([points.gradients() for points in sets])
+        self.x.grad_dtype = grad.dtype
+        self.x.grad = grad
         self.state: dict[str, Any] = {}
         for name in names:
             if name in rule.vectors:
@@ -79,12 +88,12 @@ class Stacked:
                     entry[stored] = piece.clone()
 
     def _stack(self, tensors: Sequence[Sequence[Tensor]]) -> Tensor:
-        """The slices of the parts of all sets as points, (points, *event), in float32 or better."""
-        layouts, first = self._layouts[0], self._sets[0].parts[0]
+        """The slices of the parts of all sets as points, (points, *event)."""
+        layouts, first = self._layouts[0], tensors[0][0]
         event = layouts[0].event
         if event:
             event = (sum(layout.event[0] for layout in layouts), *event[1:])
-        stack = first.new_empty(sum(self._counts), *event, dtype=real(first.dtype))
+        stack = first.new_empty(sum(self._counts), *event)
         for piece, parts, each in zip(stack.split(self._counts), tensors, self._layouts, strict=True):
             heights = [layout.event[0] for layout in each] if event else []
             places = piece.split(heights, 1) if event else [piece]
@@ -101,14 +110,14 @@ class SlicedGroup:
     """The execution of one parameter group with slices; has the interface of `Group`."""
 
     def __init__(self) -> None:
-        self._local = Group()
+        self._locals: list[Group] = []
         self.points: list[PointSet] = []
         """The sets of slices with gradients."""
 
     @property
     def plans(self) -> Sequence[Plan | SlicedGroup]:
         """The plans, in the order of the functions that `prepare` returns; the last one, the group, writes back."""
-        return [*self._local.plans, self]
+        return [*(plan for group in self._locals for plan in group.plans), self]
 
     def prepare(
         self, table: Mapping[Tensor, Sequence[PointSet]], state: State, rule: Rule, options: Options, known: bool
@@ -134,12 +143,16 @@ class SlicedGroup:
                 fresh = any(name not in state.get(p, {}) for name in rule.needs(options) for p in points.parts)
                 pairs.setdefault(kind_of_pairs(points), {})[points] = fresh
                 continue
-            kinds.setdefault(_kind(points, state, rule, options), []).append(points)
+            kinds.setdefault(_kind(points, state, rule, _options_of(points, options)), []).append(points)
         stacks = [Stacked(sets, state, rule, key[-1]) for key, sets in kinds.items()]
         local_table = {stack.x: (stack.points,) for stack in stacks}
         local_state = {stack.x: stack.state for stack in stacks}
-        self._local = Group()  # the stacks are new tensors
-        work = self._local.prepare(local_table, local_state, rule, {**options, "params": [*local_state]}, True)
+        self._locals, work = [], []
+        for of_rest in (False, True):
+            params = [stack.x for stack in stacks if stack.of_rest is of_rest]
+            changed = {**(options_of_rest(options) if of_rest else options), "params": params}
+            self._locals.append(Group())  # the stacks are new tensors
+            work += self._locals[-1].prepare(local_table, local_state, rule, changed, True)
 
         def write_back() -> None:
             for members in pairs.values():
@@ -168,4 +181,6 @@ def _kind(points: PointSet, state: State, rule: Rule, options: Options) -> tuple
     alone = points if options["capturable"] or is_penalised(points.manifold, options) else None
     count = None if step is None or alone is not None else float(step)
     event = (height, *layouts[0].event[1:])
-    return alone, points.manifold, event, lead.dtype, lead.device, count, tuple(names)
+    kind = isinstance(points.slices, Rest), points.manifold, event
+    dtypes = lead.dtype, points.gradients()[0].dtype
+    return alone, *kind, *dtypes, lead.device, count, tuple(names)

@@ -222,9 +222,9 @@ MUTANTS = [
     ),
     Mutant(
         "the vertical part of a unit of degree p is that of degree 1",
-        "optim/execution/units.py",
-        "v.add_(x, [-share, manifold.degree * share])",
-        "v.add_(x, [-share, share])",
+        "optim/execution/pairs.py",
+        "turns = -share, manifold.degree * share",
+        "turns = -share, share",
         "tests/optim/test_slices.py::test_units_in_place_are_the_reference[2.0-torch.float64-{}]",
     ),
     Mutant(
@@ -240,5 +240,33 @@ MUTANTS = [
         "                gathered.write(optimizer_state, rule, options)\n",
         "                pass\n",
         "tests/stacks/test_sharded_slices.py::test_two_processes_step_as_one_with_one_collective_per_group",
+    ),
+    Mutant(
+        "the rest of parameters in slices is stepped at the rate of the slices",
+        "optim/rest.py",
+        '        if name == "lr":\n',
+        '        if name == "lr":\n            continue\n',
+        "tests/optim/test_slices_rest.py::test_the_rest_is_stepped_as_a_parameter_in_flat_space[SGD-none]",
+    ),
+    Mutant(
+        "slices in float16 have the band of float32",
+        "optim/execution/sliced.py",
+        "        stack = first.new_empty(sum(self._counts), *event)",
+        "        stack = first.new_empty(sum(self._counts), *event, dtype=torch.float32)",
+        "tests/optim/test_slices_rest.py::test_slices_in_half_precision_have_the_band_of_their_dtype[torch.float16]",
+    ),
+    Mutant(
+        "heads are divided by factors of another",
+        "optim/execution/pairs.py",
+        "torch.bmm(part, matrices[int(i >= self._left)], out=target)",
+        "torch.bmm(part, matrices[int(i < self._left)], out=target)",
+        "tests/optim/test_slices_heads.py::test_heads_in_place_are_the_reference[adam-well conditioned-torch.float64]",
+    ),
+    Mutant(
+        "factors that are nearly singular are divided by their Grams",
+        "manifolds/full_rank.py",
+        "((info == 0) & (product <= (WELL * self.k) ** 2))",
+        "(info == 0)",
+        "tests/optim/test_slices_heads.py::test_ill_conditioned_heads_are_stepped_to_the_digits_of_their_factors",
     ),
 ]
