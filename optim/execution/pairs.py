@@ -40,16 +40,18 @@ def are_in_place(points: PointSet, state: State, rule: Rule, options: Options) -
     return all(_matrices(grid, a) is not None for grid, each in layouts for a in each if isinstance(grid, Grid))
 
 
-def kind_of_pairs(points: PointSet) -> tuple[Any, ...]:
-    """What point sets have in common that are stepped together."""
+def kind_of_pairs(points: PointSet, state: State, rule: Rule, options: Options) -> tuple[Any, ...]:
+    """What point sets have in common that are stepped together: manifold, dtype, device, vectors."""
     assert isinstance(points.manifold, FixedRank)
-    return replace(points.manifold, n=None), points.parts[0].dtype, points.parts[0].device
+    needed = rule.needs(options)
+    names = [name for name in rule.vectors if name in needed or all(name in state.get(p, {}) for p in points.parts)]
+    return replace(points.manifold, n=None), points.parts[0].dtype, points.parts[0].device, tuple(names)
 
 
 def step_pairs(sets: Mapping[PointSet, bool], state: State, rule: Rule, options: Options) -> None:
     """One step of point sets of one `kind_of_pairs` and their state, in place; of each, whether vectors that the rule needs are
     missing. Gradients are not written to."""
-    (manifold, dtype, device), *_ = map(kind_of_pairs, sets)
+    manifold, dtype, device, _ = kind_of_pairs(next(iter(sets)), state, rule, options)
     if isinstance(options["lr"], Tensor):
         options = {**options, "lr": options["lr"].to(device, dtype).reshape(())}
     pairs = [_Pairs(points, fresh, state, rule, options) for points, fresh in sets.items()]
@@ -58,18 +60,21 @@ def step_pairs(sets: Mapping[PointSet, bool], state: State, rule: Rule, options:
         each.move(metric)
     if options["transport"] == "none":
         return
-    names = [name for name in rule.vectors if all(name in each.vectors for each in pairs)]
+    names, counts = pairs[0].vectors, [each.x.count for each in pairs]
     grams = _all_grams(x) if names else torch.empty(0)
+    metrics = _metrics(manifold, x, grams) if names and manifold.k > 1 else []
+
+    def divided(a: Tensor) -> Tensor:
+        return torch.cat([each.divided(own) for each, own in zip(metrics, a.split(counts, 1), strict=True)], 1)
+
     for name in names:
         along = _all_grams(x, [each.vectors[name] for each in pairs])
         if manifold.k == 1:
             share = manifold.vertical_share(*grams, *along)
             turns = -share, manifold.degree * share
         else:
-            inverses = torch.cat([metric.products() for metric in _metrics(manifold, x, grams)], 1)
-            turn = manifold.turn(*grams, *along, lambda a, inverses=inverses: inverses @ a)  # type: ignore[misc]
+            turn = manifold.turn(*grams, *along, divided)
             turns = -turn, turn.mT
-        counts = [each.x.count for each in pairs]
         for each, *factors in zip(pairs, *(turn.split(counts) for turn in turns), strict=True):
             each.vectors[name].add_(each.x, factors)
 
@@ -87,7 +92,8 @@ class _Pairs:
                 if name not in state[p]:
                     state[p][name] = torch.zeros_like(p, memory_format=torch.preserve_format)
         names = [name for name in rule.vectors if all(name in state[p] for p in parts)]
-        self.x, self.g = _Sides.of(parts, grids, left), _Sides.of(points.gradients(), grids, left)
+        grads = [grad.to(parts[0].dtype) for grad in points.gradients()]
+        self.x, self.g = _Sides.of(parts, grids, left), _Sides.of(grads, grids, left)
         self.vectors = {name: _Sides.of([state[p][name] for p in parts], grids, left) for name in names}
         self._grid, self._lead, self._suffix = grids[0], parts[0], points.suffix
         self._entry, self._fresh, self._rule, self._options = state[parts[0]], fresh, rule, options
@@ -213,9 +219,11 @@ class _Metric:
         source = g.times(self._inverses)
         return source, (1.0, 1.0), _root(source, g, 1.0)
 
-    def products(self) -> Tensor:
-        """The inverse weights."""
-        return self._inverses if self._triangles is None else self._triangles.mT @ self._triangles
+    def divided(self, a: Tensor) -> Tensor:
+        """The inverse weights times matrices of both factors, (2, points, k, k)."""
+        if self._triangles is None:
+            return self._inverses @ a
+        return self._triangles.mT @ (self._triangles @ a)
 
 
 def _metrics(manifold: FixedRank, sides: Sequence[_Sides], grams: Tensor) -> list[_Metric]:

@@ -141,7 +141,7 @@ class SlicedGroup:
             check_state(points, state, rule)
             if are_in_place(points, state, rule, options):
                 fresh = any(name not in state.get(p, {}) for name in rule.needs(options) for p in points.parts)
-                pairs.setdefault(kind_of_pairs(points), {})[points] = fresh
+                pairs.setdefault(kind_of_pairs(points, state, rule, options), {})[points] = fresh
                 continue
             kinds.setdefault(_kind(points, state, rule, _options_of(points, options)), []).append(points)
         stacks = [Stacked(sets, state, rule, key[-1]) for key, sets in kinds.items()]
