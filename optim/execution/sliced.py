@@ -3,7 +3,8 @@ stepped in place (`pairs`). Layout only; no formula.
 
 Sets of the same manifold, shape of a point, dtype and device, such as the heads of all layers, are one stack, so that they are
 stepped in one call. A parameter may be in several sets; vectors of state are stored in its shape, scalars per point with the
-first part of each set. Sharded parameters are gathered, those of a group in one collective, and every process steps them.
+first part of each set. Sharded pairs are stepped where they are (`divided`); all other sharded parameters of a group are gathered,
+in the same collective, and every process steps them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from ...manifolds import Euclidean, Rows, ScalingQuotient
 from ...manifolds.parameters.factors import Rest
 from ...manifolds.parameters.rows import scatter_
 from ...manifolds.parameters.shards import is_sharded
+from ..kernels import sums
 from ..options import Options
 from ..rest import options_of_rest
 from ..rules import Rule
 from ..update import is_penalised
 from .dispatch import Group
+from .divided import DividedPairs
 from .pairs import are_in_place, kind_of_pairs, step_pairs
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
@@ -106,6 +109,39 @@ class Stacked:
             scatter_(piece, tensors, layouts)
 
 
+class _Exchanged:
+    """The sets of a group with sharded parameters after the exchange before a step: those whose Grams are summed, and all others,
+    whose parameters are gathered."""
+
+    def __init__(self, sets: Sequence[PointSet], state: State, rule: Rule, options: Options) -> None:
+        for points in sets:
+            check_state(points, state, rule)
+        self._divided = DividedPairs(sets, state, rule, options)
+        others = [points for points in sets if points not in self._divided.sets]
+        shards = dict.fromkeys(p for points in others for p in points.parts if is_sharded(p))
+        self._gathered = GatheredPoints(PointSet("slices", tuple(shards), Euclidean(0))) if shards else None
+        sent = []
+        if self._gathered is not None:
+            self._gathered.read(state)
+            sent = self._gathered.messages(rule, options)
+        rows = exchange([*sent, *self._divided.messages()])
+        if self._gathered is not None:
+            self._gathered.receive(rows[: len(sent)], rule, options)
+        self._steps = self._divided.steps(rows[len(sent) :])
+        self.state: State = self._gathered.state if self._gathered is not None else {}
+        """The state of the gathered parameters."""
+        whole: dict[Tensor, Tensor] = dict(zip(shards, self.state, strict=True))
+        self.sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in others]
+        """The sets of gathered parameters."""
+
+    def write(self, state: State, rule: Rule, options: Options) -> None:
+        """Step the pairs whose Grams are summed, and write the results to the shards and to `state`, the optimizer's."""
+        sums.run(self._steps, exchange)
+        self._divided.write(state, rule)
+        if self._gathered is not None:
+            self._gathered.write(state, rule, options)
+
+
 class SlicedGroup:
     """The execution of one parameter group with slices; has the interface of `Group`."""
 
@@ -126,15 +162,10 @@ class SlicedGroup:
         self.points = [points for points in point_sets(options["params"], table) if points.gradients()]
         for points in self.points:
             check_slices(points, options)
-        sets, gathered = self.points, None
-        shards = dict.fromkeys(p for points in sets for p in points.parts if is_sharded(p))
-        if shards:
-            gathered = GatheredPoints(PointSet("slices", tuple(shards), Euclidean(0)))
-            gathered.read(state)
-            gathered.receive(exchange(gathered.messages(rule, options)), rule, options)
-            whole: dict[Tensor, Tensor] = dict(zip(shards, gathered.state, strict=True))
-            sets = [replace(points, parts=tuple(whole.get(p, p) for p in points.parts)) for points in sets]
-            optimizer_state, state = state, gathered.state
+        sets, optimizer_state, exchanged = self.points, state, None
+        if any(is_sharded(p) for points in sets for p in points.parts):
+            exchanged = _Exchanged(sets, state, rule, options)
+            sets, state = exchanged.sets, exchanged.state
         kinds: dict[tuple[Any, ...], list[PointSet]] = {}
         pairs: dict[tuple[Any, ...], dict[PointSet, bool]] = {}
         for points in sets:
@@ -156,11 +187,11 @@ class SlicedGroup:
 
         def write_back() -> None:
             for members in pairs.values():
-                step_pairs(members, state, rule, options)
+                sums.run([step_pairs(members, state, rule, options)])
             for stack in stacks:
                 stack.write_back(state, rule)
-            if gathered is not None:
-                gathered.write(optimizer_state, rule, options)
+            if exchanged is not None:
+                exchanged.write(optimizer_state, rule, options)
 
         return [*work, write_back]
 

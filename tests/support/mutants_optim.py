@@ -237,9 +237,9 @@ MUTANTS = [
     Mutant(
         "slices of sharded parameters are not written back",
         "optim/execution/sliced.py",
-        "                gathered.write(optimizer_state, rule, options)\n",
-        "                pass\n",
-        "tests/stacks/test_sharded_slices.py::test_two_processes_step_as_one_with_one_collective_per_group",
+        "            self._gathered.write(state, rule, options)\n",
+        "            pass\n",
+        "tests/stacks/test_sharded_slices.py::test_processes_step_as_one_with_at_most_two_collectives_per_group",
     ),
     Mutant(
         "the rest of parameters in slices is stepped at the rate of the slices",
@@ -257,9 +257,9 @@ MUTANTS = [
     ),
     Mutant(
         "heads are divided by factors of another",
-        "optim/execution/pairs.py",
-        "torch.bmm(part, matrices[int(i >= self._left)], out=target)",
-        "torch.bmm(part, matrices[int(i < self._left)], out=target)",
+        "optim/execution/sides.py",
+        "torch.bmm(part, matrices[int(i >= self._left)][own], out=target)",
+        "torch.bmm(part, matrices[int(i < self._left)][own], out=target)",
         "tests/optim/test_slices_heads.py::test_heads_in_place_are_the_reference[adam-torch.float64-well conditioned]",
     ),
     Mutant(
@@ -268,5 +268,19 @@ MUTANTS = [
         "((info == 0) & (product <= (WELL * self.k) ** 2))",
         "(info == 0)",
         "tests/optim/test_slices_heads.py::test_ill_conditioned_heads_are_stepped_to_the_digits_of_their_factors",
+    ),
+    Mutant(
+        "Grams of pairs in shards are not summed",
+        "optim/execution/pairs.py",
+        ".view(torch.float64).sum(0)",
+        ".view(torch.float64)[0]",
+        "tests/stacks/test_sharded_slices.py::test_processes_step_as_one_with_at_most_two_collectives_per_group",
+    ),
+    Mutant(
+        "points that are torn between shards are not gathered",
+        "optim/execution/divided.py",
+        "if any(first < end <= last for first, last in spans for end in ends):",
+        "if any(first < end < last for first, last in spans for end in ends):",
+        "tests/stacks/test_sharded_slices.py::test_slices_of_all_shards_are_all_slices",
     ),
 ]
