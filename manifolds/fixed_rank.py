@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 
 import torch
@@ -98,34 +99,42 @@ class FixedRank(QuotientManifold, ScaledFactors):
 
     def vertical_share(self, uu: Tensor, vv: Tensor, along_u: Tensor, along_v: Tensor) -> Tensor:
         """s of the vertical part (s u, −p s v) of ξ for k = 1, (points, 1, 1), from ‖u‖², ‖v‖², ξ_u·u and ξ_v·v."""
-        p, (first, second) = self.degree, self.weights_of_units(uu, vv)
+        p, (first, second) = self.degree, self.weights_of(uu, vv)
         return (first * along_u - p * second * along_v) / (first * uu + p * p * second * vv)
 
     def _turn(self, x: Tensor, along_b: Tensor, along_a: Tensor) -> Tensor:
-        """S of the projection from Bᵀa_B and A a_Aᵀ, (*batch, k, k).
+        """S of the projection from Bᵀa_B and A a_Aᵀ, (*batch, k, k)."""
+        grams = self._grams(x)
+        roots = torch.stack(self._roots(x, grams))
+        return self.turn(*grams, along_b, along_a, lambda a: torch.cholesky_solve(a, roots))
+
+    def turn(
+        self, bb: Tensor, aa: Tensor, along_b: Tensor, along_a: Tensor, divided: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """S of the projection from BᵀB, A Aᵀ, Bᵀa_B and A a_Aᵀ, each (*batch, k, k), for k > 1; ``divided`` returns the inverse
+        `weights` of B and of Aᵀ times two given matrices.
 
         With Grams and weights of B and A, X S + S Y = W_A⁻¹ Bᵀa_B − (W_B⁻¹ A a_Aᵀ)ᵀ for X = W_A⁻¹ BᵀB and Y = A Aᵀ W_B⁻¹,
         which are 1 without damping. With it, eigenvectors of the Grams solve the equation; they are taken as constants, and
         Newton's steps make derivatives right.
         """
-        roots = torch.stack(self._roots(x))
-        for_b, for_a = torch.cholesky_solve(torch.stack([along_a, along_b]), roots).unbind()
+        for_b, for_a = divided(torch.stack([along_a, along_b])).unbind()
         right = for_a - for_b.mT
         if not self.damping:
             return 0.5 * right
-        grams = torch.stack(self._undamped(x))
+        grams = torch.stack(self._undamped(bb, aa))
         finite = numerics.finite_matrices(grams)  # of others LAPACK raises
         values, vectors = torch.linalg.eigh(torch.where(finite, grams.detach(), 0.0))
         values = torch.where(finite[..., 0], values.clamp(min=0.0), torch.nan)
         ratios = values / (values + torch.as_tensor(self._shift(*grams.detach()))[..., 0])
-        sums = (ratios[1].unsqueeze(-1) + ratios[0].unsqueeze(-2)).clamp(min=torch.finfo(x.dtype).tiny)
+        sums = (ratios[1].unsqueeze(-1) + ratios[0].unsqueeze(-2)).clamp(min=torch.finfo(bb.dtype).tiny)
 
         def solved(residual: Tensor) -> Tensor:
             return vectors[1] @ (vectors[1].mT @ residual @ vectors[0] / sums) @ vectors[0].mT
 
         turn = solved(right)
         if numerics.derivatives_wanted():
-            of_a, of_b = torch.cholesky_solve(grams, roots).unbind()
+            of_a, of_b = divided(grams).unbind()
             for _ in range(_SYLVESTER_ORDERS):
                 turn = turn + solved(right - of_b @ turn - turn @ of_a.mT)
         return turn

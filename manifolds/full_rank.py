@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from numbers import Real
 
@@ -14,9 +14,13 @@ from ..errors import GeometryError
 from . import numerics
 from .base import Manifold
 
-__all__ = ["FullRankFactors", "Pair", "ScaledFactors"]
+__all__ = ["FullRankFactors", "Pair", "ScaledFactors", "inverse_triangle"]
 
 Pair = tuple[Tensor, Tensor]
+
+WELL = 10.0
+"""Weights are inverted from one factorisation up to this mean condition: that of singular values which are evenly
+spread from 1 to 90 on a logarithmic scale."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -86,26 +90,25 @@ class ScaledFactors(Manifold):
 
         λ is `damping` times the mean of both traces over k.
         """
-        of_b, of_a = self._undamped(x)
-        added = self._shift(of_b, of_a) * torch.eye(self.k, dtype=x.dtype, device=x.device)
+        return self.weights_of(*self._grams(x))
+
+    def weights_of(self, bb: Tensor, aa: Tensor) -> Pair:
+        """`weights` from the Grams BᵀB and A Aᵀ, each (*batch, k, k)."""
+        of_b, of_a = self._undamped(bb, aa)
+        added = self._shift(of_b, of_a) * torch.eye(self.k, dtype=bb.dtype, device=bb.device)
         return of_b + added, of_a + added
 
-    def _undamped(self, x: Tensor) -> Pair:
-        b, a = self.split(x)
+    def _grams(self, x: Tensor) -> Pair:
         if self.k > 1:
-            return a.mT @ a, b.mT @ b
-        return self._undamped_of_units(numerics.dot(b, b, 2), numerics.dot(a, a, 2))
+            b, a = (factor.mT @ factor for factor in self.split(x))
+        else:
+            b, a = (numerics.dot(factor, factor, 2) for factor in self.split(x))
+        return b, a
 
-    def _undamped_of_units(self, uu: Tensor, vv: Tensor) -> Pair:
+    def _undamped(self, bb: Tensor, aa: Tensor) -> Pair:
         if self.degree == 1:
-            return vv, uu
-        return self.degree * uu ** (self.degree - 1) * vv, uu**self.degree
-
-    def weights_of_units(self, uu: Tensor, vv: Tensor) -> Pair:
-        """`weights` for k = 1, (points, 1, 1), from ‖u‖² and ‖v‖²."""
-        of_u, of_v = self._undamped_of_units(uu, vv)
-        added = self._shift(of_u, of_v)
-        return of_u + added, of_v + added
+            return aa, bb
+        return self.degree * bb ** (self.degree - 1) * aa, bb**self.degree
 
     def _shift(self, of_b: Tensor, of_a: Tensor) -> Tensor | float:
         """λ of the undamped weights, (*batch, 1, 1), above 0."""
@@ -115,23 +118,46 @@ class ScaledFactors(Manifold):
         traces = (weight.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] for weight in (of_b, of_a))
         return self.damping / (2 * self.k) * sum(traces) + tiny
 
-    def _roots(self, x: Tensor) -> Pair:
-        """Lower triangular roots of the weights, for k > 1; all are factored at once.
+    def _roots(self, x: Tensor, own: Pair | None = None) -> Pair:
+        """Lower triangular roots of the weights, from the Grams of `x` if they are known, for k > 1; all are factored at once."""
+
+        def grams(matrices: Tensor) -> Tensor:
+            frames = (factor @ matrix for factor, matrix in zip(reversed(self.split(x)), matrices, strict=True))
+            return torch.stack([frame.mT @ frame for frame in frames])
+
+        first, second = self.roots_of(torch.stack(self.weights_of(*(own or self._grams(x)))), grams).unbind()
+        return first, second
+
+    def roots_of(self, weights: Tensor, grams: Callable[[Tensor], Tensor]) -> Tensor:
+        """Lower triangular roots of the `weights` of B and of Aᵀ, (2, *batch, k, k), for k > 1.
 
         Without damping the Gram of factors of condition κ has condition κ². A second factorisation, of the Gram of the factors
         divided by the first root, leaves an error of the order of κ ε instead of κ² ε (CholeskyQR2: Yamamoto, Nakatsukasa,
-        Yanagisawa & Fukaya 2015).
+        Yanagisawa & Fukaya 2015). ``grams`` returns the Grams of Aᵀ times the first, and of B times the second of two given
+        matrices.
         """
-        roots = numerics.cholesky(torch.stack(self.weights(x)))
-        if not self.damping:
-            b, a = self.split(x)
-            inverses = _inverse(roots)
-            frames = a @ inverses[0].mT, b @ inverses[1].mT
-            second, info = torch.linalg.cholesky_ex(torch.stack([frame.mT @ frame for frame in frames]))
-            exact = (info == 0)[..., None, None]  # for others, singular up to rounding, the first root has to do
-            roots = torch.where(exact, roots @ torch.where(exact, second, 0.0), roots)
-        first, second = roots.unbind()
-        return first, second
+        roots = numerics.cholesky(weights)
+        if self.damping:
+            return roots
+        second, info = torch.linalg.cholesky_ex(grams(inverse_triangle(roots).mT))
+        exact = (info == 0)[..., None, None]  # for others, singular up to rounding, the first root has to do
+        return torch.where(exact, roots @ torch.where(exact, second, 0.0), roots)
+
+    def inverses_of(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Inverses of the `weights` of B and of Aᵀ from one factorisation, (2, *batch, k, k), and which points they serve,
+        (*batch).
+
+        They do where ‖L‖ ‖L⁻¹‖ ≤ `WELL` k for the roots L of both: they and products with them have an error of the order of
+        the square of that over k, times ε. Elsewhere factors are divided by `roots_of`, one triangle after the other.
+        """
+        lower, info = torch.linalg.cholesky_ex(weights)
+        if info.any():  # of a singular matrix there is no inverse
+            identity = torch.eye(self.k, dtype=weights.dtype, device=weights.device)
+            lower = torch.where((info == 0)[..., None, None], lower, identity)
+        inverses = torch.cholesky_inverse(lower)
+        traces = (each.diagonal(dim1=-2, dim2=-1).sum(-1) for each in (weights, inverses))
+        product = next(traces) * next(traces)
+        return inverses, ((info == 0) & (product <= (WELL * self.k) ** 2)).all(0)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """tr(u_Bᵀ v_B W_B) + tr(u_Aᵀ v_A W_A) with the `weights` W, (*batch, 1, 1)."""
@@ -234,11 +260,11 @@ class FullRankFactors(ScaledFactors):
 def _divided(a: Tensor, root: Tensor) -> Tensor:
     """a (L Lᵀ)⁻¹ for lower triangular L, (*batch, n, k), by two products, which take a third of the time of solving from the
     right."""
-    inverse = _inverse(root)
+    inverse = inverse_triangle(root)
     return (a @ inverse.mT) @ inverse
 
 
-def _inverse(root: Tensor) -> Tensor:
+def inverse_triangle(root: Tensor) -> Tensor:
     """The inverse of a lower triangular matrix, (*batch, k, k)."""
     identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device).expand_as(root)
     return torch.linalg.solve_triangular(root, identity, upper=False)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..errors import StateError
 from ..manifolds import Rows
-from .execution.operands import real
 from .execution.points import PointSet, scalar_dtype
 from .options import FOREIGN, FORMER, FORMER_WORDS, plain
 
@@ -131,8 +130,6 @@ def restore(optimizer: RiemannianOptimizer, loaded: Mapping[str, Any]) -> None:
             if kind in ("radius", *rule.scalars) and isinstance(value, Tensor):
                 points = _led(optimizer, p, number)
                 dtype = value.dtype if points is None else scalar_dtype(points.layouts()[0], p)
-                if points is not None and points.slices is not None:  # they are made on stacks
-                    dtype = real(p.dtype)
                 state[p][name] = value.detach().to(device=p.device, dtype=dtype, copy=True)
             elif kind == "step":  # a number in state_dicts of early versions of torch
                 # torch leaves "step" where it is, and moves the counters of slices.

@@ -138,7 +138,8 @@ class RiemannianAdam(RiemannianOptimizer):
     Args:
         params: parameters, groups, or ``retract.param_groups(model)``.
         lr: learning rate, a number or a one-element tensor. None: torch's 0.001 for groups in flat space, where it is the step
-            of a coordinate, and 0.1 for groups on any other manifold, where it is an angle. That suits a decreasing schedule;
+            of a coordinate, and 0.1 for groups on any other manifold, where it is an angle. What is left of
+            parameters that are cut into slices is in flat space. That suits a decreasing schedule;
             at a constant rate 0.03 is nearer to the best (docs/training.md, "Learning rates").
         betas: decay of the first and the second moment, each in [0, 1).
         eps: ε ≥ 0.
@@ -183,13 +184,6 @@ class RiemannianAdam(RiemannianOptimizer):
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
         flat = [isinstance(point_set.manifold, Euclidean) for point_set in points]
         if any(flat) and not all(flat):
-            rest = [p.name for p in points if p.slices is not None and isinstance(p.manifold, Euclidean)]
-            if rest:
-                raise OptionError(
-                    f"lr=None in a group with slices: {rest[0]} is in flat space, where rates mean something else than on "
-                    f"{points[flat.index(False)].manifold!r}, and is stepped at the rate of the group. Set lr, for instance by "
-                    "retract.param_groups(model, manifold={'lr': 1e-3})"
-                )
             raise OptionError(
                 f"lr=None in a group with {points[flat.index(True)].name} in flat space and {points[flat.index(False)].name} on "
                 f"{points[flat.index(False)].manifold!r}: rates mean different things there. Set lr, or put the parameters into "

@@ -22,12 +22,13 @@ from .execution.points import PointSet, Table
 from .execution.sharded import check_sharding
 from .execution.sliced import check_slices
 from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
+from .rest import KEY, check_rest
 from .rules import Rule
 from .shapes import check_shape
 
 __all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "sliced_table", "tensor_geometry"]
 
-_OF_POINTS = frozenset(read_by("points"))
+_OF_POINTS = frozenset((*read_by("points"), KEY))
 _FLAT = Euclidean(0), Rows()
 
 
@@ -50,11 +51,12 @@ def param_groups(
     Args:
         model: the network with its declarations.
         manifold: options for the groups on manifolds, such as ``{"lr": 0.2}``.
-        euclidean: options for the group of the rest, such as ``{"weight_decay": 5e-4}``.
+        euclidean: options for the group of the rest, such as ``{"weight_decay": 5e-4}``, and for what is left of parameters that
+            are cut into slices.
 
     Returns:
         Groups for an optimizer: ``"params"``, ``"names"``, ``"name"``, and on manifolds ``"manifold"``, ``"rows"`` and
-        ``"joined"``.
+        ``"joined"``, or ``"slices"`` and ``"euclidean"``.
 
     Raises:
         DeclarationError: as `retract.declared`; `manifold` options for a model without declarations.
@@ -95,7 +97,7 @@ def param_groups(
         )
     if slices:
         params = {"params": [*sliced], "names": [*sliced.values()], "name": "slices", "slices": slices}
-        result.append({**params, **(manifold or {})})
+        result.append({**params, KEY: {**(euclidean or {})}, **(manifold or {})})
     if rest:
         result.append({"params": [*rest.values()], "names": [*rest], "name": "euclidean", **(euclidean or {})})
     return result
@@ -188,6 +190,7 @@ class Settings:
                 )
         both = {**group, **found}
         check_together(both)
+        check_rest(both, self._defaults)
         if not _OF_POINTS.isdisjoint(found):
             self._check_points(both, found)
         return found
@@ -209,7 +212,7 @@ class Settings:
         for points in self._points if group["shape"] is not None else ():
             if not isinstance(points.slices, Rest):
                 check_shape(points.name, points.manifold, matrix_of(points), has_rows_of_matrices(points), group)
-        if not {"differentiable", "foreach", "fused", "shape", "tangent", "motion"}.isdisjoint(found):
+        if not {"differentiable", "foreach", "fused", "shape", "tangent", "motion", KEY}.isdisjoint(found):
             for points in self._points:
                 check_sharding(points, group)
                 check_slices(points, group)

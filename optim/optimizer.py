@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import GeometryError, OptionError, StepError
 from ..manifolds import Euclidean, Manifold, Rows
 from ..manifolds.numerics import DTYPES, full_precision, tolerance
+from ..manifolds.parameters.factors import Rest
 from ..manifolds.parameters.lookup import FLATTENED, check_parts, check_types
 from ..manifolds.parameters.placing import check_rows
 from ..manifolds.parameters.rows import gather
@@ -23,7 +24,8 @@ from .execution.points import PointSet, Table, passed_over, point_sets
 from .execution.sharded import ShardedGroup
 from .execution.sliced import SlicedGroup
 from .groups import Marks, Settings, refuse_bare, sliced_table, tensor_geometry
-from .options import COMMON, read_numbers
+from .options import COMMON, check_known, read_numbers
+from .rest import KEY, rest_of
 from .rules import Rule
 
 __all__ = ["RiemannianOptimizer"]
@@ -97,6 +99,12 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             )
         if slices and (manifold is not None or rows is not None or joined):
             raise OptionError("a group with slices has their manifolds in them; leave out manifold, rows and joined")
+        euclidean = group.pop(KEY, None)
+        if euclidean is not None and not slices:
+            raise OptionError(
+                f"{KEY}={euclidean!r} in a group without slices: it has the options for what is left of parameters in slices. "
+                "Set the options of this group"
+            )
         before = len(self.param_groups)
         super().add_param_group(group)
         try:
@@ -109,8 +117,15 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in sets if points.slices is None))
             group["joined"] = ", ".join("+".join(str(index[part]) for part in parts) for parts in joined)
             group["slices"] = ", ".join(points.placed(index) for points in sets if points.slices is not None)
+            rest = [points for points in sets if isinstance(points.slices, Rest)]
             if group.get("lr", 0.0) is None:
-                group["lr"] = self._default_lr(sets)
+                group["lr"] = self._default_lr([points for points in sets if points not in rest])
+            if rest:
+                check_known(euclidean or {}, self.defaults)
+                wanted = {**self.defaults, **(euclidean or {})}
+                if wanted.get("lr", 0.0) is None:
+                    wanted["lr"] = self._default_lr(rest)
+                group[KEY] = rest_of(group, wanted)
             settings = self._settings_of(sets)
             group.update(settings.valid(group))
             for points in sets:

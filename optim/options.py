@@ -22,7 +22,7 @@ from ..manifolds import (
     ScalingQuotient,
     Spherical,
 )
-from .shapes import ADJUST_LR_FNS, named
+from .shapes import ADJUST_LR_FNS, described, named
 
 __all__ = [
     "COMMON",
@@ -37,6 +37,7 @@ __all__ = [
     "check_point",
     "check_together",
     "holds",
+    "needs_reference",
     "number",
     "plain",
     "read_by",
@@ -160,7 +161,7 @@ _PLAIN = {float, int, type(None)}
 _FAST_PATHS = ("foreach", "fused")
 _KEPT_BY_OTHERS = frozenset(
     {
-        *("params", "param_names", "manifold", "rows", "joined", "slices", "name"),
+        *("params", "param_names", "manifold", "rows", "joined", "slices", "euclidean", "name"),
         *("initial_lr", "swa_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "lr_scale"),
     }
 )
@@ -308,6 +309,16 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
 def holds(manifold: Manifold, options: Options) -> bool:
     """Whether a step with `options` brings points of `manifold` back to a norm."""
     return isinstance(manifold, ScalingQuotient) and options["radius"] != "free"
+
+
+def needs_reference(manifold: Manifold, options: Options) -> str:
+    """The option because of which only the reference path steps points of `manifold`; empty if there is none."""
+    if manifold.event_ndim and options["shape"] is not None:
+        return f"{described(options['shape'])} is a shape, which the reference path applies to stacks of matrices"
+    if isinstance(manifold, Euclidean):
+        return ""
+    late = next((name for name in ("tangent", "motion") if options[name] in ("step", "none", "polar")), None)
+    return f"{late}={options[late]!r} is defined on the reference path alone" if late else ""
 
 
 def number(name: str, value: Any) -> float:

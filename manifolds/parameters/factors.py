@@ -282,6 +282,11 @@ class Grid(NamedTuple):
         ]
         return tensor.as_strided(sizes, strides, tensor.storage_offset() + self._stride(tensor, self.start))
 
+    @property
+    def inner_size(self) -> int:
+        """How many indices there are to one of the first of `dims`."""
+        return prod(self.shape[a] for a in self.dims[1:])
+
     def _stride(self, tensor: Tensor, distance: int) -> int:
         return sum(digit * tensor.stride(a) for digit, a in zip(self._digits(distance), self.dims, strict=True))
 

@@ -30,18 +30,17 @@ from ...errors import OptionError, install
 from ...manifolds import Euclidean, Manifold, Spherical
 from ...manifolds.parameters.shards import is_sharded
 from ..kernels.launch import Kernel
-from ..options import Options, read_by
+from ..options import Options, needs_reference, read_by
 from ..rules import Adam, Rule
-from ..shapes import described
 from .euclidean import Torch, torch_has
 from .operands import Operand, make_operand
+from .pairs import are_in_place
 from .plan import Plan
 from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
 from .rows import Fused, Lists
-from .units import are_units
 
-__all__ = ["BACKENDS", "Group", "Path", "Paths", "beyond_rows", "check_path", "has_rows", "paths"]
+__all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "has_rows", "paths"]
 
 TINY = 2**14
 """Elements up to which torch's foreach path is faster than its fused path on a CPU: 6 µs a tensor against 12 at 64 elements,
@@ -92,7 +91,7 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
     part, manifold = points.parts[0], points.manifold
     if part.is_meta:
         return
-    beyond = beyond_rows(manifold, options)
+    beyond = needs_reference(manifold, options)
     asked = [name for name in ("fused", "foreach") if options[name] and beyond]
     if asked:
         raise OptionError(f"{asked[0]}=True on {points.name}: {beyond}. Leave {asked[0]} at None")
@@ -109,16 +108,6 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
         )
 
 
-def beyond_rows(manifold: Manifold, options: Options) -> str:
-    """The option because of which only the reference path steps points of `manifold`; empty if there is none."""
-    if manifold.event_ndim and options["shape"] is not None:
-        return f"{described(options['shape'])} is a shape, which the reference path applies to stacks of matrices"
-    if isinstance(manifold, Euclidean):
-        return ""
-    late = next((name for name in ("tangent", "motion") if options[name] in ("step", "none", "polar")), None)
-    return f"{late}={options[late]!r} is defined on the reference path alone" if late else ""
-
-
 def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
     """The path of one point set, and the reason."""
     manifold, part = operand.points.manifold, operand.points.parts[0]
@@ -129,7 +118,7 @@ def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
             return "reference", f"{name}=True"
     if part.is_meta or not all(p.numel() for p in operand.points.parts):
         return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
-    beyond = beyond_rows(manifold, options)
+    beyond = needs_reference(manifold, options)
     if beyond:
         return "reference", beyond
     half = part.dtype in (torch.float16, torch.bfloat16)
@@ -202,7 +191,7 @@ def paths(
         elif any(map(is_sharded, points.parts)):
             path, reason = "sharded", "each process updates its shard"
         elif points.slices is not None:
-            in_place = are_units(points, options)
+            in_place = are_in_place(points, state, rule, options)
             path = "slices"
             reason = "in place" if in_place else "copied to points, which take the path of their manifold"
         else:

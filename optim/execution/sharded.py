@@ -24,10 +24,10 @@ from torch import Tensor
 from ...errors import OptionError
 from ...manifolds import Rows
 from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
-from ..options import Options
+from ..options import Options, needs_reference
 from ..rules import Rule
 from ..update import is_penalised
-from .dispatch import Group, beyond_rows, has_rows
+from .dispatch import Group, has_rows
 from .operands import Operand, has_rows_of_matrices, make_operand
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
@@ -124,7 +124,7 @@ def _shaping(points: PointSet, options: Options) -> tuple[bool, bool]:
     """Whether only the reference path steps `points`, and whether a shape couples them: rows of one matrix."""
     shape = options["shape"] or ()
     coupled = has_rows_of_matrices(points) and any(one.of_matrices for one in shape)
-    return bool(beyond_rows(points.manifold, options)), coupled
+    return bool(needs_reference(points.manifold, options)), coupled
 
 
 def _sharded(points: PointSet, penalty: bool, capturable: bool, reference: bool, coupled: bool) -> ShardedPoints:

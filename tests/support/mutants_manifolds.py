@@ -216,8 +216,8 @@ MUTANTS = [
     Mutant(
         "a unit of degree p is measured as one of degree 1",
         "manifolds/full_rank.py",
-        "return self.degree * uu ** (self.degree - 1) * vv, uu**self.degree",
-        "return uu ** (self.degree - 1) * vv, uu**self.degree",
+        "return self.degree * bb ** (self.degree - 1) * aa, bb**self.degree",
+        "return bb ** (self.degree - 1) * aa, bb**self.degree",
         "tests/manifolds/test_fixed_rank.py::test_activations_of_another_degree[2.0-<lambda>]",
     ),
     Mutant(
