@@ -60,6 +60,15 @@ class PairForce(BruteForce):
             starts[name], total = total, total + w.numel()
         found = []
         for f in report.invariant:
+            for factors in f.slices:
+                for point in range(factors.parts[0].grid(f.shape).points):
+                    direction = torch.zeros(total, dtype=torch.float64)
+                    for part in factors.parts:
+                        at = entries(part, tuple(self.weights[part.name].shape), None)[point]
+                        direction[starts[part.name] + at.flatten()] = 1.0
+                    found.append(direction)
+            if f.slices:
+                continue
             at = {f.name: numbers(f.rows, f.shape)}
             for part in f.names[1:]:
                 count = int(at[f.name].max()) + 1
