@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import prod
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 
 from .agreement import on_all_ranks
 from .charges import Charges
-from .cuts import Cut, cuts
+from .cuts import cuts
 from .euler import Euler, Tolerances
 from .leaks import leaks
 from .pairs import pairs
@@ -37,7 +36,7 @@ from .reasons import between, explain
 from .report import Report
 from .rescaling import EXPONENTS, Rescaling, changes, multiplied, spread
 from .slices import slices
-from .verdicts import LATE, Pairs, Search, Slices, report
+from .verdicts import Pairs, Search, report
 
 __all__ = ["find"]
 
@@ -138,37 +137,12 @@ def find(
     for vectors in (False, True):
         while taken := [cut for cut in search.taken() if vectors == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
-    fused = _slices(probe.weights, charges, search, tolerances, rescaling)
+    fused = slices(charges, search, tolerances, rescaling)
     del rescaling
     cuts_of_slices = [cut for some in fused.proven.values() for cut in some]
     leaking = leaks(probe, [*search.proven.values(), *cuts_of_slices], tolerances, PASSES)
     found, notes = pairs(probe, charges, bases, tolerances, PASSES)
     return report(probe, search, fused, reasons, leaking, Pairs(found, blockers, notes))
-
-
-def _slices(
-    weights: dict[str, Tensor], charges: Charges, search: Search, tolerances: Tolerances, rescaling: Rescaling
-) -> Slices:
-    """The slices that rescaling confirms, of what is not invariant as a whole, or all of it in fewer points."""
-    radial = slices(charges, search.divisible, tolerances.charges, charges.floor(tolerances.dead))
-    found: dict[str, list[Cut]] = {}
-    for cut in radial:
-        found.setdefault(cut.name, []).append(cut)
-    for name in found.keys() & search.proven.keys():
-        layouts = [cut.layout(name, weights[name]) for cut in found[name]]
-        covered = sum(prod(layout.batch + layout.event) for layout in layouts)
-        points = sum(cut.count for cut in found[name])
-        if covered < weights[name].numel() or points <= search.proven[name].count:
-            del found[name]
-    good, undecided = rescaling.unchanged([cut for cuts in found.values() for cut in cuts])
-    search.notes |= {cut.name: LATE for cut in undecided if cut.name not in search.proven}
-    proven = {name: [cut for cut in cuts if cut in good] for name, cuts in found.items()}
-    for name in proven.keys() & search.proven.keys():
-        if proven[name] == found[name]:
-            del search.proven[name]
-        else:
-            del proven[name]
-    return Slices({name: cuts for name, cuts in proven.items() if cuts}, radial)
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -9,17 +9,21 @@ so many-th charge.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
 from ..manifolds import Rows
-from ..manifolds.parameters.factors import Factors, Part
+from ..manifolds.parameters.factors import Factors
 from .blocks import factors
 from .charges import Array, Axis, Bundle, Charges, Indices
 from .cuts import Cut
+from .euler import Tolerances
 from .relations import Relation, Slices
+from .rescaling import Rescaling
+from .verdicts import LATE, Search, Sliced
 
 __all__ = ["slices"]
 
@@ -37,6 +41,11 @@ class _Runs:
     distance: int
     starts: Indices
     """The first slice of each point."""
+
+    @property
+    def name(self) -> str:
+        """Of the weight."""
+        return self.bundle.main.name
 
     @property
     def columns(self) -> Indices:
@@ -58,44 +67,76 @@ class _Runs:
         sums, sizes = self.sums()
         return float((np.abs(sums) / sizes)[0].max())
 
+    def grids(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Cut, _Runs]]:
+        """The points as cuts on regular grids, as few as it takes."""
+        axes = self.bundle.axes
+        whole = tuple(Slices(axis, np.arange(self.bundle.values.shape[1])) for axis in axes)
+        joined = tuple(axis.name.rpartition(".")[2] for axis in axes[1:])
+        for both, columns in factors(Relation(whole, ()), self.columns, shapes):
+            # Manifolds of vectors do not say how many slices a point has.
+            number = self.number if self.number > 1 else None
+            parts = (replace(part, columns=part.columns or number) for part in both.left)
+            cut = Cut(self.name, "slices", Rows(), joined, len(columns), Factors(tuple(parts)))
+            yield cut, replace(self, starts=columns[:, 0])
 
-def slices(
-    charges: Charges, divisible: Mapping[str, Collection[str]], tolerance: float, floor: Array
-) -> dict[Cut, float]:
-    """Points whose charges add up to 0, within `tolerance` of their size and beyond the `floor` of each pass, of the `divisible`
-    parameters, alone or with others of theirs; as cuts on regular grids, each with the largest sum of a point relative to its size.
+    def single(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Cut, _Runs]]:
+        """Each of several points as a cut of its own."""
+        for place in range(len(self.starts) if len(self.starts) > 1 else 0):
+            yield from self.at(np.array([place])).grids(shapes)
 
-    They are candidates until rescaling confirms them. Of a parameter they are along one dimension, or along two that are counted together:
-    the one along which they have the most entries, and then the most points. Along it points of few slices come first, and weights
-    before weights with a bias: one that is dead does not mind to scale along, and need not.
+
+def slices(charges: Charges, search: Search, tolerances: Tolerances, rescaling: Rescaling) -> Sliced:
+    """The points that rescaling confirms, of parameters that are not invariant as a whole, or all of which are, in fewer points."""
+    found = _candidates(charges, search, tolerances.charges, charges.floor(tolerances.dead))
+    cuts = {cut: some for runs in found for cut, some in runs.grids(charges.shapes)}
+    good, late = rescaling.unchanged(list(cuts))
+    # What holds of some points of a grid only is tried point by point.
+    failed = [runs for cut, runs in cuts.items() if cut not in good and cut not in late]
+    points = {cut: some for runs in failed for cut, some in runs.single(charges.shapes)}
+    alone, more = rescaling.unchanged(list(points))
+    kept = {cut: cuts[cut] for cut in good}
+    for runs in failed:
+        starts = [int(points[cut].starts[0]) for cut in alone if points[cut].bundle is runs.bundle]
+        places = np.flatnonzero(np.isin(runs.starts, starts))
+        if len(places):
+            kept |= runs.at(places).grids(charges.shapes)
+    search.notes |= {cut.name: LATE for cut in [*late, *more] if cut.name not in search.proven}
+    proven: dict[str, list[Cut]] = {}
+    for cut in kept:
+        proven.setdefault(cut.name, []).append(cut)
+    for name in proven.keys() & search.proven.keys():
+        if sum(cut.count for cut in proven[name]) == sum(cut.count for cut in cuts if cut.name == name):
+            del search.proven[name]
+        else:
+            del proven[name]
+    return Sliced(proven, {cut: runs.residual for cut, runs in kept.items()})
+
+
+def _candidates(charges: Charges, search: Search, tolerance: float, floor: Array) -> list[_Runs]:
+    """Points whose charges add up to 0, within `tolerance` of their size and beyond the `floor` of each pass.
+
+    Of a parameter they are along one dimension, or along two that are counted together: the one along which they have the most entries, and
+    then the most points. Along it points of few slices come first, and weights before weights with a bias: one that is dead does not mind to
+    scale along, and need not. What is invariant as a whole is cut only if all of it is, in more points.
     """
-    found: dict[Cut, float] = {}
+    divisible = search.divisible
     bundles: dict[str, dict[Axis, list[Bundle]]] = {}
     for bundle in charges.bundles():
-        partners = divisible.get(bundle.main.name, ())
-        if len(charges.shapes[bundle.main.name]) > 1 and all(axis.name in partners for axis in bundle.axes):
-            bundles.setdefault(bundle.main.name, {}).setdefault(bundle.main, []).append(bundle)
+        name = bundle.main.name
+        if len(charges.shapes[name]) > 1 and all(axis.name in divisible.get(name, ()) for axis in bundle.axes):
+            bundles.setdefault(name, {}).setdefault(bundle.main, []).append(bundle)
+    found = []
     for name, axes in bundles.items():
-        chosen = [_disjoint(some, tolerance, floor) for some in axes.values()]
-        for runs in max(chosen, key=lambda all_runs: _extent(all_runs, charges), default=[]):
-            parts = tuple(Slices(axis, np.arange(charges.length(axis))) for axis in runs.bundle.axes)
-            joined = tuple(axis.name.rpartition(".")[2] for axis in runs.bundle.axes[1:])
-            for both, columns in factors(Relation(parts, ()), runs.columns, charges.shapes):
-                points = Factors(tuple(_explicit(part, runs.number) for part in both.left))
-                found[Cut(name, "slices", Rows(), joined, len(columns), points)] = replace(
-                    runs, starts=columns[:, 0]
-                ).residual
+        best = max((_disjoint(some, tolerance, floor) for some in axes.values()), key=_extent)
+        share, points = _extent(best)
+        if name not in search.proven or (share == 1 and points > search.proven[name].count):
+            found += best
     return found
 
 
-def _explicit(part: Part, number: int) -> Part:
-    """With the number of slices of a point, which manifolds of vectors do not have."""
-    return replace(part, columns=number) if part.columns is None and number > 1 else part
-
-
-def _extent(found: list[_Runs], charges: Charges) -> tuple[float, int]:
+def _extent(found: list[_Runs]) -> tuple[Fraction, int]:
     """The share of the weight, and the number of points."""
-    share = sum(runs.columns.size / charges.length(runs.bundle.main) for runs in found)
+    share = sum((Fraction(runs.columns.size, runs.bundle.values.shape[1]) for runs in found), Fraction())
     return share, sum(len(runs.starts) for runs in found)
 
 

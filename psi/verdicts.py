@@ -20,7 +20,7 @@ from .reasons import STARVED, UNUSED
 from .report import Finding, Report
 from .tables import slices_told
 
-__all__ = ["LATE", "Pairs", "Search", "Slices", "report"]
+__all__ = ["LATE", "Pairs", "Search", "Sliced", "report"]
 
 LATE = "cannot tell within the number of forward passes"
 DEAD = "gradient is zero: cannot tell; more samples or other inputs may"
@@ -123,7 +123,7 @@ class Search:
         self.proven = {name: cut for name, cut in self.proven.items() if name not in bound}
 
 
-class Slices(NamedTuple):
+class Sliced(NamedTuple):
     """What is known of scale-invariant slices of parameters that are not invariant as a whole."""
 
     proven: Mapping[str, Sequence[Cut]]
@@ -143,7 +143,7 @@ class Pairs(NamedTuple):
 def report(
     probe: Probe,
     search: Search,
-    slices: Slices,
+    slices: Sliced,
     reasons: dict[str, str],
     leaks: dict[Cut, Leak],
     pairs: Pairs,

@@ -202,7 +202,7 @@ class Some(nn.Module):
     def forward(self, x):
         z = list(self.project(x).unflatten(-1, (6, 4)).unbind(-2))
         for head in self.chosen:
-            z[head] = F.layer_norm(z[head], [4])
+            z[head] = F.rms_norm(z[head], [4])
         return self.o(torch.tanh(torch.cat(z, -1)))
 
 
