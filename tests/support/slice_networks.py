@@ -4,7 +4,7 @@ A label is a list of points, each as the parts of a weight and of what scales al
 """
 
 import torch
-from pair_networks import GL, D, Fused, Heads, Residual, Transposed, pair, tokens
+from pair_networks import GL, POSITIVE, D, Fused, Heads, Residual, Transposed, pair, tokens
 from retract.manifolds import Part
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -257,3 +257,10 @@ class Channels(nn.Module):
 def channels() -> Network:
     """Two groups of four filters are normalized, four filters are not."""
     return Channels(), (torch.randn(3, 3, 7, 7),), [[*both("first", 0, 0, 2, 4)]], []
+
+
+def channels_of_a_transposed_convolution() -> Network:
+    """Two groups of four channels along dim 1, all of the weight. Weight and bias of GroupNorm are units of the ReLU after it."""
+    model = nn.Sequential(nn.ConvTranspose2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    points = [[Part("0.weight", 1, 0, 2, 4), Part("0.bias", 0, 0, 2, 4)]]
+    return model, (torch.randn(3, 3, 5, 5),), points, [pair(("3.weight", 1), ["1.weight", "1.bias"], POSITIVE)]
