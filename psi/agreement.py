@@ -85,7 +85,9 @@ def _compare(what: str, gathered: list[Mapping[Any, str]]) -> None:
 def _verdicts(report: Report) -> dict[Any, str]:
     found = {f.name for f in report.invariant}
     rows = {
-        (f.name, f.shape): " ".join([f.granularity, *([repr(f.rows), *f.joined] if f.name in found else [])])
+        (f.name, f.shape): " ".join(
+            [f.granularity, *([repr(f.slices or f.rows), *f.joined] if f.name in found else [])]
+        )
         for f in report
     }
     pairs = {f.name: [f"{p.group} of {p.factors!r}" for p in report.pairs if f.name in p.names] for f in report}

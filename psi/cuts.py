@@ -9,6 +9,8 @@ from itertools import combinations
 from torch import Tensor, nn
 
 from ..manifolds import Rows
+from ..manifolds.parameters.factors import Factors, Grid
+from ..manifolds.parameters.rows import Layout
 
 __all__ = ["Cut", "cuts", "sibling"]
 
@@ -23,11 +25,27 @@ class Cut:
     joined: tuple[str, ...]
     count: int
     """How many points it has."""
+    slices: Factors | None = None
+    """The slices that are its points, in place of `rows`."""
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Names of the parameters whose rows are parts of its points."""
         return (self.name, *(sibling(self.name, part) for part in self.joined))
+
+    def layout(self, part: str, tensor: Tensor) -> Layout | Grid:
+        """How `part`, or a tensor like it, is cut."""
+        if self.slices is None:
+            return self.rows.layout(tensor, 1)
+        return next(each for each in self.slices.parts if each.name == part).grid(tensor.shape, event_ndim=1)
+
+    def multiply_(self, part: str, tensor: Tensor, factors: Tensor) -> None:
+        """Multiply the points in `tensor` by `factors`, (points,), in place."""
+        layout = self.layout(part, tensor)
+        if isinstance(layout, Grid):
+            layout.write(tensor, layout.split(tensor) * factors.to(tensor).view(-1, 1))
+        else:
+            layout.multiply_(tensor, factors)
 
 
 def sibling(name: str, leaf: str) -> str:

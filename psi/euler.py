@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,8 +57,6 @@ class Evidence:
     """Whether a point did not in a pass that is no proof."""
     radial: float = math.nan
     """The largest |⟨w, g⟩| / (‖w‖ ‖g‖) of a point in the last pass in which one had a gradient."""
-    part: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    """Which points satisfied it in the first pass, where others did not."""
 
 
 class Euler:
@@ -90,10 +88,8 @@ class Euler:
             if live.any():
                 alive, refuted = True, refuted or not bool(holds[live].all())
                 worst = max(worst, float((product.abs() / (w2 * g2).sqrt())[live].max()))
-            if refuted and cut.rows.dim != 0:
+            if refuted:
                 break  # one point that fails is enough
-            if refuted and not evidence.held:
-                evidence.part = holds & (product.abs() <= self._tolerances.identity**2 * square.sqrt())
         evidence.held = max(evidence.held, held)
         evidence.refuted |= refuted and sound
         evidence.suspect |= refuted
@@ -108,7 +104,13 @@ class Euler:
 
     def full(self, cut: Cut) -> Tensor:
         """As `sums`, in one piece."""
-        return torch.stack([self._full(part, cut.rows, cut.count) for part in cut.parts]).sum(0)
+        if cut.slices is None:
+            return torch.stack([self._full(part, cut.rows, cut.count) for part in cut.parts]).sum(0)
+        found = []
+        for part in cut.parts:
+            w, g = (cut.layout(part, each).split(each) for each in (self.weights[part].detach(), self._gradients[part]))
+            found.append(torch.cat([*_sums(w, g, 1)], 1))
+        return torch.stack(found).sum(0)
 
     def _full(self, name: str, rows: Rows, count: int) -> Tensor:
         """The sums of one parameter, (4, points). Those of dim 0, of which blocks are made, are kept."""

@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import DeclarationError, OptionError
 from ..manifolds import FixedRank, Manifold, Rows
 from ..manifolds.parameters.declare import preparing, undeclare, walk
-from ..manifolds.parameters.factors import Part, disjoint
+from ..manifolds.parameters.factors import Factors, Part, disjoint
 from ..manifolds.parameters.lookup import check_types
 from ..manifolds.parameters.records import Entry, entries
 from .agreement import agreed
@@ -98,29 +98,28 @@ def _prepared(
         pass
     _refuse_another(model, report)
     weights = [f for f in report if f.granularity != "none" and len(f.shape) > 1]
-    found = {id(model.get_parameter(f.name)) for f in weights}
+    found = {id(model.get_parameter(f.name)) for f in weights if not f.slices}
     written = list(entries(model))
     stays = [e for e in written if not e.declaration.found and (e.declaration.factors or id(e.parts[0]) not in found)]
-    holders = {id(part): entry.name for entry in stays for part in entry.parts}
-    names: set[str] = set()
-    notes: dict[str, str] = {}
-    for f in weights:
-        parts = {name: id(model.get_parameter(name)) for name in f.names}
-        taken = next((name for name, part in parts.items() if part in holders), None)
-        if taken is None:
-            names.add(f.name)
-        else:
-            notes[f.name] = f"not declared, {taken} belongs to the points of {holders[parts[taken]]}"
-    declared = [f for f in weights if f.name in names]
-    free, taken_pairs = _free_pairs(model, report, pairs, declared, [e for e in stays if e.name not in names])
-    kept = {*names, *(str(pair.factors) for pair in free)}
+    taken = _Taken(model, stays)
+    obstacles = {f.name: taken.refuses(f) for f in weights}
+    notes = {name: f"not declared, {why}" for name, why in obstacles.items() if why}
+    declared = [f for f in weights if f.name not in notes]
+    free, taken_pairs = _free_pairs(model, report, pairs, taken)
+    kept = {f.name for f in declared if not f.slices}
+    kept |= {str(points) for points in [*(s for f in declared for s in f.slices), *(pair.factors for pair in free)]}
     obsolete = [entry.name for entry in written if entry not in stays and entry.name not in kept]
     notes = {**dict.fromkeys(obsolete, "no longer declared"), **notes}
     findings = [replace(f, reason=f"{f.reason}; {notes[f.name]}") if f.name in notes else f for f in report]
     of_rows, of_pairs = ("keep", representative) if representative == "balanced" else (representative, "keep")
-    commits = [
-        preparing(model, f.name, manifold, f.rows, f.joined, of_rows, found=True, without=obsolete) for f in declared
-    ]
+    commits = []
+    for f in declared:
+        for name in f.slices or (f.name,):
+            commits.append(
+                preparing(
+                    model, name, manifold, f.rows, () if f.slices else f.joined, of_rows, found=True, without=obsolete
+                )
+            )
     for pair in free:
         on = FixedRank(pair.k, damping=damping, degree=pair.degree)
         commits.append(preparing(model, pair.factors, on, representative=of_pairs, found=True, without=obsolete))
@@ -128,12 +127,50 @@ def _prepared(
     return _Plan(findings, declared, told, free, obsolete, commits)
 
 
+class _Taken:
+    """Which entries of a model's parameters belong to points: to begin with those of the declarations that stay."""
+
+    def __init__(self, model: nn.Module, stays: Sequence[Entry]) -> None:
+        self._model = model
+        self._holders = {id(p): entry.name for entry in stays for p in entry.parts}
+        self._slices: dict[int, tuple[Part, ...]] = {}
+        """Of those that belong to points in part."""
+        for entry in stays:
+            for p, name in entry.named_parts:
+                if entry.declaration.factors is not None:
+                    parts = tuple(part for part in entry.declaration.factors.parts if part.name == name)
+                    self._slices[id(p)] = self._slices.get(id(p), ()) + parts
+
+    def refuses(self, f: Finding) -> str | None:
+        """Why the points of a finding cannot be declared; if they can, they are taken."""
+        if f.slices:
+            return self.refuses_slices(f.slices)
+        params = {name: id(self._model.get_parameter(name)) for name in f.names}
+        for name, p in params.items():
+            if p in self._holders:
+                return f"{name} belongs to the points of {self._holders[p]}"
+        self._holders |= dict.fromkeys(params.values(), f.name)
+        return None
+
+    def refuses_slices(self, slices: Sequence[Factors], k: int | None = None) -> str | None:
+        """As `refuses`, of factors, with `k` columns if they are those of pairs."""
+        wider: dict[nn.Parameter, tuple[Part, ...]] = {}
+        for part in (part for points in slices for part in points.parts):
+            p = self._model.get_parameter(part.name)
+            if id(p) in self._holders and id(p) not in self._slices:
+                return f"{part.name} belongs to the points of {self._holders[id(p)]}"
+            before = wider.get(p, self._slices.get(id(p), ()))
+            wider[p] = (*before, part.resolved(p.shape, k))
+        if not all(disjoint(parts, tuple(p.shape)) for p, parts in wider.items()):
+            return "some of its entries belong to other points"
+        for p, parts in wider.items():
+            self._slices[id(p)] = parts
+            self._holders.setdefault(id(p), parts[0].name)
+        return None
+
+
 def _free_pairs(
-    model: nn.Module,
-    report: Sequence[Finding],
-    pairs: Sequence[Pair],
-    declared: Sequence[Finding],
-    stays: Sequence[Entry],
+    model: nn.Module, report: Sequence[Finding], pairs: Sequence[Pair], taken: _Taken
 ) -> tuple[list[Pair], dict[Pair, str]]:
     """The pairs all of whose entries are trained and belong to no other points, and why the others cannot be declared.
 
@@ -144,35 +181,13 @@ def _free_pairs(
     pairs = sorted(
         pairs, key=lambda pair: any(_are_vectors(side, shapes) for side in (pair.factors.left, pair.factors.right))
     )
-    holders = {id(model.get_parameter(name)): f.name for f in declared for name in f.names}
-    slices: dict[int, tuple[Part, ...]] = {}
-    for entry in stays:
-        for p, name in entry.named_parts:
-            if entry.declaration.factors is None:
-                holders[id(p)] = entry.name
-            else:
-                parts = tuple(part for part in entry.declaration.factors.parts if part.name == name)
-                slices[id(p)] = slices.get(id(p), ()) + parts
-    free, others = [], {}
+    others = {}
     for pair in pairs:
-        params = {name: model.get_parameter(name) for name in pair.names}
-        frozen = [name for name, p in params.items() if not p.requires_grad]
-        held = [name for name, p in params.items() if id(p) in holders]
-        wider: dict[int, tuple[Part, ...]] = {}
-        for part in pair.factors.parts:
-            p = params[part.name]
-            before = wider.get(id(p), slices.get(id(p), ()))
-            wider[id(p)] = (*before, part.resolved(p.shape, pair.k))
-        if frozen:
-            others[pair] = f"not declared, frozen: {', '.join(frozen)}"
-        elif held:
-            others[pair] = f"not declared, {held[0]} belongs to the points of {holders[id(params[held[0]])]}"
-        elif not all(disjoint(wider[id(p)], tuple(p.shape)) for p in params.values()):
-            others[pair] = "not declared, some of its entries belong to other points"
-        else:
-            free.append(pair)
-            slices |= wider
-    return free, others
+        frozen = [name for name in pair.names if not model.get_parameter(name).requires_grad]
+        why = f"frozen: {', '.join(frozen)}" if frozen else taken.refuses_slices([pair.factors], pair.k)
+        if why:
+            others[pair] = f"not declared, {why}"
+    return [pair for pair in pairs if pair not in others], others
 
 
 def _are_vectors(parts: Sequence[Part], shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -9,7 +9,8 @@
 3. Rescaling. All that was taken is enlarged by random factors, one per point, made smaller, and both, and the outputs must not
    change. If they do, halves are tried, down to the culprits, for which the next coarser cut is taken.
 4. Leak. At the model's own weights, with its eps, doubling must not matter (`leaks`).
-5. Pairs. The same backward passes tell which slices of weights may be scaled, or multiplied by matrices, against each other
+5. Slices. Of what is not invariant as a whole, the same backward passes tell which slices are (`slices`); rescaling confirms them.
+6. Pairs. The same backward passes tell which slices of weights may be scaled, or multiplied by matrices, against each other
    (`pairs`).
 
 Never more than `PASSES` forward passes: what is not decided within them is "cannot tell".
@@ -34,6 +35,7 @@ from .probe import Probe, ProbeError
 from .reasons import between, explain
 from .report import Report
 from .rescaling import EXPONENTS, Rescaling, changes, multiplied, spread
+from .slices import slices
 from .verdicts import Pairs, Search, report
 
 __all__ = ["find"]
@@ -128,14 +130,19 @@ def find(
         sound += same
         if sound == 2:
             break
+    if charges.passes < 2:
+        probe.fill(noise=True)
+        charges.add(probe.weights, _detached(probe, 1 % len(bases), SCATTERED + 1)[1])
     rescaling = Rescaling(probe, bases, tolerances.outputs, PASSES - FOR_LEAKS)
     for vectors in (False, True):
         while taken := [cut for cut in search.taken() if vectors == (probe.weights[cut.name].ndim < 2)]:
             search.settle(taken, *rescaling.unchanged(taken))
+    fused = slices(charges, search, tolerances, rescaling)
     del rescaling
-    leaking = leaks(probe, list(search.proven.values()), tolerances, PASSES)
+    cuts_of_slices = [cut for some in fused.proven.values() for cut in some]
+    leaking = leaks(probe, [*search.proven.values(), *cuts_of_slices], tolerances, PASSES)
     found, notes = pairs(probe, charges, bases, tolerances, PASSES)
-    return report(probe, search, reasons, leaking, Pairs(found, blockers, notes))
+    return report(probe, search, fused, reasons, leaking, Pairs(found, blockers, notes))
 
 
 def _inputs(args: Tensor | Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:

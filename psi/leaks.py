@@ -110,23 +110,23 @@ class Leak:
         return not self.refuted and max(self.others, *unmeasured, 0.0) <= _settled(MOVES)
 
 
-def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[str, Leak]:
-    """The leak of every cut, by name, with at most `limit` passes of the probe. What does not show at the model's own weights
+def leaks(probe: Probe, cuts: Sequence[Cut], tolerances: Tolerances, limit: int) -> dict[Cut, Leak]:
+    """The leak of every cut, with at most `limit` passes of the probe. What does not show at the model's own weights
     (a branch that is multiplied by a weight of zero) is measured next to them."""
-    found: dict[str, Leak] = {}
+    found: dict[Cut, Leak] = {}
     for noise in (False, True):
-        rest = [cut for cut in cuts if cut.name not in found]
+        rest = [cut for cut in cuts if cut not in found]
         if rest:
             found |= _derivatives(probe, rest, tolerances, noise)
     for cut in cuts:
-        found.setdefault(cut.name, Leak(Ratio(0.0, 0.0), {}, 0.0, 0))
+        found.setdefault(cut, Leak(Ratio(0.0, 0.0), {}, 0.0, 0))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         _double(probe, cuts, found, limit)
     return found
 
 
-def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: int) -> None:
+def _double(probe: Probe, cuts: Sequence[Cut], found: dict[Cut, Leak], limit: int) -> None:
     """Correct what derivatives say by doubling what they leave in doubt."""
     try:
         doubling = _Doubling(probe, found, limit)
@@ -134,29 +134,29 @@ def _double(probe: Probe, cuts: Sequence[Cut], found: dict[str, Leak], limit: in
         return  # a model that cannot run in its own dtype here
     # What is large is certain. Those in doubt come last, so that halving finds them together.
     unsure = sorted(
-        (cut for cut in cuts if found[cut.name].worst <= DOUBT * ALLOWED),
-        key=lambda cut: found[cut.name].together.doubt(0),
+        (cut for cut in cuts if found[cut].worst <= DOUBT * ALLOWED),
+        key=lambda cut: found[cut].together.doubt(0),
     )
     confirmed = []
     for vectors in (False, True):  # what is declared comes first
         some = [cut for cut in unsure if vectors == (probe.weights[cut.name].ndim < 2)]
         for shows in (True, False):
             harmless, undecided = agreeing(
-                [c for c in some if shows == (found[c.name].together.influence > 0)], doubling.harmless
+                [c for c in some if shows == (found[c].together.influence > 0)], doubling.harmless
             )
             for cut in undecided:
-                found[cut.name].decided = False
+                found[cut].decided = False
             doubling.confirm(harmless, 0)
             confirmed += harmless
     doubling.confirm(confirmed, 1)
     # What derivatives say of a single point may be a small number over a smaller one.
-    doubling.confirm([cut for cut in cuts if cut not in unsure and found[cut.name].leaking == 1], 1)
+    doubling.confirm([cut for cut in cuts if cut not in unsure and found[cut].leaking == 1], 1)
 
 
 class _Doubling:
     """Outputs of the model as it is, with points doubled or moved."""
 
-    def __init__(self, probe: Probe, found: dict[str, Leak], limit: int) -> None:
+    def __init__(self, probe: Probe, found: dict[Cut, Leak], limit: int) -> None:
         self._probe, self._found, self._limit = probe, found, limit
         parameters = dict(probe.model.named_parameters())
         self._weights = {name: parameters[name].detach() for name in probe.weights}
@@ -168,23 +168,27 @@ class _Doubling:
 
     def harmless(self, cuts: list[Cut]) -> bool:
         """Whether doubling all points of all `cuts` changes the outputs by less than is allowed for any of them alone."""
-        wholes = [self._found[cut.name].together for cut in cuts]
+        wholes = [self._found[cut].together for cut in cuts]
         if len(cuts) == 1:
             self._measure(cuts[0], None, wholes[0])
             return bool(wholes[0].harmless)
         if any(whole.doubt(0) > SURE * ALLOWED for whole in wholes):
             return False
-        gap = math.hypot(*self._changes({part: 2 * self._weights[part] for cut in cuts for part in cut.parts}))
+        doubled = dict(self._weights)
+        for cut in cuts:
+            for part in cut.parts:  # of which several cuts may have slices
+                doubled[part] = doubled[part] + self._only(cut, part, self._weights[part], None)
+        gap = math.hypot(*self._changes({part: doubled[part] for cut in cuts for part in cut.parts}))
         return all(gap <= ALLOWED * _expected(whole.influence) for whole in wholes)
 
     def confirm(self, cuts: list[Cut], degree: int) -> None:
         """Double alone what is in doubt of that degree: all points together, the worst one of every cut, then the others."""
         queue: list[tuple[int, float, Cut, int | None, Ratio]] = []
         for cut in cuts:
-            for turn, (point, ratio) in enumerate([(None, self._found[cut.name].together), *self._points(cut, degree)]):
+            for turn, (point, ratio) in enumerate([(None, self._found[cut].together), *self._points(cut, degree)]):
                 queue.append((min(turn, 2), -ratio.doubt(degree), cut, point, ratio))
         for _, _, cut, point, ratio in sorted(queue, key=lambda entry: entry[:2]):
-            leak = self._found[cut.name]
+            leak = self._found[cut]
             if ratio.doubt(degree) <= SURE * ALLOWED or leak.refuted:
                 continue
             try:
@@ -194,7 +198,7 @@ class _Doubling:
 
     def _points(self, cut: Cut, degree: int) -> list[tuple[int, Ratio]]:
         """Points in doubt, the most doubtful first."""
-        return sorted(self._found[cut.name].points.items(), key=lambda entry: -entry[1].doubt(degree))
+        return sorted(self._found[cut].points.items(), key=lambda entry: -entry[1].doubt(degree))
 
     def _measure(self, cut: Cut, point: int | None, ratio: Ratio) -> None:
         """Replace what derivatives have said by the change of an output by doubling over that by a random move of the same length (root
@@ -237,11 +241,12 @@ class _Doubling:
         return self._changes(moves)
 
     def _only(self, cut: Cut, part: str, tensor: Tensor, point: int | None) -> Tensor:
-        """`tensor` with all points but one set to zero."""
-        if point is None:
+        """`tensor` with all points but one set to zero, or with all that is no point."""
+        if point is None and cut.slices is None:
             return tensor
-        kept = tensor.clone()
-        cut.rows.layout(kept, 1).multiply_(kept, torch.arange(cut.count) == point)
+        layout, kept = cut.layout(part, tensor), torch.zeros_like(tensor)
+        points = layout.split(tensor)
+        layout.write(kept, points if point is None else points * (torch.arange(cut.count) == point).to(points)[:, None])
         return kept
 
     def _changes(self, changed: dict[str, Tensor]) -> list[float]:
@@ -287,21 +292,21 @@ def _length(tensors: Iterable[Tensor]) -> float:
     return math.hypot(*(float((t.float() if t.dtype in HALF else t).norm()) for t in tensors))
 
 
-def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: bool) -> dict[str, Leak]:
+def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: bool) -> dict[Cut, Leak]:
     """What derivatives say of those cuts that have any."""
     probe.fill(noise=noise)
-    sums: dict[str, list[Tensor]] = {cut.name: [] for cut in cuts}
+    sums: dict[Cut, list[Tensor]] = {cut: [] for cut in cuts}
     floor = 0.0
     for functional in range(FUNCTIONALS):
         euler = Euler(probe.weights, probe.differentiate(0, functional=functional)[1], tolerances)
         floor = max(floor, euler.floor)
         for cut in cuts:
-            sums[cut.name].append(euler.full(cut))
+            sums[cut].append(euler.full(cut))
         del euler
     found = {}
     for cut in cuts:
-        product, _, w2, g2 = torch.stack(sums[cut.name], 1)
-        n = sum(probe.weights[part].numel() for part in cut.parts)
+        product, _, w2, g2 = torch.stack(sums[cut], 1)
+        n = sum(cut.count * cut.layout(part, probe.weights[part]).event[0] for part in cut.parts)
         # Over the functionals, per point and of all points together.
         random = (w2 * g2).mean(0)
         radial = product.square().mean(0)
@@ -312,7 +317,7 @@ def _derivatives(probe: Probe, cuts: list[Cut], tolerances: Tolerances, noise: b
         together = Ratio(
             math.sqrt(float(product.sum(1).square().mean()) * n / whole), 0.0 if noise else math.sqrt(whole / n)
         )
-        found[cut.name] = _leak(together, ratios, (random / (n / cut.count)).sqrt())
+        found[cut] = _leak(together, ratios, (random / (n / cut.count)).sqrt())
     return found
 
 

@@ -26,8 +26,8 @@ from .rescaling import agreeing
 
 __all__ = ["GL", "POSITIVE", "SCALING", "Pair", "pairs"]
 
-FUNCTIONALS = (10, 11)
-"""Numbers of functionals of the outputs that no pass before has used."""
+FUNCTIONAL = 11
+"""Number of a functional of the outputs that no pass before has used."""
 
 LATE = "the forward passes were used up before all candidates for pairs had been tested, and pairs may be missing"
 
@@ -82,11 +82,6 @@ def pairs(
     """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them, with at most `limit`
     passes of the probe; and what a reader must know."""
     number = 1 % len(bases)
-    if charges.passes < 2:
-        if probe.passes >= limit:
-            return [], [LATE]
-        probe.fill(noise=True)
-        charges.add(probe.weights, probe.differentiate(number, eps=False, functional=FUNCTIONALS[0])[1])
     found = relations(charges, tolerances.charges, charges.floor(tolerances.dead))
     if not found:
         return [], []
@@ -94,7 +89,7 @@ def pairs(
         return [], [LATE]
     probe.fill(noise=True)  # the weights that `bases` are of
     candidates = []
-    with _flipped(probe, number, FUNCTIONALS[1]) as gradients:
+    with _flipped(probe, number, FUNCTIONAL) as gradients:
         floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
         for relation in found:
             moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, overload
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import MissingExtraError, install
 from ..manifolds import PSI, Manifold, Rows
+from ..manifolds.parameters.factors import Factors, Part
 from .found import declare_found
 from .pairs import Pair
 from .tables import aligned, covered, pair_rows, runs
@@ -27,14 +28,15 @@ class Finding:
     name: str
     """Qualified name."""
     granularity: str
-    """``"row"``, ``"block"``, ``"tensor"``: what can be scaled by a positive factor of its own; or ``"none"``."""
+    """``"row"``, ``"block"``, ``"tensor"``: what can be scaled by a positive factor of its own; ``"slices"``, if some slices of the
+    parameter can, but not all of it in such points; or ``"none"``."""
     rows: Rows
-    """How the parameter is cut into such points."""
+    """How the parameter is cut into such points, unless they are slices."""
     joined: tuple[str, ...]
     """Names of parameters of the same module that scale along."""
     radial_ratio: float
     """Largest |⟨w, g⟩| / (‖w‖ ‖g‖) over the points, next to the weights and with every eps set aside; Euler's
-    identity says 0. For ``"none"``, that of the whole tensor."""
+    identity says 0. Of slices relative to √Σ (wᵢ gᵢ)², which is not larger. For ``"none"``, that of the whole tensor."""
     eps_leak: float
     """What the eps of normalization layers leaves of the invariance at the model's own weights: the change of an output
     when a point is doubled, divided by its change when the point makes a random move of the same length. The largest
@@ -44,6 +46,9 @@ class Finding:
     """One phrase."""
     shape: tuple[int, ...]
     """Of the parameter."""
+    slices: tuple[Factors, ...] = ()
+    """The points, where they are slices of the parameter: those of one size at equal distances each, as `retract.declare` takes
+    them, with parts of the parameter and of `joined`."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -143,8 +148,9 @@ class Report(Sequence[Finding]):
     def split_sizes(self, name: str, dim: int = 0) -> tuple[int, ...]:
         """Sizes of the logical matrices in a fused weight along `dim`, in order, as `torch.split` takes them.
 
-        Slices are of one matrix if they stand on the same side of pairs of the same parameters, or in none. Where queries, keys and
-        values of each head are side by side, there are three sizes per head.
+        Slices are of one matrix if they stand on the same side of pairs of the same parameters, or in none, and are scale-invariant in
+        points of the same size, or not. Where queries, keys and values of each head are side by side, there are three sizes per head.
+        Queries and keys that a normalization layer each makes invariant look alike, and are one matrix if they are side by side.
 
         Example:
             >>> import torch
@@ -166,31 +172,34 @@ class Report(Sequence[Finding]):
         """
         shape = {f.name: f.shape for f in self}[name]
         labels = [frozenset[object]()] * shape[dim]
+        told: list[tuple[Part, int | None, object]] = [
+            (part, None, part.columns) for f in self for points in f.slices for part in points.parts
+        ]
         for pair in self.pairs:
             sides = [pair.factors.left, pair.factors.right]
             names = tuple(frozenset(part.name for part in side) for side in sides)
-            for side, part in ((side, part) for side, parts in enumerate(sides) for part in parts):
-                if part.name == name and dim % len(shape) in (part.dim if isinstance(part.dim, tuple) else (part.dim,)):
-                    inside = covered(part, shape, pair.k, dim % len(shape)).tolist()
-                    labels = [
-                        label | {(names, side)} if within else label
-                        for label, within in zip(labels, inside, strict=True)
-                    ]
+            told += [(part, pair.k, (names, side)) for side, parts in enumerate(sides) for part in parts]
+        for part, k, label in told:
+            if part.name == name and dim % len(shape) in (part.dim if isinstance(part.dim, tuple) else (part.dim,)):
+                inside = covered(part, shape, k, dim % len(shape)).tolist()
+                labels = [each | {label} if within else each for each, within in zip(labels, inside, strict=True)]
         return tuple(last - first + 1 for _, first, last in runs(labels))
 
     def decay_groups(self) -> dict[str, tuple[str, ...]]:
         """What weight decay does to the parameters, by name:
 
         ``"angular"``
-            scale-invariant: decay changes nothing but the length of points, and with it the angle of the next steps.
+            scale-invariant, all of it: decay changes nothing but the length of points, and with it the angle of the next steps.
         ``"balancing"``
             a factor of a pair, at least in part: the network sees the products of the factors only. Decay of both sides brings their
             norms towards each other, and makes the products smaller as a penalty on these would (of GL, their nuclear norm); decay
             of one side alone does nothing that the other cannot undo.
         ``"decay"``
-            the others.
+            the others, those among them of which some slices are scale-invariant.
         """
-        angular = {name for f in self.invariant for name in f.names}
+        shapes = {f.name: f.shape for f in self}
+        counts = self._invariant_entries(self.invariant)
+        angular = {name for name, count in counts.items() if count == math.prod(shapes[name])}
         factors = {name for pair in self.pairs for name in pair.names} - angular
         names = [f.name for f in self]
         return {
@@ -205,6 +214,7 @@ class Report(Sequence[Finding]):
             f.name: {
                 **asdict(f),
                 "rows": repr(f.rows),
+                "slices": [repr(points) for points in f.slices],
                 "pairs": [
                     {key: repr(value) if key == "factors" else value for key, value in vars(pair).items()}
                     for pair in self.pairs
@@ -222,7 +232,7 @@ class Report(Sequence[Finding]):
                 f.name,
                 "×".join(map(str, f.shape)) or "scalar",
                 f.granularity if f.granularity != "none" else "–",
-                _cut(f.rows) if f.granularity != "none" else "",
+                _cut(f) if f.granularity != "none" else "",
                 ", ".join(f.joined),
                 f"{f.radial_ratio:.0e}",
                 "" if math.isnan(f.eps_leak) else f"{f.eps_leak:.0e}",
@@ -248,10 +258,14 @@ class Report(Sequence[Finding]):
                 alike.setdefault(re.sub(r"\d+", "", obstacle), []).append(obstacle)
             for first, *more in alike.values():
                 told += f"No pair: {first}{f', and {len(more)} more like it' if more else ''}.\n"
-        invariant = {name for f in self.invariant for name in f.names}
-        told += f"{len(invariant)} of {len(self)} tensors are scale-invariant: {self._share(invariant)}."
+        counts = self._invariant_entries(self.invariant)
+        parts = len({name for f in self.invariant if f.slices for name in f.names})
+        told += f"{len(counts)} of {len(self)} tensors are scale-invariant"
+        told += f"{f', {parts} of them in slices' if parts else ''}: {self._counted(sum(counts.values()))}."
         if self.declared:
-            told += f"\nDeclared on {self._manifold!r}: {len(self.declared)} of {len(self)} tensors, {self._share(self.declared)}."
+            declared = self._invariant_entries([f for f in self.invariant if f.name in self.declared])
+            told += f"\nDeclared on {self._manifold!r}: {len(self.declared)} of {len(self)} tensors, "
+            told += f"{self._counted(sum(declared.values()))}."
         if self.declared_pairs:
             count = sum(pair.points for pair in self.declared_pairs)
             told += f"\nDeclared on FixedRank: {len(self.declared_pairs)} of {len(self.pairs)} pairs, with {count:,} points."
@@ -267,8 +281,18 @@ class Report(Sequence[Finding]):
                 masks[part.name] = masks[part.name] | mask if part.name in masks else mask
         return sum(int(mask.sum()) for mask in masks.values())
 
-    def _share(self, names: Collection[str]) -> str:
-        return self._counted(sum(math.prod(f.shape) for f in self if f.name in names))
+    def _invariant_entries(self, findings: Sequence[Finding]) -> dict[str, int]:
+        """How many numbers of each parameter are in points of some findings."""
+        shapes = {f.name: f.shape for f in self}
+        counts: dict[str, int] = {}
+        for f in findings:
+            for points in f.slices:
+                for part in points.parts:
+                    grid = part.grid(shapes[part.name])
+                    counts[part.name] = counts.get(part.name, 0) + math.prod(grid.batch + grid.event)
+            if not f.slices:
+                counts |= {name: math.prod(shapes[name]) for name in f.names}
+        return counts
 
     def _counted(self, count: int) -> str:
         total = sum(math.prod(f.shape) for f in self)
@@ -284,7 +308,7 @@ class Report(Sequence[Finding]):
             raise MissingExtraError(f"Report.plot needs matplotlib: {install('figures')}") from error
         if ax is None:
             _, ax = plt.subplots(figsize=(8, 1 + 0.2 * len(self)), layout="constrained")
-        colors = {"row": "#2171b5", "block": "#6baed6", "tensor": "#9ecae1", "none": "#d94801"}
+        colors = {"row": "#2171b5", "block": "#6baed6", "tensor": "#9ecae1", "slices": "#41ab5d", "none": "#d94801"}
         floor = 1e-18
         ax.barh(
             [f.name for f in self],
@@ -300,7 +324,11 @@ class Report(Sequence[Finding]):
         return ax
 
 
-def _cut(rows: Rows) -> str:
+def _cut(finding: Finding) -> str:
+    rows = finding.rows
+    if finding.slices:
+        grids = [points.left[0].grid(finding.shape) for points in finding.slices]
+        return " + ".join(f"{grid.points}×{grid.k}" for grid in grids[:3]) + " …" * (len(grids) > 3)
     if rows.blocks is not None:
         return "whole" if rows.blocks == 1 else f"blocks={rows.blocks}"
     return f"dim {rows.dim}" + (f", groups={rows.groups}" if rows.groups > 1 else "")

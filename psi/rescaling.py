@@ -68,7 +68,7 @@ def multiplied(weights: dict[str, Tensor], cuts: Sequence[Cut], exponents: Expon
 def _multiply(weights: dict[str, Tensor], cuts: Sequence[Cut], factors: Sequence[Tensor]) -> None:
     for cut, factor in zip(cuts, factors, strict=True):
         for part in cut.parts:
-            cut.rows.layout(weights[part], 1).multiply_(weights[part], factor)
+            cut.multiply_(part, weights[part], factor)
 
 
 class Rescaling:

@@ -7,10 +7,10 @@ from math import prod
 
 from torch import Tensor
 
-from ..manifolds.parameters.factors import Part
+from ..manifolds.parameters.factors import Factors, Part
 from .pairs import Pair
 
-__all__ = ["aligned", "covered", "pair_rows", "runs"]
+__all__ = ["aligned", "covered", "pair_rows", "runs", "slices_told"]
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -42,7 +42,21 @@ def pair_rows(pairs: Sequence[Pair], shapes: Mapping[str, tuple[int, ...]]) -> l
     ]
 
 
-def covered(part: Part, shape: tuple[int, ...], k: int, dim: int) -> Tensor:
+def slices_told(slices: Sequence[Factors], shape: tuple[int, ...]) -> str:
+    """Which slices of a parameter are points, in words."""
+    told = []
+    for points in slices:
+        part = points.left[0]
+        grid = part.grid(shape)
+        spans = [(dim, _spans(part, shape, grid.k, dim)) for dim in grid.dims]
+        places = [f"{'rows' if dim == 0 else f'dim {dim},'} {of} of {shape[dim]}" for dim, of in spans if of]
+        apart = f"{grid.k} that are {grid.column_levels[-1][1]} apart"
+        per = f" per {apart if grid.column_levels[-1][1] > 1 else f'block of {grid.k}'}" if grid.k > 1 else ""
+        told.append(f"{' of '.join(places[::-1]) or 'all slices'}{per}")
+    return f"{'; '.join(told[:3])}{' …' if len(told) > 3 else ''} may be rescaled"
+
+
+def covered(part: Part, shape: tuple[int, ...], k: int | None, dim: int) -> Tensor:
     """Which indices of a dimension of a parameter have slices in `part`, bool."""
     mask = part.grid(shape, k).mask()
     others = tuple(other for other in range(len(shape)) if other != dim)
@@ -60,14 +74,18 @@ def runs(labels: Sequence[object]) -> list[tuple[object, int, int]]:
     return found
 
 
-def _told(part: Part, shape: tuple[int, ...], k: int) -> str:
+def _told(part: Part, shape: tuple[int, ...], k: int | None) -> str:
     """The name of the parameter, with the dimension if it is not the first, and the indices if they are not all."""
     dims = part.dim if isinstance(part.dim, tuple) else (part.dim,)
     told = part.name if dims == (0,) else f"{part.name} dim {', '.join(map(str, dims))}"
     for dim in dims:
-        spans = [
-            f"{a}–{b}" if a < b else str(a) for label, a, b in runs(covered(part, shape, k, dim).tolist()) if label
-        ]
-        if spans != [f"0–{shape[dim] - 1}"]:
-            told += f" [{', '.join(spans[:2])}{', …' if len(spans) > 2 else ''}]"
+        if spans := _spans(part, shape, k, dim):
+            told += f" [{spans}]"
     return told
+
+
+def _spans(part: Part, shape: tuple[int, ...], k: int | None, dim: int) -> str:
+    """The indices of a dimension that have slices in `part`; empty if all have."""
+    found = runs(covered(part, shape, k, dim).tolist())
+    spans = [f"{a}–{b}" if a < b else str(a) for label, a, b in found if label]
+    return "" if spans == [f"0–{shape[dim] - 1}"] else f"{', '.join(spans[:2])}{', …' if len(spans) > 2 else ''}"

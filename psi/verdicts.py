@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..manifolds import Rows
 from ..manifolds.parameters.rows import gather
@@ -18,9 +18,11 @@ from .pairs import Pair
 from .probe import Probe
 from .reasons import STARVED, UNUSED
 from .report import Finding, Report
+from .tables import slices_told
 
-__all__ = ["Pairs", "Search", "report"]
+__all__ = ["LATE", "Pairs", "Search", "Sliced", "report"]
 
+LATE = "cannot tell within the number of forward passes"
 DEAD = "gradient is zero: cannot tell; more samples or other inputs may"
 WORDS = {
     "row": "each row may be rescaled",
@@ -91,19 +93,42 @@ class Search:
                 break
         return [cut for cut in found if bound.get(cut.name, cut.name) == cut.name]
 
+    @property
+    def divisible(self) -> dict[str, set[str]]:
+        """Parameters that may have slices as points of their own, and those that may scale along: what belongs to no other points. Rows
+        are as fine as slices."""
+        rows = {part for cut in self.proven.values() if cut.granularity == "row" for part in cut.parts}
+        bound = {part: cut.name for cut in self.proven.values() for part in cut.parts}
+        beside: dict[str, list[str]] = {}
+        for name in self.ways.keys() - rows - self.notes.keys():
+            beside.setdefault(name.rpartition(".")[0], []).append(name)
+        return {
+            name: {part for part in names if bound.get(part, name) == name}
+            for names in beside.values()
+            for name in names
+        }
+
     def settle(self, tested: list[Cut], good: list[Cut], undecided: list[Cut]) -> None:
         """Take down what rescaling said of the `tested` cuts."""
         for cut in tested:
             if cut in good:
                 self.proven[cut.name] = cut
             elif cut in undecided:
-                self.notes[cut.name] = "cannot tell within the number of forward passes"
+                self.notes[cut.name] = LATE
             else:
                 suspect = self.evidence[cut].suspect
                 for other in self.ways[cut.name]:
                     self.evidence[other].refuted |= other == cut or (suspect and self.evidence[other].suspect)
         bound = {part for cut in self.proven.values() for part in cut.parts[1:]}
         self.proven = {name: cut for name, cut in self.proven.items() if name not in bound}
+
+
+class Sliced(NamedTuple):
+    """What is known of scale-invariant slices of parameters that are not invariant as a whole."""
+
+    proven: Mapping[str, Sequence[Cut]]
+    radial: Mapping[Cut, float]
+    """What is left of Euler's identity."""
 
 
 class Pairs(NamedTuple):
@@ -118,8 +143,9 @@ class Pairs(NamedTuple):
 def report(
     probe: Probe,
     search: Search,
+    slices: Sliced,
     reasons: dict[str, str],
-    leaks: dict[str, Leak],
+    leaks: dict[Cut, Leak],
     pairs: Pairs,
 ) -> Report:
     """The findings on all parameters."""
@@ -127,22 +153,28 @@ def report(
     names: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(p), []).append(name)
-    obstacles = {name: _obstacle(model, cut, leaks[name]) for name, cut in search.proven.items()}
-    leads = {part: n for n, cut in search.proven.items() if obstacles[n] is None for part in cut.parts[1:]}
+    proven = {name: [cut] for name, cut in search.proven.items()} | dict(slices.proven)
+    obstacles = {cut: _obstacle(model, cut, leaks[cut]) for cuts in proven.values() for cut in cuts}
+    good = {name: [cut for cut in cuts if obstacles[cut] is None] for name, cuts in proven.items()}
+    leads = {part: cut for cuts in good.values() for cut in cuts for part in cut.parts[1:]}
     findings = []
     for name, p in model.named_parameters():
         shape = tuple(p.shape)
-        if name in search.proven and obstacles[name] is None:
-            cut = search.proven[name]
-            radial, leak = search.evidence[cut].radial, leaks[name].worst
-            words = WORDS[cut.granularity]
-            findings.append(Finding(name, cut.granularity, cut.rows, cut.joined, radial, leak, words, shape))
+        if cuts := good.get(name):
+            radial = max(slices.radial[cut] if cut.slices else search.evidence[cut].radial for cut in cuts)
+            leak = max(leaks[cut].worst for cut in cuts)
+            points = tuple(cut.slices for cut in cuts if cut.slices)
+            words = slices_told(points, shape) if points else WORDS[cuts[0].granularity]
+            joined = tuple(dict.fromkeys(part for cut in cuts for part in cut.joined))
+            findings.append(
+                Finding(name, cuts[0].granularity, cuts[0].rows, joined, radial, leak, words, shape, points)
+            )
             continue
         others = [other for other in names[id(p)] if other != name]
         if name in leads:
-            reason = f"belongs to the points of {leads[name]}"
-        elif name in search.proven:
-            reason = str(obstacles[name])
+            reason = f"belongs {'in part ' if leads[name].slices else ''}to the points of {leads[name].name}"
+        elif name in proven:
+            reason = str(obstacles[proven[name][0]])
         elif others:
             reason = f"shared with {others[0]}"
         else:
@@ -160,29 +192,8 @@ def _reason(name: str, probe: Probe, search: Search, reasons: dict[str, str]) ->
     dead = search.notes.get(name) == DEAD
     if reasons[name] == UNUSED or (dead and reasons[name] == STARVED):
         return reasons[name]
-    told = search.notes.get(name) or _part(probe, search.ways[name], search.evidence)
     # Scattered weights enlarge what rounding leaves of a gradient that was zero before.
-    return told or (DEAD if search.radial.get(name) == 0 else reasons[name])
-
-
-def _part(probe: Probe, ways: list[Cut], evidence: dict[Cut, Evidence]) -> str | None:
-    """Which points are invariant, where others are not."""
-    for cut in ways:
-        part: Tensor = evidence[cut].part
-        if part.any() and cut.count > 1:
-            size = probe.weights[cut.name].shape[0] // cut.count
-            spans, start = [], None
-            for i, holds in enumerate([*part.tolist(), False]):
-                if holds and start is None:
-                    start = i
-                if not holds and start is not None:
-                    spans.append(f"{start * size}–{i * size - 1}")
-                    start = None
-            per = "row" if size == 1 else f"block of {size}"
-            joined = f" with {', '.join(cut.joined)}" if cut.joined else ""
-            rows = " and ".join(spans) if len(spans) < 4 else f"{', '.join(spans[:3])} …"
-            return f"only rows {rows} of {size * cut.count} are invariant, per {per}{joined}: split the parameter to declare them"
-    return None
+    return search.notes.get(name) or (DEAD if search.radial.get(name) == 0 else reasons[name])
 
 
 def _obstacle(model: nn.Module, cut: Cut, leak: Leak) -> str | None:
@@ -199,6 +210,7 @@ def _obstacle(model: nn.Module, cut: Cut, leak: Leak) -> str | None:
     frozen = [part for part, p in zip(cut.parts, parts, strict=True) if not p.requires_grad]
     if 0 < len(frozen) < len(parts):
         return f"invariant with {', '.join(cut.joined)}, but {', '.join(frozen)} is frozen"
-    points = gather([part.detach() for part in parts], [cut.rows.layout(part, 1) for part in parts])
+    layouts = [cut.layout(name, part) for name, part in zip(cut.parts, parts, strict=True)]
+    points = gather([part.detach() for part in parts], layouts)
     zero = (points == 0).all(1)
     return f"invariant, but row {int(zero.int().argmax())} is zero" if zero.any() else None

@@ -88,9 +88,7 @@ def test_reasons():
     assert reasons(vgg)["0.bias"] == "gradient is zero: cannot tell; more samples or other inputs may"
     assert reasons(conv_relu_bn)["0.bias"] == "belongs to the points of 0.weight"
     assert reasons(tied)["encoder.weight"] == "shared with decoder.weight"
-    assert reasons(fused_in_proj)["qkv.weight"] == (
-        "only rows 0–23 of 36 are invariant, per block of 4: split the parameter to declare them"
-    )
+    assert reasons(fused_in_proj)["qkv.weight"] == ("rows 0–23 of 36 per block of 4 may be rescaled")
 
     def frozen():
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 2))

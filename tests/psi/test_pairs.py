@@ -6,7 +6,7 @@ import pair_networks
 import pair_networks_of_units as units
 import pytest
 import torch
-from pair_networks import Network, entries
+from pair_networks import Network, of_report, points
 from retract import psi
 from snapshots import same, snapshot
 from torch import nn
@@ -19,24 +19,6 @@ NETWORKS = [
     and function.__module__ == module.__name__
     and inspect.get_annotations(function).get("return") is Network
 ]
-
-
-def points(shapes, group, degree, left, right, k):
-    """A label, or a pair, as the set of its points: each the set of its columns, each the entries of both sides."""
-    sides = [[(part.name, entries(part, shapes[part.name], k)) for part in side] for side in (left, right)]
-    found = set()
-    for point in range(sides[0][0][1].shape[0]):
-        columns = []
-        for c in range(k):
-            both = [frozenset((n, e) for n, at in side for e in at[point, :, c].tolist()) for side in sides]
-            columns.append(frozenset(both) if degree == 1 else tuple(both))
-        found.add((group, degree, frozenset(columns)))
-    return found
-
-
-def of_report(report):
-    shapes = {f.name: f.shape for f in report}
-    return [points(shapes, p.group, p.degree, p.factors.left, p.factors.right, p.k) for p in report.pairs]
 
 
 @pytest.mark.parametrize("network", NETWORKS, ids=lambda f: f.__name__)

@@ -118,8 +118,9 @@ class BruteForce:
         return torch.tensor([_change(t, b) for t, b in zip(run, self.base, strict=True)])
 
     def scaled(self, cut, factors):
-        """The weights of a cut times one factor per point."""
-        return {name: self.weights[name].detach() * factors[at].to(self.weights[name]) for name, at in cut.items()}
+        """The weights of a cut times one factor per point. Entries of number -1 are in none."""
+        every = torch.cat([factors, torch.ones(1).to(factors)])
+        return {name: self.weights[name].detach() * every[at].to(self.weights[name]) for name, at in cut.items()}
 
     def cut(self, name, rows, joined=()):
         """Name → numbers of the points, for the weight and its partners; None where they do not line up."""
@@ -128,6 +129,21 @@ class BruteForce:
         for partner in joined:
             at[partner] = numbers_along(rows, count, len(self.weights[partner]))
         return None if any(part is None for part in at.values()) else at
+
+    def cut_of(self, f):
+        """As `cut`, of a finding."""
+        if not f.slices:
+            return self.cut(f.name, f.rows, f.names[1:])
+        at = {name: torch.full_like(self.weights[name], -1, dtype=torch.int64) for name in f.names}
+        first = 0
+        for points in f.slices:
+            for part in points.parts:
+                grid = part.grid(at[part.name].shape)
+                grid.write(
+                    at[part.name], first + torch.arange(grid.points)[:, None, None].expand(grid.batch + grid.event)
+                )
+            first += grid.points
+        return at
 
     def holds(self, cut, reach=REACH):
         """Whether all points may be rescaled, up, down and both, each by a factor of its own, and `points` single ones too."""
@@ -191,7 +207,7 @@ class BruteForce:
 
     def _visible(self, cut, point, generator):
         masks = {
-            name: torch.ones_like(self.weights[name]) if point is None else (at == point).to(self.weights[name])
+            name: (at >= 0 if point is None else at == point).to(self.weights[name]).expand_as(self.weights[name])
             for name, at in cut.items()
         }
         parts = {name: self.weights[name].detach() * mask for name, mask in masks.items()}

@@ -8,7 +8,7 @@ the scalings of the reported pairs and of the scale-invariant points.
 import random
 
 import torch
-from brute_force import BruteForce, numbers
+from brute_force import BruteForce
 from pair_networks import Attention, D, Fused, Heads, Residual, Transposed, entries
 from pair_networks_of_units import Adapted, Experts, Gate
 from random_networks import Plan
@@ -60,10 +60,7 @@ class PairForce(BruteForce):
             starts[name], total = total, total + w.numel()
         found = []
         for f in report.invariant:
-            at = {f.name: numbers(f.rows, f.shape)}
-            for part in f.names[1:]:
-                count = int(at[f.name].max()) + 1
-                at[part] = torch.arange(len(self.weights[part])) * count // len(self.weights[part])
+            at = self.cut_of(f)
             for point in range(int(at[f.name].max()) + 1):
                 direction = torch.zeros(total, dtype=torch.float64)
                 for name, where in at.items():

@@ -40,6 +40,24 @@ def entries(part, shape, k):
     return part.grid(shape, k).split(torch.arange(torch.Size(shape).numel()).view(shape))
 
 
+def points(shapes, group, degree, left, right, k):
+    """A label, or a pair, as the set of its points: each the set of its columns, each the entries of both sides."""
+    sides = [[(part.name, entries(part, shapes[part.name], k)) for part in side] for side in (left, right)]
+    found = set()
+    for point in range(sides[0][0][1].shape[0]):
+        columns = []
+        for c in range(k):
+            both = [frozenset((n, e) for n, at in side for e in at[point, :, c].tolist()) for side in sides]
+            columns.append(frozenset(both) if degree == 1 else tuple(both))
+        found.add((group, degree, frozenset(columns)))
+    return found
+
+
+def of_report(report):
+    shapes = {f.name: f.shape for f in report}
+    return [points(shapes, p.group, p.degree, p.factors.left, p.factors.right, p.k) for p in report.pairs]
+
+
 def tokens(batch=3, length=7):
     return (torch.randn(batch, length, D),)
 

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 
-from brute_force import FAR, LIVE, numbers, ways
+from brute_force import FAR, LIVE, ways
 
 MISSES = {
     "no influence": 1.0,  # no output depends on it, so there is nothing to see and nothing to train
@@ -65,11 +65,10 @@ class Survey:
 def verdict(f, twin, actual, taken):
     """What is wrong with one finding."""
     if f.granularity != "none":
-        cut = twin.cut(f.name, f.rows, f.names[1:])
-        if not twin.holds(cut):
+        if not twin.holds(twin.cut_of(f)):
             yield "wrong positive", "does not hold"
         elif len(f.shape) > 1:
-            whole, single = actual.visible(actual.cut(f.name, f.rows, f.names[1:]))
+            whole, single = actual.visible(actual.cut_of(f))
             said = f"doubling changes an output by {whole:.2g} of a random move, doubling one point by {single:.2g}; leak {f.eps_leak:.0e}"
             if max(whole, single) > LEAKY:
                 yield ("eps shows" if whole > LEAKY else "eps shows at a point"), said
@@ -88,7 +87,7 @@ def verdict(f, twin, actual, taken):
 
 def finer(f, twin):
     """A cut with more points that holds, each of them alive."""
-    points = 1 + int(numbers(f.rows, f.shape).max())
+    points = 1 + int(twin.cut_of(f)[f.name].max())
     for count, rows in ways(f.shape):
         if count <= points:
             return
