@@ -27,7 +27,7 @@ OPTIMIZERS = [
     (optim.HypersphericalDescent, PSI(), WHOLE, "tensor"),
     (optim.ObliqueSGD, Sphere(), Rows(), "rows"),
     (optim.ObliqueAdam, Sphere(), Rows(), "rows"),
-    (optim.ManifoldMuon, Stiefel(), Rows.whole(columns=0), "–"),
+    (optim.ManifoldMuon, Stiefel(), Rows.whole(columns=0), "tensor"),
     (optim.SPEL, Stiefel(), Rows.whole(columns=0), "tensor"),
     (optim.SSO, SpectralSphere(), Rows(), "tensor"),
     (optim.Scion, Euclidean(2), Rows(), "–"),
