@@ -28,7 +28,9 @@ def shape_of(group):
     """The shape of a group and its factors; empty if it has none."""
     if group["shape"] is None:
         return ""
-    exact = ["exact spectral" if isinstance(one, Spectral) and one.exact else described([one]) for one in group["shape"]]
+    exact = [
+        "exact spectral" if isinstance(one, Spectral) and one.exact else described([one]) for one in group["shape"]
+    ]
     factors = [f"· {group['scale']:g}"] if group["scale"] != 1 else []
     return " ".join([", then ".join(exact), *factors, *filter(None, [group["adjust_lr_fn"]])])
 
@@ -60,7 +62,17 @@ def optimizers():
             rule = f"{group['momentum_form'].replace('_', ' ')}, momentum {group['momentum']}{nesterov}"
         motion = "" if flat else f"{group['motion']}, {group['transport']}"
         where = f"`{manifold}`".replace("event_ndim=", "") + " whole" * (rows.blocks == 1) if manifold else "any"
-        cells = [f"`{optimizer.__name__}`", where, f"{group['lr']:.3g}", ambient, tangent, rule, shape_of(group), motion, kept]
+        cells = [
+            f"`{optimizer.__name__}`",
+            where,
+            f"{group['lr']:.3g}",
+            ambient,
+            tangent,
+            rule,
+            shape_of(group),
+            motion,
+            kept,
+        ]
         table.append("| " + " | ".join(str(cell) or "–" for cell in cells) + " |")
     return "\n".join(table)
 

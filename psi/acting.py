@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,9 +29,21 @@ class Acting:
     """
 
     def __init__(self, probe: Probe, bases: Sequence[list[Tensor]], tolerance: float, limit: int) -> None:
-        self._probe, self._bases, self._tolerance, self._limit = probe, bases, tolerance, limit
+        self._probe, self._tolerance, self._limit = probe, tolerance, limit
         self.late = False
         """Whether a test has not begun for that."""
+        self._turns = [self._flipped(bases), (0, False, bases[0])]
+        """Input, whether vectors have the other signs, and outputs, on the way there and back."""
+
+    def _flipped(self, bases: Sequence[list[Tensor]]) -> tuple[int, bool, list[Tensor]]:
+        """With other signs of their biases, units that are on or off for all inputs, which seem to be linear, are not. Where the model
+        refuses such weights, they stay."""
+        number = 1 % len(bases)
+        try:
+            with _flipped(self._probe.weights):
+                return number, True, self._probe.run(number, eps=False)
+        except ProbeError:
+            return number, False, bases[number]
 
     def unchanged(self, pairs: Sequence[Pair], *, signs: bool, back: bool) -> bool:
         """Whether the outputs are the same for `pairs` transformed, by factors with random `signs` or by positive ones.
@@ -41,26 +53,42 @@ class Acting:
         if self._probe.passes >= self._limit:
             self.late = True
             raise OutOfPasses
-        number = (not back) % len(self._bases)
-        with _transformed(self._probe.weights, pairs, signs, back):
+        number, flipped, base = self._turns[back]
+        weights = self._probe.weights
+        with _flipped(weights) if flipped else nullcontext(), _transformed(weights, pairs, signs, back):
             try:
-                gaps = changes(self._probe.run(number, eps=False), self._bases[number])
+                gaps = changes(self._probe.run(number, eps=False), base)
             except ProbeError:
                 return False
         return max(gaps, default=0.0) <= self._tolerance
 
 
 @contextmanager
+def _flipped(weights: dict[str, Tensor]) -> Iterator[None]:
+    """The other signs for all vectors, for the time being."""
+    vectors = [w for w in weights.values() if w.ndim == 1]
+    for w in vectors:
+        w.detach().neg_()
+    try:
+        yield
+    finally:
+        for w in vectors:
+            w.detach().neg_()
+
+
+@contextmanager
 def _transformed(weights: dict[str, Tensor], pairs: Sequence[Pair], signs: bool, back: bool) -> Iterator[None]:
-    kept = {name: weights[name].detach().clone() for pair in pairs for name in pair.names}
+    kept = {name: weights[name].data for pair in pairs for name in pair.names}
     generator = torch.Generator().manual_seed(0)
+    for name, w in kept.items():
+        weights[name].data = w.clone()
     for pair in pairs:
         _act(weights, pair, signs, back, generator)
     try:
         yield
     finally:
         for name, w in kept.items():
-            weights[name].detach().copy_(w)
+            weights[name].data = w
 
 
 @torch.no_grad()
@@ -88,5 +116,9 @@ def _act(weights: dict[str, Tensor], pair: Pair, signs: bool, back: bool, genera
 
 def _apply(grid: Grid, w: Tensor, element: Tensor) -> None:
     """Multiply the slices of `w` by a matrix, or a number, per point, in place."""
-    slices = grid.split(w)
-    grid.write(w, slices @ element if element.ndim > 1 else slices * element.view(-1, 1, 1))
+    if element.ndim > 1:
+        grid.write(w, grid.split(w) @ element)
+    else:
+        slices = grid.strided(w)
+        levels = [n for n, _ in grid.point_levels]
+        slices.mul_(element.view(*levels, *(1,) * (slices.ndim - len(levels))))

@@ -15,14 +15,29 @@ from ..manifolds.parameters.factors import Factors, Levels, Part
 from .charges import Indices
 from .relations import Relation, Slices
 
-__all__ = ["Moments", "factors"]
+__all__ = ["factors", "points"]
 
 PATIENCE = 8
 """After so many slices in a row that are points of their own, all others are taken to be, unless they are equal to the next one."""
 
 
-class Moments:
-    """The moment maps BᵀG_B and p (AᵀG_A)ᵀ of the two sides of a relation, all slices together, in one backward pass."""
+def points(
+    weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], relation: Relation, tolerance: float, floor: float
+) -> dict[int, Indices]:
+    """Number k of columns → columns of the relation by points, (points, k)."""
+    count = len(relation.left[0].offsets)
+    if relation.degree != 1 or min(_height(side, weights) for side in (relation.left, relation.right)) == 1:
+        return {1: np.arange(count)[:, None]}
+    classes = _Moments(weights, gradients, relation, tolerance, floor).classes(count)
+    classes.sort(key=lambda some: some.tolist())
+    return {
+        k: np.stack([some for some in classes if len(some) == k])
+        for k in sorted({len(some) for some in classes}, reverse=True)
+    }
+
+
+class _Moments:
+    """The moment maps BᵀG_B and (AᵀG_A)ᵀ of the two sides of a relation, all slices together, in one backward pass."""
 
     def __init__(
         self,
@@ -32,33 +47,22 @@ class Moments:
         tolerance: float,
         floor: float,
     ) -> None:
-        sides = (relation.left, relation.right)
-        self._w = [torch.cat([_matrix(weights[part.axis.name].detach(), part) for part in side], 1) for side in sides]
-        self._g = [torch.cat([_matrix(gradients[part.axis.name], part) for part in side], 1) for side in sides]
-        self._w2, self._g2 = [w.square() for w in self._w], [g.square() for g in self._g]
-        self._degree, self._tolerance, self._floor = relation.degree, tolerance, floor
+        # Their difference is a sum of products (rows of the first) · (rows of the second)ᵀ, with signs.
+        self._terms = [
+            (sign, _matrix(one[part.axis.name].detach(), part), _matrix(other[part.axis.name].detach(), part))
+            for sign, parts, one, other in (
+                (1, relation.left, weights, gradients),
+                (-1, relation.right, gradients, weights),
+            )
+            for part in parts
+        ]
+        self._tolerance, self._floor = tolerance, floor
+        self._most = tolerance * sum(float(one.norm() * other.norm()) for _, one, other in self._terms)
+        """What is larger is no rounding: a quick test that leaves few places for the exact one."""
 
-    @property
-    def residuals(self) -> Tensor:
-        """Of the diagonal, relative to the size it would have if products had random signs: (columns,); 0 without a gradient."""
-        (left, left2), (right, right2) = (
-            ((w * g).sum(1), (w * g).square().sum(1)) for w, g in zip(self._w, self._g, strict=True)
-        )
-        size = left2.sqrt() + self._degree * right2.sqrt()
-        return torch.where(size > self._floor, (left - self._degree * right).abs() / size, 0.0)
-
-    def points(self) -> dict[int, Indices]:
-        """Number k of columns → columns of the relation by points, (points, k). Columns that do not agree after all are left out."""
-        good = np.flatnonzero((self.residuals <= self._tolerance).cpu().numpy())
-        classes = self._classes(good) if self._degree == 1 else [np.array([column]) for column in good]
-        classes.sort(key=lambda some: some.tolist())
-        return {
-            k: np.stack([some for some in classes if len(some) == k])
-            for k in sorted({len(some) for some in classes}, reverse=True)
-        }
-
-    def _classes(self, good: Indices) -> list[Indices]:
-        near, left, classes, single = set(self._neighbours().tolist()), set(good.tolist()), [], 0
+    def classes(self, count: int) -> list[Indices]:
+        """The columns of each point, all of them once."""
+        near, left, found, single = set(self._neighbours().tolist()), set(range(count)), [], 0
         for column in sorted(left, key=lambda column: column not in near):
             if column not in left:
                 continue
@@ -67,39 +71,35 @@ class Moments:
                 some = np.array([c for c in self._together(column).tolist() if c in left])
                 single = 0 if len(some) > 1 or column in near else single + 1
             left -= set(some.tolist())
-            classes.append(some)
-        return classes
+            found.append(some)
+        return found
 
     def _together(self, column: int) -> Indices:
         """The columns that are of one point with `column`: where both maps agree at both places, (column, c) and (c, column)."""
-        agree = self._gaps(column, None) & self._gaps(None, column)
-        agree[column] = True
-        return np.flatnonzero(agree.cpu().numpy())
+        gap = sum(sign * (other @ one[column]) for sign, one, other in self._terms)
+        others = self._small(gap)
+        others = others[others != column]
+        return np.sort(np.append(self._mixed(others, np.full_like(others, column)), column))
 
     def _neighbours(self) -> Indices:
         """The columns c such that c + 1 is of one point with them."""
-        return np.flatnonzero((self._near(0, 1) & self._near(1, 0)).cpu().numpy())
+        gap = sum(sign * (one[:-1] * other[1:]).sum(1) for sign, one, other in self._terms)
+        columns = self._small(gap)
+        return self._mixed(columns, columns + 1)
 
-    def _gaps(self, row: int | None, column: int | None) -> Tensor:
-        """Whether the maps agree at (row, c), or (c, column), for all c."""
-        (wl, wr), (gl, gr), (wl2, wr2), (gl2, gr2) = self._w, self._g, self._w2, self._g2
-        if row is not None:
-            gap, size = gl @ wl[row] - wr @ gr[row], gl2 @ wl2[row] + wr2 @ gr2[row]
-        else:
-            gap, size = wl @ gl[column] - gr @ wr[column], wl2 @ gl2[column] + gr2 @ wr2[column]
-        return self._agree(gap, size)
+    def _small(self, gap: Tensor | int) -> Indices:
+        return np.flatnonzero((torch.as_tensor(gap).abs() <= self._most).cpu().numpy())
 
-    def _near(self, one: int, other: int) -> Tensor:
-        """Whether they agree at (c + one, c + other), for all c but the last."""
-        (wl, wr), (gl, gr) = self._w, self._g
-        last = len(wl) - 1
-        here, there = slice(one, last + one), slice(other, last + other)
-        left, right = wl[here] * gl[there], wr[there] * gr[here]
-        return self._agree(left.sum(1) - right.sum(1), left.square().sum(1) + right.square().sum(1))
+    def _mixed(self, columns: Indices, others: Indices) -> Indices:
+        """Those of `columns` that are of one point with their `others`."""
+        i, j = (torch.from_numpy(some).to(self._terms[0][1].device) for some in (columns, others))
+        return columns[(self._agree(i, j) & self._agree(j, i)).cpu().numpy()]
 
-    def _agree(self, gap: Tensor, squares: Tensor) -> Tensor:
-        """Whether differences are rounding; where there is no gradient, nothing agrees."""
-        size = squares.sqrt()
+    def _agree(self, i: Tensor, j: Tensor) -> Tensor:
+        """Whether differences are rounding at (i, j); where there is no gradient, nothing agrees."""
+        products = [(sign, one[i] * other[j]) for sign, one, other in self._terms]
+        gap = torch.stack([sign * product.sum(1) for sign, product in products]).sum(0)
+        size = torch.stack([product.square().sum(1) for _, product in products]).sum(0).sqrt()
         return (gap.abs() <= self._tolerance * size) & (size > self._floor)
 
 
@@ -139,12 +139,24 @@ def _on_grids(relation: Relation, columns: Indices, shapes: Mapping[str, tuple[i
     return Factors(*sides)
 
 
+def _height(side: tuple[Slices, ...], weights: Mapping[str, Tensor]) -> int:
+    """How many numbers a column of one side of a relation has."""
+    return sum(
+        prod(n for n, _ in part.rows)
+        * prod(size for dim, size in enumerate(weights[part.axis.name].shape) if dim not in part.axis.dims)
+        for part in side
+    )
+
+
 def _matrix(t: Tensor, part: Slices) -> Tensor:
-    """The slices of a parameter, and what they hold: (columns, rows)."""
+    """The slices of a parameter, and what they hold: (columns, rows); a view where one exists."""
     dims = part.axis.dims
     flat = t.movedim(dims, tuple(range(len(dims)))).reshape(prod(t.shape[dim] for dim in dims), -1)
+    start, count = int(part.offsets[0]), len(part.offsets)
+    if not part.rows and (part.offsets == np.arange(start, start + count)).all():
+        return flat[start : start + count]
     indices = torch.from_numpy(part.indices).to(t.device)
-    return flat[indices.flatten()].view(len(indices), -1)
+    return flat[indices.flatten()].view(count, -1)
 
 
 def _part(part: Slices, columns: Indices, shape: tuple[int, ...]) -> Part | None:

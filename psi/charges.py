@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -33,7 +34,7 @@ class Axis:
     dims: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """Axes of one module whose indices belong together, such as the rows of a weight and its bias."""
 
@@ -50,6 +51,11 @@ class Bundle:
     def main(self) -> Axis:
         """The axis of the weight."""
         return self.axes[0]
+
+    @cached_property
+    def sums(self) -> Array:
+        """Charges and the squares of their sizes, which add up: (2, passes, n)."""
+        return np.stack([self.values, self.sizes**2])
 
 
 class Charges:

@@ -7,8 +7,7 @@ one point (`blocks`); what is left when random elements of the group have acted 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,21 +16,18 @@ from torch import Tensor
 
 from ..manifolds.parameters.factors import Factors
 from .acting import Acting
-from .blocks import Moments, factors
+from .blocks import factors, points
 from .charges import Array, Charges, Indices
 from .euler import Tolerances
-from .probe import Probe, ProbeError
+from .probe import Probe
 from .relations import Relation, relations
 from .rescaling import agreeing
 
-__all__ = ["GL", "POSITIVE", "SCALING", "Pair", "pairs"]
-
-FUNCTIONAL = 11
-"""Number of a functional of the outputs that no pass before has used."""
+__all__ = ["GL", "POSITIVE", "SCALING", "Candidate", "Pair", "candidates", "pairs"]
 
 LATE = "the forward passes were used up before all candidates for pairs had been tested, and pairs may be missing"
 
-_Block = tuple["_Candidate", int]
+_Block = tuple["Candidate", int]
 
 GL, SCALING, POSITIVE = "GL", "scaling", "positive scaling"
 
@@ -76,55 +72,32 @@ class Pair:
         return self.factors.names
 
 
+def candidates(
+    charges: Charges, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], tolerances: Tolerances
+) -> list[Candidate]:
+    """What may be pairs, of a network whose `charges` have been measured in several passes; the last one with these `gradients`."""
+    floor = charges.floor(tolerances.dead)
+    found = []
+    for relation in relations(charges, tolerances.charges, floor):
+        by_columns = points(weights, gradients, relation, tolerances.charges, float(floor[-1]))
+        found.append(Candidate(relation, by_columns, relation.residuals(charges, floor), charges.shapes))
+    return found
+
+
 def pairs(
-    probe: Probe, charges: Charges, bases: Sequence[list[Tensor]], tolerances: Tolerances, limit: int
+    probe: Probe, found: list[Candidate], bases: Sequence[list[Tensor]], tolerances: Tolerances, limit: int
 ) -> tuple[list[Pair], list[str]]:
-    """The pairs of a network whose `charges` have been measured in several passes, confirmed by acting on them, with at most `limit`
-    passes of the probe; and what a reader must know."""
-    number = 1 % len(bases)
-    found = relations(charges, tolerances.charges, charges.floor(tolerances.dead))
+    """Those of the candidates that acting on them confirms, with at most `limit` passes of the probe; and what a reader must know."""
     if not found:
         return [], []
-    if probe.passes >= limit:
-        return [], [LATE]
-    probe.fill(noise=True)  # the weights that `bases` are of
-    candidates = []
-    with _flipped(probe, number, FUNCTIONAL) as gradients:
-        floor = tolerances.dead * max(1.0, *(float((w * gradients[n]).norm()) for n, w in probe.weights.items()))
-        for relation in found:
-            moments = Moments(probe.weights, gradients, relation, tolerances.charges, floor)
-            candidates.append(_Candidate(relation, moments.points(), moments.residuals.cpu().numpy(), charges.shapes))
-    order = {name: number for number, name in enumerate(charges.shapes)}
     acting = Acting(probe, bases, tolerances.outputs, limit)
-    result = _confirmed(candidates, acting)
+    result = _confirmed(found, acting)
+    order = {name: number for number, name in enumerate(probe.weights)}
     result.sort(key=lambda pair: [(order[part.name], part.start) for part in pair.factors.right])
     return result, [LATE] if acting.late else []
 
 
-@contextmanager
-def _flipped(probe: Probe, number: int, functional: int) -> Iterator[dict[str, Tensor]]:
-    """Gradients with the signs of all vectors changed for the time being: with other signs of their biases, units that are on for all
-    inputs, which seem to be linear, are off for some. Where the model refuses such weights, they stay."""
-
-    def flip() -> None:
-        for w in probe.weights.values():
-            if w.ndim == 1:
-                w.detach().neg_()
-
-    flip()
-    try:
-        gradients = probe.differentiate(number, eps=False, functional=functional)[1]
-    except ProbeError:
-        flip()
-        yield probe.differentiate(number, eps=False, functional=functional)[1]
-        return
-    try:
-        yield gradients
-    finally:
-        flip()
-
-
-class _Candidate:
+class Candidate:
     """A relation with its points, by their number of columns."""
 
     def __init__(
@@ -164,20 +137,20 @@ class _Candidate:
         return Pair(both, k, count, GL if k > 1 else POSITIVE, self.degree, worst, entries, _reason(both, k))
 
 
-def _confirmed(candidates: list[_Candidate], acting: Acting) -> list[Pair]:
+def _confirmed(found: list[Candidate], acting: Acting) -> list[Pair]:
     """Pairs whose group leaves the outputs as they are, with the largest group that does."""
-    for candidate in candidates:
+    for candidate in found:
         for k in [k for k in candidate.points if k > 1 and not candidate.whole]:
             candidate.single(k)
-    blocks = [(candidate, k) for candidate in candidates for k in candidate.points]
+    blocks = [(candidate, k) for candidate in found for k in candidate.points]
     signed = _signed(blocks, acting)
     for candidate, k in blocks:
         if k > 1 and (candidate, k) not in signed:
             candidate.single(k)
-    found = [(candidate, 1) for candidate in candidates if 1 in candidate.points and (candidate, 1) not in signed]
+    rest = [(candidate, 1) for candidate in found if 1 in candidate.points and (candidate, 1) not in signed]
     for back in (False, True):
-        found = agreeing(found, partial(_unchanged, acting, signs=False, back=back))[0]
-    result = [pair for candidate, k in found for pair in candidate.pairs(k)]
+        rest = agreeing(rest, partial(_unchanged, acting, signs=False, back=back))[0]
+    result = [pair for candidate, k in rest for pair in candidate.pairs(k)]
     for candidate, k in signed:
         result += [replace(pair, group=GL if k > 1 else SCALING) for pair in candidate.pairs(k)]
     return result

@@ -71,6 +71,19 @@ class Relation:
         left, right = (tuple(part.take(columns) for part in side) for side in (self.left, self.right))
         return Relation(left, right, self.degree)
 
+    def residuals(self, charges: Charges, floor: Array) -> Array:
+        """Largest difference of the charges of each column in any pass, relative to their size; 0 without a gradient."""
+        (left, left2), (right, right2) = (
+            (
+                np.sum([bundle.values[:, part.indices].sum(-1) for bundle, part in found], 0),
+                np.sum([(bundle.sizes[:, part.indices] ** 2).sum(-1) for bundle, part in found], 0),
+            )
+            for found in ([(charges.bundle(part.axis), part) for part in side] for side in (self.left, self.right))
+        )
+        gap, size = np.abs(left - self.degree * right), np.sqrt(left2) + self.degree * np.sqrt(right2)
+        live = size > floor[:, None]
+        return np.where(live, gap / np.where(live, size, 1.0), 0.0).max(0)
+
 
 class _Entries:
     """Sums of charges from several sources, one after the other: (passes, entries), of the first two passes."""
@@ -80,19 +93,22 @@ class _Entries:
         found = [self.part(source, 2) for source in range(len(self.bundles))]
         self.values, self.sizes = (np.concatenate([part[side] for part in found], 1) for side in (0, 1))
         # Where most of an axis has no gradient, as rows of an embedding, sums that begin or end there are those of shorter windows.
-        alive = [bundle.sizes[0] > floor for bundle in self.bundles]
-        ends = [w.block is None and live.mean() < SPARSE for w, live in zip(self.windows, alive, strict=True)]
-        alive = [live if sparse else np.ones_like(live) for live, sparse in zip(alive, ends, strict=True)]
-        self.alive = np.concatenate([w.ends(live) for w, live in zip(self.windows, alive, strict=True)])
+        alive = {bundle: bundle.sizes[0] > floor for bundle in self.bundles}
+        sparse = {bundle for bundle, live in alive.items() if live.mean() < SPARSE}
         counts = [values.shape[1] for values, _ in found]
+        self.alive = np.concatenate(
+            [
+                window.ends(alive[bundle]) if bundle in sparse and window.block is None else np.ones(count, bool)
+                for bundle, window, count in zip(self.bundles, self.windows, counts, strict=True)
+            ]
+        )
         self.starts = np.cumsum([0, *counts])
         self.source = np.repeat(np.arange(len(counts)), counts)
 
     def part(self, source: int, passes: int | None = None) -> tuple[Array, Array]:
         """Values and sizes of one source, of the first passes or of all."""
-        bundle, window = self.bundles[source], self.windows[source]
-        squares = np.maximum(window.sums(bundle.sizes[:passes] ** 2), 0.0)
-        return window.sums(bundle.values[:passes]), np.sqrt(squares)
+        values, squares = self.windows[source].sums(self.bundles[source].sums[:, :passes])
+        return values, np.sqrt(np.maximum(squares, 0.0))
 
     def slices(self, source: int, places: Indices) -> tuple[Slices, ...]:
         """The slices that the sums at those places of a source are made of."""
@@ -178,15 +194,16 @@ class _Search:
         for cluster in self._clusters():
             self._compare([part for bundle in cluster for part in self._windows(bundle, fused=False)])
         free = [b for b in self.bundles if self._free(b)]
-        some: list[list[tuple[Bundle, Window]]] = [[], [], []]
+        parts: list[list[tuple[Bundle, Window]]] = [[], [], []]
+        left = list(MANY)
         for bundle in sorted(free, key=lambda b: b.values.shape[1]):
-            for part in self._windows(bundle, fused=True):
-                some[0 if self.claimed[bundle.main].any() else max(1, len(part[1].levels))].append(part)
-        parts = []
-        for limit, ranked in zip(MANY, some, strict=True):
-            counts = np.cumsum([window.places(bundle.values.shape[1]) for bundle, window in ranked], dtype=int)
-            parts += ranked[: int((counts <= limit).sum())]
-        self._compare(parts)
+            partly = self.claimed[bundle.main].any()
+            for _, window in self._windows(bundle, fused=True):
+                rank = 0 if partly else max(1, len(window.levels))
+                left[rank] -= window.places(bundle.values.shape[1])
+                if left[rank] >= 0:
+                    parts[rank].append((bundle, window))
+        self._compare([part for some in parts for part in some])
 
     def _free(self, bundle: Bundle) -> bool:
         return not self.claimed[bundle.main].all() and bool(self._live(bundle.values, bundle.sizes)[0].any())
@@ -251,21 +268,27 @@ class _Search:
         """Entries i, j with charges cᵢ = degree · cⱼ in all passes."""
         live = self._live(entries.values, entries.sizes)
         kept = np.flatnonzero(entries.alive & live[0] & live[1:].any(0))
-        values, sizes = entries.values[:, kept], entries.sizes[:, kept]
-        role = np.zeros(len(kept), int)
+        scale = np.ones(len(kept))
         if degree > 1:
-            kept, role = np.concatenate([kept, kept]), np.repeat([0, 1], len(kept))
-            values, sizes = np.concatenate([values, degree * values], 1), np.concatenate([sizes, degree * sizes], 1)
-        order = np.argsort(values[0])
-        kept, role, values, sizes = kept[order], role[order], values[:, order], self.tolerance * sizes[:, order]
-        near = np.diff(values[0]) <= sizes[0, :-1] + sizes[0, 1:]
+            kept, scale = np.concatenate([kept, kept]), np.repeat([1.0, degree], len(kept))
+        first = scale * entries.values[0, kept]
+        order = np.argsort(first)
+        kept, scale, first = kept[order], scale[order], first[order]
+        sizes = self.tolerance * scale * entries.sizes[0, kept]
+        near = np.diff(first) <= sizes[:-1] + sizes[1:]
         chain, lag, found = near, 1, []
         while lag <= LAGS and chain.any():
             at = np.flatnonzero(chain)
-            equal = (np.abs(values[:, at] - values[:, at + lag]) <= sizes[:, at] + sizes[:, at + lag]).all(0)
-            at = at[equal & ((role[at] != role[at + lag]) | (degree == 1))]
-            swap = (role[at] > role[at + lag]) | ((degree == 1) & (kept[at] > kept[at + lag]))
-            found.append(np.stack([np.where(swap, kept[at + lag], kept[at]), np.where(swap, kept[at], kept[at + lag])]))
+            if degree > 1:
+                at = at[scale[at] != scale[at + lag]]
+            a, b = kept[at], kept[at + lag]
+            gap = np.abs(scale[at] * entries.values[:, a] - scale[at + lag] * entries.values[:, b])
+            size = scale[at] * entries.sizes[:, a] + scale[at + lag] * entries.sizes[:, b]
+            equal = (gap <= self.tolerance * size).all(0)
+            a, b, swap = a[equal], b[equal], (scale[at] > scale[at + lag])[equal]
+            if degree == 1:
+                swap = a > b
+            found.append(np.stack([np.where(swap, b, a), np.where(swap, a, b)]))
             chain, lag = chain[:-1] & near[lag:], lag + 1
         i, j = np.concatenate(found, 1) if found else np.zeros((2, 0), int)
         return i, j

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class Window:
     levels: Levels = ()
     block: int | None = None
 
-    @property
+    @cached_property
     def shifts(self) -> Indices:
         """Where the slices are, relative to the first."""
         found = np.zeros(1, np.int64)
@@ -30,10 +31,10 @@ class Window:
             found = (found[:, None] + distance * np.arange(number)).ravel()
         return found
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many slices are summed."""
-        return int(np.prod([number for number, _ in self.levels], dtype=int))
+        return prod(number for number, _ in self.levels)
 
     def places(self, length: int) -> int:
         """How many places there are on an axis of that length."""
@@ -60,6 +61,9 @@ class Window:
                 values.reshape(*values.shape[:-1], -1, self.count, self.block).sum(-2).reshape(*values.shape[:-1], -1)
             )
         for number, distance in self.levels:
+            if number == 2:
+                values = values[..., :-distance] + values[..., distance:]
+                continue
             length = values.shape[-1]
             steps = -(-length // distance)
             padded = np.zeros((*values.shape[:-1], (steps + 1) * distance))
@@ -70,27 +74,32 @@ class Window:
         return values
 
 
-def windows(bundle: Bundle, shape: tuple[int, ...], *, fused: bool = True) -> Iterator[Window]:
+def windows(bundle: Bundle, shape: tuple[int, ...], *, fused: bool = True) -> tuple[Window, ...]:
     """The windows that may make points on the axis of `bundle`, of a parameter of that shape: of one level, and of two numbers that
     are repeated, as the frequencies of rotary embeddings are in query heads that share a key head.
 
     Distances divide the length of the axis, and so do numbers; of `fused` weights, which may hold queries beside a key and a value per
     group, so may one or two more.
     """
-    length = bundle.values.shape[1]
     if len(bundle.main.dims) > 1:
         block = shape[bundle.main.dims[1]]
-        yield from (Window(((n, block),), block) for n in _divisors(shape[0]) if 1 < n < shape[0])
-        return
+        return tuple(Window(((n, block),), block) for n in _divisors(shape[0]) if 1 < n < shape[0])
+    return _of_length(bundle.values.shape[1], fused)
+
+
+@lru_cache(maxsize=256)
+def _of_length(length: int, fused: bool) -> tuple[Window, ...]:
+    found = []
     for distance in _divisors(length):
         numbers = _numbers(length // distance, fused)
         if distance == 1 and fused:  # all numbers of several heads
             numbers |= {n * k for k in _divisors(length) for n in _numbers(length // k, fused)}
         for number in sorted(numbers):
-            yield Window(((number, distance),))
+            found.append(Window(((number, distance),)))
             for two in _divisors(distance):
                 if (number - 1) * distance + two < length and distance % (2 * two) == 0 and distance > 2 * two:
-                    yield Window(((number, distance), (2, two)))
+                    found.append(Window(((number, distance), (2, two))))
+    return tuple(found)
 
 
 def _numbers(most: int, fused: bool) -> set[int]:
@@ -99,6 +108,7 @@ def _numbers(most: int, fused: bool) -> set[int]:
     return {2} | {d - more for d in _divisors(most) for more in range(3 if fused else 1) if d - more > 1}
 
 
-def _divisors(n: int) -> list[int]:
+@lru_cache(maxsize=4096)
+def _divisors(n: int) -> tuple[int, ...]:
     small = [d for d in range(1, int(n**0.5) + 1) if n % d == 0]
-    return sorted({*small, *(n // d for d in small)})
+    return tuple(sorted({*small, *(n // d for d in small)}))

@@ -9,7 +9,9 @@ measured = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "benchmarks" 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", measured["OPTIMIZERS"], ids=lambda case: f"{case[0].__name__} {case[1]} {case[2].blocks}")
+@pytest.mark.parametrize(
+    "case", measured["OPTIMIZERS"], ids=lambda case: f"{case[0].__name__} {case[1]} {case[2].blocks}"
+)
 def test_what_an_optimizer_keeps_is_what_the_page_says(case):
     """Curves agree to 1e-8 under what it keeps, and part by more than 1e-4 of the loss under what it does not."""
     make, manifold, rows, kept = case

@@ -176,7 +176,7 @@ def test_a_bias_belongs_to_the_points_of_one_weight():
 
 
 def found_in(depth):
-    """The report on a network with so many ReLU6, after at most 40 passes."""
+    """The report on a network with so many ReLU6, after at most 40 passes, and 20 for pairs."""
     torch.manual_seed(0)
     layers, calls = [], []
     for _ in range(depth):
@@ -184,11 +184,11 @@ def found_in(depth):
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12 * 9, 2))
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     report = psi.find(model, torch.randn(6, 12, 9))
-    assert len(calls) <= 40
+    assert len(calls) <= 60
     return report
 
 
-def test_never_more_than_40_passes():
+def test_never_more_than_60_passes():
     """Gains in front of ReLU6 pass for invariant until a value reaches 6."""
     report = found_in(12)
     assert [f.granularity for f in report if len(f.shape) == 3] == ["row"] * 12, f"\n{report}"

@@ -47,3 +47,11 @@ def test_an_eps_that_shows_at_scattered_weights():
     assert not wrong
     assert not missed
     assert count > 2
+
+
+def test_rows_that_use_up_their_passes_leave_some_for_pairs():
+    """Rows of these networks are refuted one by one."""
+    wrong, missed, count = survey([281])
+    assert not wrong
+    assert not missed
+    assert count > 2

@@ -278,9 +278,9 @@ MUTANTS = [
     ),
     Mutant(
         "units that are on for all inputs are pairs",
-        "psi/pairs.py",
-        "                w.detach().neg_()\n",
-        "                pass\n",
+        "psi/acting.py",
+        "self._turns = [self._flipped(bases), ",
+        "self._turns = [(1, False, bases[1]), ",
         "tests/psi/test_pairs.py::test_units_that_are_off_or_on_for_all_inputs",
     ),
     Mutant(
@@ -314,7 +314,7 @@ MUTANTS = [
     Mutant(
         "pairs that nothing has confirmed",
         "psi/pairs.py",
-        "        found = agreeing(found, partial(_unchanged, acting, signs=False, back=back))[0]\n",
+        "        rest = agreeing(rest, partial(_unchanged, acting, signs=False, back=back))[0]\n",
         "        pass\n",
         "tests/psi/test_pairs.py::test_labels[0-relu6]",
     ),
@@ -394,5 +394,12 @@ MUTANTS = [
         "if count == math.prod(shapes[name])",
         "if count",
         "tests/psi/test_slices.py::test_decay_groups",
+    ),
+    Mutant(
+        "pairs get the passes that rows have left",
+        "psi/invariance.py",
+        "before + FOR_PAIRS)",
+        "PASSES - FOR_LEAKS)",
+        "tests/psi/test_pairs_random.py::test_rows_that_use_up_their_passes_leave_some_for_pairs",
     ),
 ]
