@@ -83,27 +83,17 @@ def step_pairs(
     pairs = [_Pairs(points, fresh, state, rule, options, division) for points, fresh in sets.items()]
     x, counts = [each.x for each in pairs], [each.x.count for each in pairs]
     wide = division is not None and dtype != torch.float64
-    if division is None:
-        for each, metric in zip(pairs, _metrics(manifold, x, all_grams(x)), strict=True):
-            each.move(metric)
-    else:
-        squares = all_grams([each.g for each in pairs], wide=wide) if pairs[0].measured else x[0].first.new_zeros(0)
-        grams, squares = yield from _total(division, all_grams(x, wide=wide), squares)
-        for i, (each, metric) in enumerate(zip(pairs, _summed_metrics(manifold, grams, counts), strict=True)):
-            length = metric.length(squares.split(counts, 1)[i]).to(dtype) if each.measured else None
-            each.move(metric.to(dtype), length)
+    summed = division is not None
+    squares = [all_grams([each.g for each in pairs], wide=wide)] if summed and pairs[0].measured else []
+    grams, *squares = yield from _total(division, dtype, all_grams(x, wide=wide), *squares)
+    for i, (each, metric) in enumerate(zip(pairs, _metrics(manifold, x, grams, summed), strict=True)):
+        each.move(metric.to(dtype), *(metric.length(total.split(counts, 1)[i]).to(dtype) for total in squares))
     names = pairs[0].vectors
     if options["transport"] == "none" or not names:
         return
     alongs = [all_grams(x, [each.vectors[name] for each in pairs], wide) for name in names]
-    grams, *alongs = yield from _total(division, all_grams(x, wide=wide), *alongs)
-    metrics = (
-        []
-        if manifold.k == 1
-        else _metrics(manifold, x, grams)
-        if division is None
-        else _summed_metrics(manifold, grams, counts)
-    )
+    grams, *alongs = yield from _total(division, dtype, all_grams(x, wide=wide), *alongs)
+    metrics = _metrics(manifold, x, grams, summed)
 
     def divided(a: Tensor) -> Tensor:
         return torch.cat([each.divided(own) for each, own in zip(metrics, a.split(counts, 1), strict=True)], 1)
@@ -113,19 +103,18 @@ def step_pairs(
             share = manifold.vertical_share(*grams, *along).to(dtype)
             turns = -share, manifold.degree * share
         else:
-            turn = manifold.turn(*grams, *along, divided).to(dtype)
+            turn = manifold.turn(grams[0], grams[1], along[0], along[1], divided).to(dtype)
             turns = -turn, turn.mT
         for each, *factors in zip(pairs, *(turn.split(counts) for turn in turns), strict=True):
             each.vectors[name].add_(each.x, factors)
 
 
-def _total(division: Division | None, *sums: Tensor) -> Step[Sequence[Tensor]]:
-    """The totals of sums over all processes."""
+def _total(division: Division | None, dtype: torch.dtype, *sums: Tensor) -> Step[Sequence[Tensor]]:
+    """The totals of sums over all processes; they are sent as numbers of `dtype`, like what is gathered, so that one collective takes
+    both."""
     if division is None:
         return sums
     sent = torch.cat([each.double().flatten() for each in sums])
-    # In the dtype of what is gathered, so that one collective takes both.
-    dtype = next(iter(division.local.values())).dtype
     answer = yield division.group, sent.view(dtype)
     total = answer.clone(memory_format=torch.contiguous_format).view(torch.float64).sum(0)
     pieces = total.split([each.numel() for each in sums])
@@ -198,7 +187,7 @@ class _Metric:
     def __init__(self, inverses: Tensor, triangles: Tensor | None = None) -> None:
         self._inverses, self._triangles = inverses, triangles
 
-    def gradient(self, g: Sides, measured: bool) -> tuple[Sides, Sequence[Any], Any]:
+    def gradient(self, g: Sides, measured: bool) -> tuple[Sides, Any, Any]:
         """An array and factors whose product is the Riemannian gradient, and if `measured` its length, (points, 1, 1)."""
         if self._triangles is not None:
             source = g.times(self._triangles.mT)
@@ -223,12 +212,16 @@ class _Metric:
         return _Metric(self._inverses.to(dtype), None if self._triangles is None else self._triangles.to(dtype))
 
 
-def _metrics(manifold: FixedRank, sides: Sequence[Sides], grams: Tensor) -> list[_Metric]:
-    """The metric at the points of each set; weights are factored together, and again where that is too rough, set by set."""
+def _metrics(manifold: FixedRank, sides: Sequence[Sides], grams: Tensor, summed: bool) -> list[_Metric]:
+    """The metric at the points of each set; weights are factored together, and again where that is too rough, set by set, but
+    not those that are `summed` over processes, in float64."""
     weights = torch.stack(manifold.weights_of(*grams))
     counts = [side.count for side in sides]
     if manifold.k == 1:
         return [_Metric(inverses) for inverses in (1.0 / weights).split(counts, 1)]
+    if summed:
+        triangles = inverse_triangle(numerics.cholesky(weights))
+        return [_Metric(each, each) for each in triangles.split(counts, 1)]
     if not numerics.readable(weights):
         return _careful(manifold, sides, weights)
     inverses, served = manifold.inverses_of(weights)
@@ -239,15 +232,6 @@ def _metrics(manifold: FixedRank, sides: Sequence[Sides], grams: Tensor) -> list
         for i, metric in zip(rough, _careful(manifold, [sides[i] for i in rough], chosen), strict=True):
             metrics[i] = metric
     return metrics
-
-
-def _summed_metrics(manifold: FixedRank, grams: Tensor, counts: Sequence[int]) -> list[_Metric]:
-    """The metric at the points of each set from Grams in float64 that other processes have parts of."""
-    weights = torch.stack(manifold.weights_of(*grams))
-    if manifold.k == 1:
-        return [_Metric(inverses) for inverses in (1.0 / weights).split(counts, 1)]
-    triangles = inverse_triangle(numerics.cholesky(weights))
-    return [_Metric(each, each) for each in triangles.split(counts, 1)]
 
 
 def _careful(manifold: FixedRank, sides: Sequence[Sides], weights: Tensor) -> list[_Metric]:

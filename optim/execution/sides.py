@@ -73,8 +73,8 @@ class Sides:
             into[int(i >= self._left), own] += _dots(a, b, points).view(-1, 1, 1)
         return into
 
-    def times(self, matrices: Sequence[Tensor]) -> Sides:
-        """Each factor times matrices per point, (points, k, k), in the memory order of this array."""
+    def times(self, matrices: Tensor) -> Sides:
+        """Each factor times its own of `matrices`, (2, points, k, k), in the memory order of this array."""
         found = [torch.empty_like(part) for part in self._parts]
         for i, (target, part, (_, own)) in enumerate(zip(found, self._parts, self._owned, strict=True)):
             torch.bmm(part, matrices[int(i >= self._left)][own], out=target)

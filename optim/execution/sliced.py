@@ -178,7 +178,8 @@ class SlicedGroup:
         stacks = [Stacked(sets, state, rule, key[-1]) for key, sets in kinds.items()]
         local_table = {stack.x: (stack.points,) for stack in stacks}
         local_state = {stack.x: stack.state for stack in stacks}
-        self._locals, work = [], []
+        self._locals = []
+        work: list[Callable[[], None]] = []
         for of_rest in (False, True):
             params = [stack.x for stack in stacks if stack.of_rest is of_rest]
             changed = {**(options_of_rest(options) if of_rest else options), "params": params}
