@@ -6,6 +6,7 @@ import mutants_manifolds
 import mutants_norms
 import mutants_optim
 import mutants_psi
+import mutants_slices
 
 MUTANTS = [
     *mutants_manifolds.MUTANTS,
@@ -13,5 +14,6 @@ MUTANTS = [
     *mutants_norms.MUTANTS,
     *mutants_optim.MUTANTS,
     *mutants_psi.MUTANTS,
+    *mutants_slices.MUTANTS,
     *mutants_experiments.MUTANTS,
 ]
