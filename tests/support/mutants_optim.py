@@ -283,4 +283,18 @@ MUTANTS = [
         "if any(first < end < last for first, last in spans for end in ends):",
         "tests/stacks/test_sharded_slices.py::test_slices_of_all_shards_are_all_slices",
     ),
+    Mutant(
+        "a solver whose step depends on the scale of the loss",
+        "optim/lmo.py",
+        "min(g.shape[-2:]) ** 0.5 / _divisor(size)",
+        "min(g.shape[-2:]) ** 0.5",
+        "tests/optim/test_lmo.py::test_stiefel_at_every_scale_of_the_loss[shape2-dtype0]",
+    ),
+    Mutant(
+        "a polar factor beside the hyperplane",
+        "optim/lmo.py",
+        "    return share * low.polar + (1.0 - share) * high.polar\n",
+        "    return low.polar\n",
+        "tests/optim/test_lmo.py::test_hyperplane_where_no_polar_factor_is_tangent",
+    ),
 ]
