@@ -23,7 +23,8 @@ class SpectralSphere(EmbeddedManifold):
 
         T_x = {A : ⟨u₁ v₁ᵀ, A⟩ = 0},    R_x(A) = R (x + A)/σ₁(x + A).
 
-    It is smooth where σ₁ is simple, which all but a set of measure 0 are; elsewhere one pair of singular vectors is taken.
+    It is smooth where σ₁ is simple, which it is but on a set of measure 0; elsewhere one pair of singular vectors is taken. The derivatives
+    of `project` with respect to x are those of a singular value decomposition, and need all singular values to be different.
 
     Example:
         >>> import torch
@@ -39,6 +40,7 @@ class SpectralSphere(EmbeddedManifold):
     """
 
     radius: float = 1.0
+    """The operator norm between root mean squares."""
     event_ndim = 2
     compact = True
 

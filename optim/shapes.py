@@ -47,7 +47,7 @@ class Points(NamedTuple):
     """The shape of one matrix: of a point, or of all rows of a parameter if the points are its rows. None: no matrix."""
 
     def matrices(self, a: Tensor) -> Tensor:
-        """`a`, (*batch, *event), as matrices, (matrices, *matrix)."""
+        """`a`, shaped like the points, as matrices, (matrices, n, p)."""
         assert self.matrix is not None
         return a.reshape(-1, *self.matrix)
 
@@ -186,10 +186,15 @@ class Spectral(Shape):
     """
 
     method: str = "newton_schulz"
+    """``"newton_schulz"``, ``"polar_express"`` or ``"svd"``."""
     steps: int = 5
+    """Steps of the iteration."""
     coefficients: tuple[float, float, float] = msign.QUINTIC
+    """The coefficients of Newton–Schulz."""
     dtype: torch.dtype | None = None
+    """The dtype of the iteration."""
     exact: bool = False
+    """Whether the step is the best tangent one."""
     of_matrices = True
 
     def __post_init__(self) -> None:

@@ -80,4 +80,11 @@ MUTANTS = [
         "return a.sign()",
         "tests/optim/test_shapes.py::test_zero_gradients_are_still_steps_and_others_spread[PSI()-sign]",
     ),
+    Mutant(
+        "a spectral sphere is never returned to",
+        "manifolds/spectral_sphere.py",
+        "numerics.hold_still(u, moved * (self.size(x) / _largest(moved)), moved, 2)",
+        "moved",
+        "tests/optim/test_norm_presets.py::test_sso[1.0-True]",
+    ),
 ]
