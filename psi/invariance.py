@@ -139,8 +139,7 @@ def find(
             search.settle(taken, *rescaling.unchanged(taken))
     fused = slices(charges, search, tolerances, rescaling)
     del rescaling
-    cuts_of_slices = [cut for some in fused.proven.values() for cut in some]
-    leaking = leaks(probe, [*search.proven.values(), *cuts_of_slices], tolerances, PASSES)
+    leaking = leaks(probe, [*search.proven.values(), *fused.cuts], tolerances, PASSES)
     found, notes = pairs(probe, charges, bases, tolerances, PASSES)
     return report(probe, search, fused, reasons, leaking, Pairs(found, blockers, notes))
 
