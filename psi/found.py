@@ -75,7 +75,7 @@ def declare_found(
         undeclare(model, name)
     for commit in plan.commits:
         commit()
-    names = tuple(name for f in plan.declared for name in f.names)
+    names = tuple(dict.fromkeys(name for f in plan.declared for name in f.names))
     return Declared(plan.findings, names, plan.pairs, tuple(plan.declared_pairs))
 
 
@@ -114,12 +114,9 @@ def _prepared(
     of_rows, of_pairs = ("keep", representative) if representative == "balanced" else (representative, "keep")
     commits = []
     for f in declared:
+        joined = () if f.slices else f.joined
         for name in f.slices or (f.name,):
-            commits.append(
-                preparing(
-                    model, name, manifold, f.rows, () if f.slices else f.joined, of_rows, found=True, without=obsolete
-                )
-            )
+            commits.append(preparing(model, name, manifold, f.rows, joined, of_rows, found=True, without=obsolete))
     for pair in free:
         on = FixedRank(pair.k, damping=damping, degree=pair.degree)
         commits.append(preparing(model, pair.factors, on, representative=of_pairs, found=True, without=obsolete))

@@ -145,10 +145,9 @@ def find(
             search.settle(taken, *rescaling.unchanged(taken))
     fused = slices(charges, search, tolerances, rescaling)
     del rescaling
-    cuts_of_slices = [cut for some in fused.proven.values() for cut in some]
     before = probe.passes
     paired, notes = pairs(probe, found, bases, tolerances, before + FOR_PAIRS)
-    leaking = leaks(probe, [*search.proven.values(), *cuts_of_slices], tolerances, PASSES + probe.passes - before)
+    leaking = leaks(probe, [*search.proven.values(), *fused.cuts], tolerances, PASSES + probe.passes - before)
     return report(probe, search, fused, reasons, leaking, Pairs(paired, blockers, notes))
 
 

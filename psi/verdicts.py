@@ -130,6 +130,11 @@ class Sliced(NamedTuple):
     radial: Mapping[Cut, float]
     """What is left of Euler's identity."""
 
+    @property
+    def cuts(self) -> list[Cut]:
+        """Those of all parameters."""
+        return [cut for cuts in self.proven.values() for cut in cuts]
+
 
 class Pairs(NamedTuple):
     """What is known of pairs of factors."""
