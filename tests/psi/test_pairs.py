@@ -113,6 +113,15 @@ def test_the_report_prints_both_tables():
     assert report.to_dict()["inner.v.weight"]["pairs"][0]["group"] == "GL"
 
 
+def test_only_what_may_be_turned_is_called_a_rotary_embedding():
+    for network, reason in (
+        (pair_networks.rotary_grouped_interleaved_in_part, "rotary embedding: scalings only"),
+        (units.couples, "each may be rescaled"),
+    ):
+        (pair,) = (p for p in found(network).pairs if p.k == 1)
+        assert pair.reason == reason
+
+
 def test_what_stands_between_is_told():
     report = found(units.gelu)
     assert report.obstacles == ("GELU between 0.weight and 2.weight", "GELU between 2.weight and 4.weight")
