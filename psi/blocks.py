@@ -15,7 +15,7 @@ from ..manifolds.parameters.factors import Factors, Levels, Part
 from .charges import Indices
 from .relations import Relation, Slices
 
-__all__ = ["factors", "points"]
+__all__ = ["factors", "points", "turned"]
 
 PATIENCE = 8
 """After so many slices in a row that are points of their own, all others are taken to be, unless they are equal to the next one."""
@@ -34,6 +34,26 @@ def points(
         k: np.stack([some for some in classes if len(some) == k])
         for k in sorted({len(some) for some in classes}, reverse=True)
     }
+
+
+def turned(
+    weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], relation: Relation, tolerance: float, floor: float
+) -> bool:
+    """Whether both sides are pairs of slices, x and y, that may also be turned together: Σ x ∂L/∂y − y ∂L/∂x = 0 over both, as under
+    rotary embeddings."""
+    parts = relation.left + relation.right
+    if any(part.rows[-1:] == () or part.rows[-1][0] != 2 for part in parts):
+        return False
+    found = []
+    for part in parts:
+        w, g = (_matrix(t[part.axis.name].detach(), part) for t in (weights, gradients))
+        shape = len(w), prod(n for n, _ in part.rows[:-1]), 2, -1
+        (x, y), (gx, gy) = w.view(shape).unbind(2), g.view(shape).unbind(2)
+        found += [(x * gy).flatten(1), -(y * gx).flatten(1)]
+    products = torch.cat(found, 1)
+    gap, size = products.sum(1).abs(), products.norm(dim=1)
+    live = size > floor
+    return bool(live.any()) and bool((gap <= tolerance * size)[live].all())
 
 
 class _Moments:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..manifolds.parameters.factors import Factors
 from .acting import Acting
-from .blocks import factors, points
+from .blocks import factors, points, turned
 from .charges import Array, Charges, Indices
 from .euler import Tolerances
 from .probe import Probe
@@ -79,8 +79,10 @@ def candidates(
     floor = charges.floor(tolerances.dead)
     found = []
     for relation in relations(charges, tolerances.charges, floor):
-        by_columns = points(weights, gradients, relation, tolerances.charges, float(floor[-1]))
-        found.append(Candidate(relation, by_columns, relation.residuals(charges, floor), charges.shapes))
+        seen = weights, gradients, relation, tolerances.charges, float(floor[-1])
+        found.append(
+            Candidate(relation, points(*seen), relation.residuals(charges, floor), charges.shapes, turned(*seen))
+        )
     return found
 
 
@@ -101,10 +103,15 @@ class Candidate:
     """A relation with its points, by their number of columns."""
 
     def __init__(
-        self, relation: Relation, points: dict[int, Indices], residuals: Array, shapes: dict[str, tuple[int, ...]]
+        self,
+        relation: Relation,
+        points: dict[int, Indices],
+        residuals: Array,
+        shapes: dict[str, tuple[int, ...]],
+        turned: bool,
     ) -> None:
         self.points, self._relation, self._residuals, self._shapes = points, relation, residuals, shapes
-        self.degree = relation.degree
+        self.degree, self._turned = relation.degree, turned
         self.kind = tuple(re.sub(r"\d+", "", part.axis.name) for part in relation.left + relation.right)
         """The same for layers whose names differ in numbers only."""
 
@@ -134,7 +141,7 @@ class Candidate:
         grids = [part.grid(self._shapes[part.name], k) for part in both.parts]
         entries = sum(grid.points * grid.height * k for grid in grids)
         worst = float(self._residuals[columns].max())
-        return Pair(both, k, count, GL if k > 1 else POSITIVE, self.degree, worst, entries, _reason(both, k))
+        return Pair(both, k, count, GL if k > 1 else POSITIVE, self.degree, worst, entries, _reason(k, self._turned))
 
 
 def _confirmed(found: list[Candidate], acting: Acting) -> list[Pair]:
@@ -180,9 +187,7 @@ def _unchanged(acting: Acting, blocks: list[_Block], *, signs: bool, back: bool)
     return acting.unchanged([pair for candidate, k in blocks for pair in candidate.pairs(k)], signs=signs, back=back)
 
 
-def _reason(both: Factors, k: int) -> str:
+def _reason(k: int, turned: bool) -> str:
     if k > 1:
         return "each may be multiplied by an invertible matrix"
-    if all(part.rows for part in both.parts):
-        return "rotary embedding: scalings only"
-    return "each may be rescaled"
+    return "rotary embedding: scalings only" if turned else "each may be rescaled"

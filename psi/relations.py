@@ -239,6 +239,7 @@ class _Search:
             sides = entries.slices(a, i), entries.slices(b, j)
             first, second = sides[0][0].indices, sides[1][0].indices
             free_ = ~(self.claimed[sides[0][0].axis][first].any(1) | self.claimed[sides[1][0].axis][second].any(1))
+            free_ &= ~self._apart_too(entries, (a, i), (b, j))
             if sides[0][0].axis == sides[1][0].axis:
                 free_ &= ~(first[:, :, None] == second[:, None, :]).any((1, 2))
             # That the charges of two whole weights are equal follows from relations of their slices.
@@ -246,6 +247,23 @@ class _Search:
             total = any(side[0].indices.shape[1] == len(self.claimed[side[0].axis]) for side in sides)
             if free_.any() and not (total and self.group[names[0]] == self.group[names[1]]):
                 self._add(Relation(*sides).take(np.flatnonzero(free_)))
+
+    def _apart_too(self, entries: _Entries, *sides: tuple[int, Indices]) -> NDArray[np.bool_]:
+        """Where each of the two slices that both sides are sums of has an equal one: what is not turned of a head that is turned in part."""
+        levels = [entries.windows[source].levels[-1:] for source, _ in sides]
+        if any(level[0][0] != 2 if level else True for level in levels):
+            return np.zeros(len(sides[0][1]), bool)
+        apart = np.ones(len(sides[0][1]), bool)
+        for second in (0, 1):
+            (one, size), (other, size2) = (
+                Window(entries.windows[source].levels[:-1]).sums(entries.bundles[source].sums)[
+                    ..., places + second * entries.windows[source].levels[-1][1]
+                ]
+                for source, places in sides
+            )
+            sizes = np.sqrt(np.maximum(size, 0.0)) + np.sqrt(np.maximum(size2, 0.0))
+            apart &= (np.abs(one - other) <= self.tolerance * sizes).all(0)
+        return apart
 
     def _groups(self, entries: _Entries, degree: int) -> Iterator[tuple[int, int, Indices, Indices]]:
         """(source, source, places, places) with equal charges, places that are not clear included where they are between others."""

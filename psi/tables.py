@@ -28,10 +28,7 @@ def pair_rows(pairs: Sequence[Pair], shapes: Mapping[str, tuple[int, ...]]) -> l
     total = sum(prod(shape) for shape in shapes.values())
     return [
         (
-            *(
-                ", ".join(_told(part, shapes[part.name], p.k) for part in side)
-                for side in (p.factors.left, p.factors.right)
-            ),
+            *(" + ".join(map(str, side)) for side in (p.factors.left, p.factors.right)),
             (f"GL({p.k})" if p.k > 1 else p.group) + (f", degree {p.degree:g}" if p.degree != 1 else ""),
             str(p.points),
             f"{p.residual:.0e}",
@@ -72,16 +69,6 @@ def runs(labels: Sequence[object]) -> list[tuple[object, int, int]]:
         else:
             found.append((label, place, place))
     return found
-
-
-def _told(part: Part, shape: tuple[int, ...], k: int | None) -> str:
-    """The name of the parameter, with the dimension if it is not the first, and the indices if they are not all."""
-    dims = part.dim if isinstance(part.dim, tuple) else (part.dim,)
-    told = part.name if dims == (0,) else f"{part.name} dim {', '.join(map(str, dims))}"
-    for dim in dims:
-        if spans := _spans(part, shape, k, dim):
-            told += f" [{spans}]"
-    return told
 
 
 def _spans(part: Part, shape: tuple[int, ...], k: int | None, dim: int) -> str:

@@ -96,10 +96,18 @@ def _of_length(length: int, fused: bool) -> tuple[Window, ...]:
             numbers |= {n * k for k in _divisors(length) for n in _numbers(length // k, fused)}
         for number in sorted(numbers):
             found.append(Window(((number, distance),)))
-            for two in _divisors(distance):
-                if (number - 1) * distance + two < length and distance % (2 * two) == 0 and distance > 2 * two:
-                    found.append(Window(((number, distance), (2, two))))
-    return tuple(found)
+            for half in _halves(distance):
+                if (number - 1) * distance + half < length and 2 * half < distance:
+                    found.append(Window(((number, distance), (2, half))))
+    halves = {half for distance in _divisors(length) for half in _halves(distance)}
+    return (*found, *(Window(((2, half),)) for half in sorted(halves - set(_divisors(length)))))
+
+
+def _halves(size: int) -> set[int]:
+    """Half of how many numbers of a head of that size rotary embeddings may turn: what divides it, and eighths of it."""
+    return {
+        half for half in (*_divisors(size), *(n * size // 8 for n in range(1, 5) if size % 8 == 0)) if 2 * half <= size
+    }
 
 
 def _numbers(most: int, fused: bool) -> set[int]:

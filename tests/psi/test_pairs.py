@@ -84,15 +84,24 @@ def test_the_report_prints_both_tables():
     text = str(report).splitlines()
     start = next(i for i, line in enumerate(text) if line.startswith("factor B"))
     assert [line.split()[0] for line in text[start + 2 : start + 5]] == [
-        "inner.k.weight",
-        "inner.k.weight",
-        "inner.o.weight",
+        "inner.k.weight[2@6·2@1(2@2)]",
+        "inner.k.weight[4:,",
+        "inner.o.weight[dim",
     ]
-    assert "inner.k.weight [4–5, 10–11]" in text[start + 3]
+    assert text[start + 3].startswith("inner.k.weight[4:, 2@6]  inner.q.weight[4:, 2@6]  ")
     assert "GL(2)" in text[start + 3]
     assert "rotary embedding: scalings only" in text[start + 2]
     assert "Pairs of factors: 3, with 8 points: 576 of 588 parameters, 98.0 %." in text
     assert report.to_dict()["inner.v.weight"]["pairs"][0]["group"] == "GL"
+
+
+def test_only_what_may_be_turned_is_called_a_rotary_embedding():
+    for network, reason in (
+        (pair_networks.rotary_grouped_interleaved_in_part, "rotary embedding: scalings only"),
+        (units.couples, "each may be rescaled"),
+    ):
+        (pair,) = (p for p in found(network).pairs if p.k == 1)
+        assert pair.reason == reason
 
 
 def test_what_stands_between_is_told():

@@ -346,4 +346,25 @@ MUTANTS = [
         "PASSES - FOR_LEAKS)",
         "tests/psi/test_pairs_random.py::test_rows_that_use_up_their_passes_leave_some_for_pairs",
     ),
+    Mutant(
+        "two slices that have partners of their own are one point",
+        "psi/relations.py",
+        "            free_ &= ~self._apart_too(entries, (a, i), (b, j))\n",
+        "            pass\n",
+        "tests/psi/test_pairs.py::test_labels[0-rotary_grouped_interleaved_in_part]",
+    ),
+    Mutant(
+        "halves of what is turned divide a head",
+        "psi/windows.py",
+        "for n in range(1, 5) if size % 8",
+        "for n in range(1, 1) if size % 8",
+        "tests/psi/test_pairs.py::test_labels[0-rotary_in_large_part]",
+    ),
+    Mutant(
+        "all sums on both sides are rotary embeddings",
+        "psi/blocks.py",
+        "return bool(live.any()) and bool(",
+        "return bool(live.any()) or bool(",
+        "tests/psi/test_pairs.py::test_only_what_may_be_turned_is_called_a_rotary_embedding",
+    ),
 ]

@@ -193,6 +193,36 @@ def rotary_grouped() -> Network:
     ]  # fmt: skip
 
 
+def rotary_grouped_in_part() -> Network:
+    """Four of six numbers of each head are turned, in the two query heads of a key head: c with c + 2."""
+    return grouped_in_part(2, ((2, 1),), interleaved=False)
+
+
+def rotary_grouped_interleaved_in_part() -> Network:
+    """The same, 2 c with 2 c + 1."""
+    return grouped_in_part(1, ((2, 2),), interleaved=True)
+
+
+def grouped_in_part(distance, frequencies, interleaved):
+    queries, keys = (((2, 6 * n), *frequencies) for n in (2, 1))
+    return Residual(Attention(4, 2, 6, rotary=4, interleaved=interleaved)), tokens(), [
+        pair(("inner.o.weight", 1, 0, ((2, 12),), 6, ((2, 6),)), "inner.v.weight", GL, 6),
+        pair(("inner.k.weight", 0, 0, keys, 1, ((2, distance),)),
+             ("inner.q.weight", 0, 0, queries, 1, ((2, 6), (2, distance)))),
+        pair(("inner.k.weight", 0, 4, ((2, 6),), 2), ("inner.q.weight", 0, 4, ((2, 12),), 2, ((2, 6),)), GL, 2),
+    ]  # fmt: skip
+
+
+def rotary_in_large_part() -> Network:
+    """Of heads of eight, six numbers are turned, c with c + 3, which divides neither eight nor sixteen."""
+    frequencies = (0, 0, ((2, 8), (3, 1)), 1, ((2, 3),))
+    return Residual(Attention(2, k=8, rotary=6)), tokens(), [
+        pair(("inner.o.weight", 1), "inner.v.weight", GL, 8),
+        pair(("inner.k.weight", *frequencies), ("inner.q.weight", *frequencies)),
+        pair(("inner.k.weight", 0, 6, ((2, 8),), 2), ("inner.q.weight", 0, 6, ((2, 8),), 2), GL, 2),
+    ]  # fmt: skip
+
+
 def normed_queries() -> Network:
     """Queries and keys are scale-invariant; their norms' weights are multiplied with each other, number by number."""
     norm = nn.RMSNorm

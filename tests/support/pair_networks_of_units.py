@@ -45,6 +45,19 @@ def relu_without_bias() -> Network:
     return mlp(nn.ReLU(), bias=False), samples(), units(bias=False)
 
 
+def couples() -> Network:
+    """(max(x, y), |x| + |y| / 2) is a times as large where both numbers are; it does not turn with them."""
+
+    def act(z):
+        x, y = z.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([torch.maximum(x, y), x.abs() + y.abs() / 2], -1).flatten(-2)
+
+    model = nn.Sequential(nn.Linear(6, H), Function(act), nn.Linear(H, 3))
+    both = (0, H // 2, 1, ((2, 1),))
+    label = pair([("2.weight", 1, *both)], [("0.weight", 0, *both), ("0.bias", 0, *both)], POSITIVE)
+    return model, samples(), [label]
+
+
 def leaky_relu() -> Network:
     return mlp(nn.LeakyReLU(0.1)), samples(), units()
 
