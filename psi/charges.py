@@ -125,9 +125,10 @@ class Charges:
 
 
 def _dims(shape: tuple[int, ...], stacked: bool) -> Iterator[tuple[int, ...]]:
-    """Each dimension, and those that may be counted together: of stacked weights and their biases, and of convolutions with groups."""
+    """Each dimension, also where inputs or outputs are one, and those that may be counted together: of stacked weights and their biases,
+    and of convolutions with groups."""
     wide = [dim for dim, size in enumerate(shape) if size > 1]
-    yield from ((dim,) for dim in wide)
+    yield from ((dim,) for dim, size in enumerate(shape) if size > 1 or dim < 2)
     pairs = [(0, dim) for dim in wide[1:] if wide[0] == 0 and (dim == 1 or len(shape) == 3)]
     if len(shape) > 2 or stacked:
         yield from (pair for pair in pairs if prod(shape[dim] for dim in pair) <= LONG)

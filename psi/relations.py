@@ -157,6 +157,10 @@ class _Search:
             one, other = entries.bundles[a].main, entries.bundles[b].main
             if any(_within(one, x) and _within(other, y) for pair in finer for x, y in (pair, pair[::-1])):
                 continue
+            # That the charges of two whole weights are equal follows from relations of their slices.
+            joined = self.group[one.name] == self.group[other.name]
+            if joined and (self._alone(entries.bundles[a]) or self._alone(entries.bundles[b])):
+                continue
             left, right = label[starts[one] + i], label[starts[other] + j]
             new = left != right
             if new.any() and not self._only(one, i) and not self._only(other, j):
@@ -170,12 +174,17 @@ class _Search:
                         if any(_within(axis, x) for x in (one, other)):
                             self.claimed[axis][:] = True
 
+    def _alone(self, bundle: Bundle) -> bool:
+        """Whether one slice is all that has a gradient."""
+        return int(self._live(bundle.values, bundle.sizes)[0].sum()) == 1
+
     def axes(self) -> None:
         """Linear relations of whole axes."""
         lengths: dict[int, list[Axis]] = {}
         for axis, taken in self.claimed.items():
-            live = self._live(self.charges.values[axis], self.charges.bundle(axis).sizes)
-            if not taken.any() and (live[0] & live[1:].any(0)).any() and self.charges.bundle(axis).singles:
+            bundle = self.charges.bundle(axis)
+            live = self._live(bundle.values, bundle.sizes)
+            if not taken.any() and (live[0] & live[1:].any(0)).sum() > 1 and bundle.singles:
                 lengths.setdefault(len(taken), []).append(axis)
         for length, axes in lengths.items():
             columns = np.stack([self.charges.values[axis].ravel() for axis in axes], 1)
@@ -242,9 +251,9 @@ class _Search:
             free_ &= ~self._apart_too(entries, (a, i), (b, j))
             if sides[0][0].axis == sides[1][0].axis:
                 free_ &= ~(first[:, :, None] == second[:, None, :]).any((1, 2))
-            # That the charges of two whole weights are equal follows from relations of their slices.
             names = [bundle.main.name for bundle in (entries.bundles[a], entries.bundles[b])]
             total = any(side[0].indices.shape[1] == len(self.claimed[side[0].axis]) for side in sides)
+            total |= any(self._alone(entries.bundles[source]) for source in (a, b))
             if free_.any() and not (total and self.group[names[0]] == self.group[names[1]]):
                 self._add(Relation(*sides).take(np.flatnonzero(free_)))
 

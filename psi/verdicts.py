@@ -76,7 +76,7 @@ class Search:
         for name, cuts in self.ways.items():
             if name in self.proven or name in self.notes or name in bound:
                 continue
-            for cut in cuts:
+            for cut in map(self._as_live, cuts):
                 if self.evidence[cut].refuted:
                     continue
                 if not self.evidence[cut].held:
@@ -107,6 +107,21 @@ class Search:
             for names in beside.values()
             for name in names
         }
+
+    def _as_live(self, cut: Cut) -> Cut:
+        """The coarsest cut along some of its dimensions that has as many points with a gradient: those without one make no cut finer."""
+        return next(
+            (
+                other
+                for other in reversed(self.ways[cut.name])
+                if other.granularity == cut.granularity == "row"
+                and (other.joined, other.rows.groups) == (cut.joined, cut.rows.groups)
+                and set(other.rows.dims) < set(cut.rows.dims)
+                and not self.evidence[other].refuted
+                and self.evidence[other].held == self.evidence[cut].held > 0
+            ),
+            cut,
+        )
 
     def settle(self, tested: list[Cut], good: list[Cut], undecided: list[Cut]) -> None:
         """Take down what rescaling said of the `tested` cuts."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pair_networks import Network, of_report, points
 from retract import psi
+from retract.manifolds import Rows
 from snapshots import same, snapshot
 from torch import nn
 
@@ -161,3 +162,27 @@ def test_one_live_slice_is_no_finer_point():
     (pair,) = psi.find(model, torch.randn(5, 3, 7)).pairs
     assert [(part.name, part.dim) for part in pair.factors.parts] == [("2.weight", 0), ("0.weight", 0), ("0.bias", 0)]
     assert pair.points == 6
+
+
+def test_layers_of_one_unit():
+    """That the whole of a weight belongs to one unit makes it no less a pair."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LeakyReLU(0.1), nn.Linear(5, 1), nn.LeakyReLU(0.1), nn.Linear(1, 3))
+    report = psi.find(model, torch.randn(20, 4))
+    assert [(str(pair.factors), pair.points) for pair in report.pairs] == [
+        ("2.weight[dim 1] × 0.weight + 0.bias", 5),
+        ("4.weight[dim 1] × 2.weight + 2.bias", 1),
+    ]
+
+
+def test_images_of_one_pixel():
+    """Only the middles of kernels have a gradient: they stand for all of them, and are no points of their own."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.Conv2d(6, 5, 3, padding=1, bias=False)]
+    head = nn.Conv2d(5, 2, 3, padding=1, bias=False)
+    report = psi.find(nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), head), torch.randn(12, 3, 1, 1))
+    assert [str(pair.factors) for pair in report.pairs] == ["2.weight[dim 1] × 0.weight", "4.weight[dim 1] × 2.weight"]
+    norms = [nn.BatchNorm2d(6), nn.BatchNorm2d(5)]
+    model = nn.Sequential(layers[0], norms[0], nn.ReLU(), layers[1], norms[1], nn.ReLU(), head)
+    report = psi.find(model, torch.randn(12, 3, 1, 1))
+    assert [f.rows for f in report if f.granularity == "row"] == [Rows(), Rows()]

@@ -367,4 +367,25 @@ MUTANTS = [
         "return bool(live.any()) or bool(",
         "tests/psi/test_pairs.py::test_only_what_may_be_turned_is_called_a_rotary_embedding",
     ),
+    Mutant(
+        "one unit is none",
+        "psi/charges.py",
+        "if size > 1 or dim < 2)",
+        "if size > 1)",
+        "tests/psi/test_pairs.py::test_layers_of_one_unit",
+    ),
+    Mutant(
+        "the only live slice of a dimension is a point beside others",
+        "psi/relations.py",
+        ".any(0)).sum() > 1 and",
+        ".any(0)).any() and",
+        "tests/psi/test_pairs.py::test_images_of_one_pixel",
+    ),
+    Mutant(
+        "points without a gradient make a cut finer",
+        "psi/verdicts.py",
+        "for cut in map(self._as_live, cuts):",
+        "for cut in cuts:",
+        "tests/psi/test_pairs.py::test_images_of_one_pixel",
+    ),
 ]
