@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_owners", "merge", "pack", "restore"]
 
-_FLAT = "Euclidean(event_ndim=0)"
+_FLAT, _MATRICES = "Euclidean(event_ndim=0)", "Euclidean(event_ndim=2)"
 _GEOMETRY = (("manifold", _FLAT), ("rows", repr(Rows())), ("joined", ""), ("slices", ""))
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Names of modules that DistributedDataParallel, torch.compile and others insert into the names of parameters."""
@@ -68,6 +68,7 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
     merged = []
     groups = _in_order(optimizer, [*map(_renamed, found["param_groups"])])
     for group, saved, settings in zip(optimizer.param_groups, groups, optimizer._current_settings(), strict=True):
+        saved = _translated(saved, group)
         for key, default in _GEOMETRY:
             if saved.get(key, default) != group[key]:
                 raise StateError(
@@ -100,8 +101,10 @@ def merge(optimizer: RiemannianOptimizer, found: dict[str, Any]) -> dict[str, An
 
 
 def _written(shape: Any) -> str | None:
-    """The option `shape` as plain text."""
-    return None if shape is None else ", ".join(map(repr, shape))
+    """The option `shape` as plain text; a class that is no dataclass has a repr of one object, and is known by its name."""
+    if shape is None:
+        return None
+    return ", ".join(type(one).__name__ if type(one).__repr__ is object.__repr__ else repr(one) for one in shape)
 
 
 def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +115,17 @@ def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(found.get(key), str):
                 found[key] = re.sub(rf"\b{re.escape(former)}", word, found[key])
     return found
+
+
+def _translated(saved: dict[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """A `saved` group of torch.optim.Muon as one of this library, if `group` averages gradients of plain matrices as it does; its None
+    is the factor ``"original"``, and its iteration is not loaded: it is the option `shape` here."""
+    averages = group["manifold"] == _MATRICES and group["rows"] == repr(Rows()) and group.get("momentum_form") == "ema"
+    if not averages or "ns_steps" not in saved:
+        return saved
+    kept = {key: value for key, value in saved.items() if key not in ("ns_coefficients", "ns_steps", "eps")}
+    factor = saved["adjust_lr_fn"] or "original"
+    return {**kept, "manifold": _MATRICES, "decoupled_weight_decay": True, "adjust_lr_fn": factor}
 
 
 def restore(optimizer: RiemannianOptimizer, loaded: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from .execution.sliced import check_slices
 from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
 from .rest import KEY, check_rest
 from .rules import Rule
-from .shapes import check_shape
+from .shapes import check_shape, has_coordinates
 
 __all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "sliced_table", "tensor_geometry"]
 
@@ -209,6 +209,11 @@ class Settings:
         where memory or sharding matter."""
         for manifold, points in self._manifolds.items():
             check_point(points.name, manifold, group)
+            if self._rule.arrays and not has_coordinates(manifold):
+                raise OptionError(
+                    f"{type(self._rule).__name__} on {points.name}: it has a second moment per coordinate, and those of {manifold!r} are "
+                    "not orthonormal; use second_moment='point'"
+                )
         for points in self._points if group["shape"] is not None else ():
             if not isinstance(points.slices, Rest):
                 check_shape(points.name, points.manifold, matrix_of(points), has_rows_of_matrices(points), group)

@@ -319,8 +319,8 @@ class RiemannianOptimizer(torch.optim.Optimizer):
                     yield points, grads
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("_table", "_names", "_marks", "_names_manifold")
-        state = {name: getattr(self, name) for name in names}
+        names = ("_table", "_names", "_marks", "_names_manifold", "rule")
+        state = {name: self.__dict__[name] for name in names if name in self.__dict__}
         return {**super().__getstate__(), **state, "_settings": [], "_groups": [], "_known": []}
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,7 +342,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         """Load a `state_dict`, also in the middle of a run; its tensors are copied.
 
         Parameters are matched by name where both sides have names, otherwise by order. A state_dict of torch.optim.SGD or Adam
-        loads too, on Euclidean groups; options that it does not have keep their values. Scalars per point are stored in
+        loads too, on Euclidean groups, and one of torch.optim.Muon in `Muon`; options that it does not have keep their values. Scalars per point are stored in
         float32 or better, whatever the parameter's dtype. Pre-hooks may adapt the state_dict: their result is checked and
         loaded.
 

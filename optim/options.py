@@ -22,7 +22,7 @@ from ..manifolds import (
     ScalingQuotient,
     Spherical,
 )
-from .shapes import ADJUST_LR_FNS, described, named
+from .shapes import ADJUST_LR_FNS, described, has_coordinates, named
 
 __all__ = [
     "COMMON",
@@ -240,11 +240,12 @@ def check_together(options: Options) -> None:
             f"tangent={options['tangent']!r} with transport={options['transport']!r}: the vectors of such a rule are not tangent, and "
             "are not transported; set transport='none'"
         )
-    if options["shape"] is None and (options["scale"] != 1 or options["adjust_lr_fn"] is not None):
-        raise OptionError(
-            f"scale={options['scale']!r} and adjust_lr_fn={options['adjust_lr_fn']!r} are factors of a shaped step, and shape is None; "
-            "change lr instead"
-        )
+    for factor, none in (("scale", 1), ("adjust_lr_fn", None)) if options["shape"] is None else ():
+        if options[factor] != none:
+            raise OptionError(
+                f"{factor}={options[factor]!r} is a factor of a shaped step, and shape is None; change lr instead, and set {factor} to "
+                f"{none} in this group"
+            )
     asked = [name for name in _FAST_PATHS if options[name]]
     if len(asked) > 1:
         raise OptionError(
@@ -285,6 +286,11 @@ def check_point(name: str, manifold: Manifold, options: Options) -> None:
         raise OptionError(
             f"weight_decay={options['weight_decay']} on {name}: on {manifold!r} it does not regularize (on a quotient it only "
             "changes the learning rate). Decay the other parameters alone: param_groups(model, euclidean={'weight_decay': …})"
+        )
+    if options["tangent"] != "gradient" and not has_coordinates(manifold):
+        raise OptionError(
+            f"tangent={options['tangent']!r} on {name}: the coordinates of {manifold!r} are not orthonormal, and Euclidean gradients "
+            "there are no steps; set tangent='gradient' in this group"
         )
     motion, transport = options["motion"], options["transport"]
     if motion == "polar" and not isinstance(manifold, EmbeddedManifold):

@@ -31,6 +31,7 @@ __all__ = [
     "Unit",
     "check_shape",
     "described",
+    "has_coordinates",
     "named",
     "shaped",
     "size_of",
@@ -88,7 +89,7 @@ class Shape(ABC):
 
     def error(self, manifold: Manifold) -> str | None:
         """Why the shape is not defined on `manifold`, or None if it is."""
-        if isinstance(manifold, EmbeddedManifold | Euclidean | ScalingQuotient):
+        if has_coordinates(manifold):
             return None
         return (
             f"it compares the coordinates of a point, and those of {manifold!r} are not orthonormal; use shape='unit'"
@@ -162,6 +163,9 @@ class Row(Shape):
         return msign.normalized(points.matrices(a), 1).reshape(a.shape)
 
 
+_DTYPES = (None, torch.bfloat16, torch.float32, torch.float64)
+
+
 @dataclass(frozen=True)
 class Spectral(Shape):
     """msign(b) = U Vᵀ for b = U Σ Vᵀ, of every matrix: the steepest step under the spectral norm (Jordan 2024).
@@ -182,7 +186,7 @@ class Spectral(Shape):
             that are whole matrices. False: msign(b), whether it is tangent or not.
 
     Raises:
-        OptionError: another method; less than one step.
+        OptionError: another method or dtype; less than one step; coefficients that are not three numbers.
     """
 
     method: str = "newton_schulz"
@@ -202,9 +206,14 @@ class Spectral(Shape):
             raise OptionError(f"method={self.method!r} is not one of 'newton_schulz', 'polar_express', 'svd'")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise OptionError(f"steps={self.steps!r} is not a number of steps ≥ 1")
-        object.__setattr__(self, "coefficients", tuple(self.coefficients))
-        if len(self.coefficients) != 3:
-            raise OptionError(f"coefficients={self.coefficients!r} are not the three of a quintic polynomial")
+        given = tuple(self.coefficients) if isinstance(self.coefficients, tuple | list) else ()
+        if len(given) != 3 or not all(isinstance(one, int | float) for one in given):
+            raise OptionError(f"coefficients={self.coefficients!r} are not the three numbers of a quintic polynomial")
+        object.__setattr__(self, "coefficients", given)
+        if self.dtype not in _DTYPES:
+            raise OptionError(
+                f"dtype={self.dtype!r} is not one of {', '.join(map(repr, _DTYPES))}; the range of float16 is too narrow for gradients"
+            )
 
     def __call__(self, points: Points, a: Tensor) -> Tensor:
         b = points.matrices(a)
@@ -218,13 +227,14 @@ class Spectral(Shape):
 
     def error(self, manifold: Manifold) -> str | None:
         """As in `Shape.error`; also where no exact solver exists."""
+        error = super().error(manifold)
         solved = isinstance(manifold, Stiefel | SpectralSphere | Sphere | ScalingQuotient)
-        if self.exact and not solved:
+        if error is None and self.exact and not solved:
             return (
                 f"there is no solver for tangent matrices of {manifold!r}; leave exact at False, and project with "
                 "shape=('spectral', 'tangent')"
             )
-        return super().error(manifold)
+        return error
 
     def msign(self, a: Tensor) -> Tensor:
         """msign of `a`, (*batch, n, p), by `method`."""
@@ -269,6 +279,11 @@ def named(name: str, value: Any) -> tuple[Shape, ...] | None:
 def described(shape: Sequence[Shape]) -> str:
     """`shape` by the names of its parts."""
     return " then ".join(next((name for name, one in NAMES.items() if one == each), repr(each)) for each in shape)
+
+
+def has_coordinates(manifold: Manifold) -> bool:
+    """Whether the coordinates of a point, in units of its size, are orthonormal in the metric of `manifold`."""
+    return isinstance(manifold, EmbeddedManifold | Euclidean | ScalingQuotient)
 
 
 def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, of_rows: bool, options: Any) -> None:

@@ -12,7 +12,7 @@ from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifo
 from .kernels import algebra
 from .options import Options
 from .rules import Memory, Rule
-from .shapes import shaped, size_of
+from .shapes import shaped
 
 __all__ = ["ambient", "band", "is_penalised", "orthogonality_gradient", "update"]
 
@@ -38,7 +38,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
     flat = isinstance(manifold, Euclidean)
     late, shape = not flat and options["tangent"] != "gradient", options["shape"] if manifold.event_ndim else None
     egrad = ambient(manifold, x, egrad, options)
-    gradient = egrad * size_of(manifold, x) if late else manifold.riemannian_gradient(x, egrad)
+    gradient = egrad * _radius(manifold, x) if late else manifold.riemannian_gradient(x, egrad)
     if isinstance(manifold, ScalingQuotient):
         scale = _rescaling(manifold.radius(x), memory, options)
         if scale is not None:
@@ -46,7 +46,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
             if not late:
                 gradient = manifold.act(scale, gradient)
                 memory.vectors = {name: manifold.act(scale, v) for name, v in memory.vectors.items()}
-    size = size_of(manifold, x) if late or rule.arrays else 1.0
+    size = _radius(manifold, x) if late or rule.arrays else 1.0
     gradient, length = _measured(manifold, rule, x, gradient, 1.0 if late else size, late, options)
     # A shape forgets the length of the step. A velocity has the rate inside, which weighs the gradients of a schedule.
     forgets = (shape is not None or rule.averages_steps) and options.get("momentum_form") != "velocity"
@@ -85,6 +85,11 @@ def _measured(
         shrink = torch.clamp(limit / length, max=1.0)
         gradient, length = gradient * shrink, length * shrink
     return gradient, (gradient / size).abs() if rule.arrays else length
+
+
+def _radius(manifold: Manifold, x: Tensor) -> Any:
+    """The norm that PSI's metric divides by, (points, 1); 1 for other metrics."""
+    return manifold.radius(x) if isinstance(manifold, ScalingQuotient) else 1.0
 
 
 def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, among: Tensor | None = None) -> Tensor:

@@ -52,6 +52,8 @@ class Operand(NamedTuple):
     """Whether vectors that the rule needs are new."""
     radius_unset: bool
     """Whether the norm to hold is set by this step."""
+    radius: float | None
+    """The norm to hold, if the option `radius` is a number."""
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -65,12 +67,14 @@ class Operand(NamedTuple):
         return self.points.manifold, part.dtype, part.device, len(self.layouts), self.state_names
 
     def add_to(self, state: State) -> None:
-        """Add new entries to `state`."""
+        """Add new entries to `state`, and store a norm that is given as a number: it may have been given in the middle of a run."""
         for name, vectors in self.vectors.items():
             for part, vector in zip(self.points.parts, vectors, strict=True):
                 state[part].setdefault(name, vector)
         for name, scalar in self.scalars.items():
             state[self.points.parts[0]].setdefault(name, scalar)
+        if self.radius is not None:
+            self.scalars["radius"].fill_(self.radius)
 
     @property
     def contiguous(self) -> bool:
@@ -150,11 +154,9 @@ def make_operand(points: PointSet, grads: Sequence[Tensor], state: State, rule: 
         for name in (*rule.scalars, *(["radius"] if held else []))
     }
     fresh = any(name not in existing for name in needed)
-    unset = held and "radius" not in stored[0]
-    if unset and options["radius"] != "hold":
-        scalars["radius"].fill_(options["radius"])
-        unset = False
-    return Operand(points, grads, layouts, vectors, scalars, fresh, unset)
+    radius = options["radius"] if held and options["radius"] != "hold" else None
+    unset = held and radius is None and "radius" not in stored[0]
+    return Operand(points, grads, layouts, vectors, scalars, fresh, unset, radius)
 
 
 def layouts_of(points: PointSet, options: Options) -> list[Layout]:
