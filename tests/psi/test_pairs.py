@@ -3,6 +3,7 @@
 import inspect
 
 import pair_networks
+import pair_networks_latent as latent
 import pair_networks_of_units as units
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 NETWORKS = [
     function
-    for module in (pair_networks, units)
+    for module in (pair_networks, latent, units)
     for function in vars(module).values()
     if inspect.isfunction(function)
     and function.__module__ == module.__name__
@@ -57,8 +58,8 @@ def found(network, seed=0):
         (pair_networks.conv1d, "c_attn.weight", 1, (12, 12, 12)),
         (pair_networks.conv1d, "c_attn.weight", 0, (12,)),
         (pair_networks.gated_attention, "inner.q.weight", 0, (4, 4) * 3),
-        (pair_networks.latent_attention, "inner.kv_b.weight", 0, (4, 3) * 3),
-        (pair_networks.latent_attention, "inner.kv_a.weight", 0, (5, 2)),
+        (latent.latent_attention, "inner.kv_b.weight", 0, (4, 3) * 3),
+        (latent.latent_attention, "inner.kv_a.weight", 0, (5, 2)),
         (pair_networks.rotary_in_part, "inner.q.weight", 0, (12,)),
         (units.geglu, "inner.gate_up.weight", 0, (10, 10)),
         (units.stacked_experts, "inner.up", 1, (10,)),
