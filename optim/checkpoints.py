@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +105,7 @@ def _written(shape: Any) -> str | None:
     """The option `shape` as plain text; a class that is no dataclass has a repr of one object, and is known by its name."""
     if shape is None:
         return None
-    return ", ".join(type(one).__name__ if type(one).__repr__ is object.__repr__ else repr(one) for one in shape)
+    return ", ".join(repr(one) if is_dataclass(one) else type(one).__name__ for one in shape)
 
 
 def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
