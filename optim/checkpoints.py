@@ -104,7 +104,7 @@ def _written(shape: Any) -> str | None:
     """The option `shape` as plain text; a class that is no dataclass has a repr of one object, and is known by its name."""
     if shape is None:
         return None
-    return ", ".join(type(one).__name__ if type(one).__repr__ is object.__repr__ else repr(one) for one in shape)
+    return ", ".join(type(one).__name__ if repr(one) == object.__repr__(one) else repr(one) for one in shape)
 
 
 def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:

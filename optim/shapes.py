@@ -300,8 +300,11 @@ def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, 
         error = one.error(manifold)
         if error is None and one.of_matrices and matrix is None:
             error = "it needs matrices, and these points are none; Rows(blocks=…) or Rows.whole() of a parameter with two dimensions are"
-        if error is None and of_rows and isinstance(one, Spectral) and one.exact:
+        exact = isinstance(one, Spectral) and one.exact
+        if error is None and exact and of_rows:
             error = "there is no solver for points that are rows of a matrix, only for whole matrices: Rows.whole(), Rows(blocks=…)"
+        if error is None and exact and options["differentiable"] and not isinstance(manifold, Stiefel):
+            error = "the search for its multiplier has no derivative; leave differentiable at False, or exact"
         if error:
             raise OptionError(f"shape={one!r} on {label}: {error}")
     if options["adjust_lr_fn"] is not None and matrix is None:

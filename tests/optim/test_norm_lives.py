@@ -180,3 +180,10 @@ def test_factors_without_a_shape_are_named_one_by_one():
     with pytest.raises(OptionError, match=r"adjust_lr_fn='original' is .* set adjust_lr_fn to None in this group"):
         optim.Muon([group])
     optim.Muon([{**group, "adjust_lr_fn": None}])
+
+
+def test_a_search_is_not_differentiated():
+    """Its derivative was NaN."""
+    for manifold, rows in ((SpectralSphere(), Rows()), (PSI(), WHOLE)):
+        with pytest.raises(OptionError, match="has no derivative; leave differentiable at False"):
+            made(RiemannianSGD, manifold, rows, differentiable=True, shape=Spectral("svd", exact=True))
