@@ -187,3 +187,24 @@ def test_a_search_is_not_differentiated():
     for manifold, rows in ((SpectralSphere(), Rows()), (PSI(), WHOLE)):
         with pytest.raises(OptionError, match="has no derivative; leave differentiable at False"):
             made(RiemannianSGD, manifold, rows, differentiable=True, shape=Spectral("svd", exact=True))
+
+
+@pytest.mark.parametrize("manifold", [PSI(), Sphere()], ids=repr)
+@pytest.mark.parametrize("make", [RiemannianAdam, optim.Rotational])
+def test_rules_that_store_numbers_per_coordinate_take_the_reference_path(make, manifold):
+    """By themselves, also where lists and row kernels step the manifold; these paths are refused."""
+    options = (
+        {"second_moment": "coordinate"} if make is RiemannianAdam else {"tangent": "gradient", "transport": "manifold"}
+    )
+    found = []
+    for path in ({}, {"foreach": False}):
+        p, optimizer = made(make, manifold, lr=0.1, **options, **path)
+        assert [each.path for each in optimizer.paths()] == ["reference"]
+        for seed in range(3):
+            step(p, optimizer, seed)
+        assert (p * optimizer.state[p]["exp_avg"]).sum(1).abs().max() < 1e-12
+        found.append(p.detach())
+    assert torch.equal(*found)
+    for path in ("foreach", "fused"):
+        with pytest.raises(OptionError, match=f"{path}=True on .* stores numbers per coordinate"):
+            made(make, manifold, lr=0.1, **options, **{path: True})

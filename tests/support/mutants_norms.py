@@ -129,4 +129,11 @@ MUTANTS = [
         'False and options["differentiable"]',
         "tests/optim/test_norm_lives.py::test_a_search_is_not_differentiated",
     ),
+    Mutant(
+        "rules with numbers per coordinate take the paths of those per point",
+        "optim/options.py",
+        "if rule.arrays or rule.averages_steps:",
+        "if False:",
+        "tests/optim/test_norm_lives.py::test_rules_that_store_numbers_per_coordinate_take_the_reference_path",
+    ),
 ]
