@@ -292,7 +292,7 @@ def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, 
     shape = options["shape"]
     if manifold.event_ndim == 0:
         raise OptionError(
-            f"shape={shape!r} on {label}: in flat space every coordinate is a point there. Declare matrices with Euclidean(2), and "
+            f"shape={described(shape)} on {label}: in flat space every coordinate is a point there. Declare matrices with Euclidean(2), and "
             "give the other parameters to another optimizer or set shape=None in their group: "
             "param_groups(model, euclidean={'shape': None})"
         )
@@ -306,7 +306,7 @@ def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, 
         if error is None and exact and options["differentiable"] and not isinstance(manifold, Stiefel):
             error = "the search for its multiplier has no derivative; leave differentiable at False, or exact"
         if error:
-            raise OptionError(f"shape={one!r} on {label}: {error}")
+            raise OptionError(f"shape={described([one])} on {label}: {error}")
     if options["adjust_lr_fn"] is not None and matrix is None:
         raise OptionError(
             f"adjust_lr_fn={options['adjust_lr_fn']!r} on {label}: it is a function of the sides of a matrix, and these points are "
