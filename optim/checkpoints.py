@@ -121,7 +121,7 @@ def _translated(saved: dict[str, Any], group: Mapping[str, Any]) -> dict[str, An
     """A `saved` group of torch.optim.Muon as one of this library, if `group` averages gradients of plain matrices as it does; its None
     is the factor ``"original"``, and its iteration is not loaded: it is the option `shape` here."""
     averages = group["manifold"] == _MATRICES and group["rows"] == repr(Rows()) and group.get("momentum_form") == "ema"
-    if not averages or "ns_steps" not in saved:
+    if "ns_steps" not in saved or not averages or group["scale"] != 1:
         return saved
     kept = {key: value for key, value in saved.items() if key not in ("ns_coefficients", "ns_steps", "eps")}
     factor = saved["adjust_lr_fn"] or "original"

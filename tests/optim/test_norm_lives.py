@@ -122,6 +122,7 @@ def test_the_state_of_torchs_muon_is_refused_where_it_means_something_else():
         RiemannianSGD([p], momentum=0.9),
         RiemannianSGD([{"params": [p], "manifold": Euclidean(2)}], momentum=0.9, shape="spectral"),
         optim.MuonH([{"params": [p], "manifold": PSI(), "rows": WHOLE}]),
+        optim.Scion([p]),
     ):
         with pytest.raises((StateError, OptionError), match="manifold|ns_"):
             other.load_state_dict(muon.state_dict())
