@@ -229,7 +229,7 @@ def check_together(options: Options) -> None:
     if options.get("nesterov") and "momentum" in options and (options["momentum"] == 0 or options["dampening"] != 0):
         raise OptionError(
             f"nesterov needs momentum > 0 and dampening = 0, not momentum={options['momentum']!r} and "
-            f"dampening={options['dampening']!r}"
+            f"dampening={options['dampening']!r}; or set nesterov=False"
         )
     if options.get("momentum_form") == "ema" and options["dampening"] != 0:
         raise OptionError(

@@ -209,3 +209,8 @@ def test_rules_that_store_numbers_per_coordinate_take_the_reference_path(make, m
     for path in ("foreach", "fused"):
         with pytest.raises(OptionError, match=f"{path}=True on .* stores numbers per coordinate"):
             made(make, manifold, lr=0.1, **options, **{path: True})
+
+
+def test_bad_betas_of_rotational():
+    with pytest.raises(OptionError, match=r"betas=0\.9 is not a pair of numbers"):
+        made(optim.Rotational, PSI(), betas=0.9)
