@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +104,7 @@ def _written(shape: Any) -> str | None:
     """The option `shape` as plain text; a class that is no dataclass has a repr of one object, and is known by its name."""
     if shape is None:
         return None
-    return ", ".join(repr(one) if is_dataclass(one) else type(one).__name__ for one in shape)
+    return ", ".join(type(one).__name__ if repr(one) == object.__repr__(one) else repr(one) for one in shape)
 
 
 def _renamed(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +121,7 @@ def _translated(saved: dict[str, Any], group: Mapping[str, Any]) -> dict[str, An
     """A `saved` group of torch.optim.Muon as one of this library, if `group` averages gradients of plain matrices as it does; its None
     is the factor ``"original"``, and its iteration is not loaded: it is the option `shape` here."""
     averages = group["manifold"] == _MATRICES and group["rows"] == repr(Rows()) and group.get("momentum_form") == "ema"
-    if not averages or "ns_steps" not in saved:
+    if "ns_steps" not in saved or not averages or group["scale"] != 1:
         return saved
     kept = {key: value for key, value in saved.items() if key not in ("ns_coefficients", "ns_steps", "eps")}
     factor = saved["adjust_lr_fn"] or "original"

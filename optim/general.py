@@ -67,8 +67,8 @@ class RiemannianSGD(RiemannianOptimizer):
             parallel transport after an exponential), ``"project"``, ``"parallel"`` or ``"none"``.
         max_point_norm: largest length of a point's gradient in the metric, None for no clipping.
         orthogonality: α of the penalty between the rows of a tensor (Cho & Lee 2017), for unit directions.
-        radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, a number at that norm, set at the
-            first step; ``"free"`` lets it grow and rescales it by powers of two.
+        radius: on scaling quotients, ``"hold"`` keeps every row at the norm of its first step, a number at that norm, also
+            when it is set in the middle of a run; ``"free"`` lets it grow and rescales it by powers of two.
         maximize, capturable, differentiable: as in torch.
         foreach, fused: fast paths; an explicit True raises where the path is not available.
 
@@ -147,8 +147,8 @@ class RiemannianAdam(RiemannianOptimizer):
         eps_form: ``"outside"`` (√v̂ + ε, torch) or ``"inside"`` (√(v + ε), Adam-G).
         second_moment: ``"point"``, one per point, or ``"coordinate"``: one per coordinate, of the gradient in units of the point's
             size, and the step is projected.
-        options: `decoupled_weight_decay`, `tangent`, `shape`, `scale`, `adjust_lr_fn`, `motion`, `transport`, `max_point_norm`, `orthogonality`, `radius`, `maximize`, `capturable`,
-            `differentiable`, `foreach` and `fused`, as in `RiemannianSGD`.
+        options: `decoupled_weight_decay`, `tangent`, `shape`, `scale`, `adjust_lr_fn`, `motion`, `transport`, `max_point_norm`,
+            `orthogonality`, `radius`, `maximize`, `capturable`, `differentiable`, `foreach` and `fused`, as in `RiemannianSGD`.
 
     Raises:
         OptionError: an invalid option, or one that the manifold does not support; no `lr` for a group with parameters both in

@@ -51,9 +51,10 @@ def iterated(
 ) -> Tensor:
     """`steps` steps of the polynomials with `coefficients`, the last of them for all further steps, from a/‖a‖, (*batch, n, p).
 
-    `dtype` None: float64 is iterated in float64, other dtypes in bfloat16 on a GPU and in float32 on a CPU. The side of the products
-    is the smaller one of the matrix. In float32 or better, where the other is at least twice as long, the polynomials are multiplied on that side first, X ← (… p₂(X Xᵀ) p₁(X Xᵀ)) X, which takes products of small matrices alone,
-    and X Xᵀ is formed anew every three steps, since it has lost the digits of small singular values by then.
+    `dtype` None: float64 is iterated in float64, other dtypes in bfloat16 on a GPU and in float32 on a CPU. X Xᵀ is formed on the
+    shorter side of the matrix. In float32 or better, where the other side is at least twice as long, the polynomials are multiplied
+    first, X ← (… p₂(X Xᵀ) p₁(X Xᵀ)) X, which takes products of small matrices alone, and X Xᵀ is formed anew every three steps,
+    since it has lost the digits of small singular values by then.
     """
     used = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
     wide = a.shape[-2] <= a.shape[-1]

@@ -36,7 +36,7 @@ class Muon(RiemannianSGD):
         momentum: ρ in [0, 1).
         weight_decay: λ, decoupled; it is not multiplied by that factor.
         nesterov: False for msign(b).
-        adjust_lr_fn: the factor; ``"match_rms_adamw"`` suits rates of AdamW.
+        adjust_lr_fn: the factor; ``"match_rms_adamw"`` suits rates of AdamW. None: no factor, where torch's None is ``"original"``.
         options: as in `RiemannianSGD`; ``shape=Spectral(…)`` for another iteration.
 
     Raises:

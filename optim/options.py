@@ -229,7 +229,7 @@ def check_together(options: Options) -> None:
     if options.get("nesterov") and "momentum" in options and (options["momentum"] == 0 or options["dampening"] != 0):
         raise OptionError(
             f"nesterov needs momentum > 0 and dampening = 0, not momentum={options['momentum']!r} and "
-            f"dampening={options['dampening']!r}"
+            f"dampening={options['dampening']!r}; or set nesterov=False"
         )
     if options.get("momentum_form") == "ema" and options["dampening"] != 0:
         raise OptionError(
@@ -317,12 +317,15 @@ def holds(manifold: Manifold, options: Options) -> bool:
     return isinstance(manifold, ScalingQuotient) and options["radius"] != "free"
 
 
-def needs_reference(manifold: Manifold, options: Options) -> str:
-    """The option because of which only the reference path steps points of `manifold`; empty if there is none."""
+def needs_reference(manifold: Manifold, rule: Any, options: Options) -> str:
+    """The option, or what of the `Rule`, because of which only the reference path steps points of `manifold`; empty if there is none."""
     if manifold.event_ndim and options["shape"] is not None:
         return f"{described(options['shape'])} is a shape, which the reference path applies to stacks of matrices"
     if isinstance(manifold, Euclidean):
         return ""
+    if rule.arrays or rule.averages_steps:
+        kind = "stores numbers per coordinate" if rule.arrays else "measures its steps"
+        return f"{type(rule).__name__} {kind}, as the reference path alone does"
     late = next((name for name in ("tangent", "motion") if options[name] in ("step", "none", "polar")), None)
     return f"{late}={options[late]!r} is defined on the reference path alone" if late else ""
 

@@ -292,7 +292,7 @@ def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, 
     shape = options["shape"]
     if manifold.event_ndim == 0:
         raise OptionError(
-            f"shape={shape!r} on {label}: in flat space every coordinate is a point there. Declare matrices with Euclidean(2), and "
+            f"shape={described(shape)} on {label}: in flat space every coordinate is a point there. Declare matrices with Euclidean(2), and "
             "give the other parameters to another optimizer or set shape=None in their group: "
             "param_groups(model, euclidean={'shape': None})"
         )
@@ -300,10 +300,13 @@ def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, 
         error = one.error(manifold)
         if error is None and one.of_matrices and matrix is None:
             error = "it needs matrices, and these points are none; Rows(blocks=…) or Rows.whole() of a parameter with two dimensions are"
-        if error is None and of_rows and isinstance(one, Spectral) and one.exact:
+        exact = isinstance(one, Spectral) and one.exact
+        if error is None and exact and of_rows:
             error = "there is no solver for points that are rows of a matrix, only for whole matrices: Rows.whole(), Rows(blocks=…)"
+        if error is None and exact and options["differentiable"] and not isinstance(manifold, Stiefel):
+            error = "the search for its multiplier has no derivative; leave differentiable at False, or exact"
         if error:
-            raise OptionError(f"shape={one!r} on {label}: {error}")
+            raise OptionError(f"shape={described([one])} on {label}: {error}")
     if options["adjust_lr_fn"] is not None and matrix is None:
         raise OptionError(
             f"adjust_lr_fn={options['adjust_lr_fn']!r} on {label}: it is a function of the sides of a matrix, and these points are "

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..manifolds import Euclidean
 from .general import RiemannianAdam, RiemannianSGD
+from .options import valid
 from .presets import need_manifold
 from .rules import SteadyAdam
 
@@ -224,7 +225,7 @@ class Rotational(RiemannianAdam):
         eps: float = 1e-8,
         **options: Any,
     ) -> None:
-        lr = self.angle(1e-3, 1e-2, betas[0]) if lr is None else lr
+        lr = self.angle(1e-3, 1e-2, valid("betas", betas)[0]) if lr is None else lr
         options = {"tangent": "step", "transport": "none", **options}
         super().__init__(params, lr, betas, eps, **options)
         need_manifold(self)

@@ -31,8 +31,8 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
         v ← keep · v + take · γ,    u = along · v + ahead · γ,    u ← η s D(u),    y = R(x, u),    v ← T(v),
 
     where D is the option `shape`, if there is one, which forgets the length of u, R the retraction or the exponential, and T the
-    transport. With ``tangent="step"`` or ``"none"`` γ is the Euclidean gradient, in units of the points' size, and only u is
-    projected, or nothing. On a scaling quotient x, γ and v are first moved to the representative that the option `radius` selects.
+    transport. With ``tangent="step"`` or ``"none"`` γ is the Euclidean gradient, on a scaling quotient in units of the points' size,
+    and only u is projected, or nothing. On a scaling quotient x, γ and v are first moved to the representative that the option `radius` selects.
     `memory` is changed in place; `x` and `egrad` are not.
     """
     flat = isinstance(manifold, Euclidean)
@@ -136,9 +136,8 @@ def _rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | Non
     The norm of a row has no meaning in the quotient, but the running statistics of the next BatchNorm depend on it, and floating
     point has a limited range. The path in the quotient does not change (Theorem 1 of Yi 2022).
 
-    ``"hold"``: to the norm of the row at its first step, stored in ``memory.scalars["radius"]``; a number: to that number, which is stored
-    before. ``"free"``: by a power of two,
-    once the norm has left the `band`. The formula is `algebra.rescaling`. Steps with lr = 0 do not rescale.
+    ``"hold"``: to the norm of the row at its first step, stored in ``memory.scalars["radius"]``; a number: to that number,
+    which is stored there before the step. ``"free"``: by a power of two, once the norm has left the `band`. The formula is `algebra.rescaling`. Steps with lr = 0 do not rescale.
     """
     held = options["radius"] != "free"
     if held and "radius" not in memory.scalars:

@@ -73,8 +73,6 @@ def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rul
     """The row kernels for such points, or the reason why there are none."""
     if len(rule.stored) > 1:
         return f"row kernels support one vector per point, and {type(rule).__name__} has {len(rule.stored)}"
-    if rule.averages_steps:
-        return f"row kernels do not measure steps, as {type(rule).__name__} does"
     if not has_rows(manifold):
         return f"there is no row kernel for {manifold!r}, only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel"
     if device.type not in BACKENDS:
@@ -91,7 +89,7 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
     part, manifold = points.parts[0], points.manifold
     if part.is_meta:
         return
-    beyond = needs_reference(manifold, options)
+    beyond = needs_reference(manifold, rule, options)
     asked = [name for name in ("fused", "foreach") if options[name] and beyond]
     if asked:
         raise OptionError(f"{asked[0]}=True on {points.name}: {beyond}. Leave {asked[0]} at None")
@@ -118,7 +116,7 @@ def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
             return "reference", f"{name}=True"
     if part.is_meta or not all(p.numel() for p in operand.points.parts):
         return "reference", "it has no elements" if not part.is_meta else "it is on the meta device"
-    beyond = needs_reference(manifold, options)
+    beyond = needs_reference(manifold, rule, options)
     if beyond:
         return "reference", beyond
     half = part.dtype in (torch.float16, torch.bfloat16)

@@ -42,7 +42,7 @@ def are_in_place(
     automatic = options["foreach"] is not False or options["fused"]
     if not (isinstance(points.manifold, FixedRank) and isinstance(slices, Factors) and automatic):
         return False
-    if rule.arrays or rule.averages_steps or needs_reference(points.manifold, options):
+    if needs_reference(points.manifold, rule, options):
         return False
     if options["capturable"] or first.is_meta or first.dtype not in (torch.float32, torch.float64):
         return False

@@ -76,7 +76,12 @@ class ShardedGroup:
         plain = [p for p in options["params"] if not is_sharded(p)]
         for points in point_sets([p for p in options["params"] if is_sharded(p)], table):
             if points.gradients():
-                key = points, is_penalised(points.manifold, options), options["capturable"], *_shaping(points, options)
+                key = (
+                    points,
+                    is_penalised(points.manifold, options),
+                    options["capturable"],
+                    *_shaping(points, rule, options),
+                )
                 if key not in self._known:
                     self._known[key] = _sharded(*key)
                 members.append(self._known[key])
@@ -120,11 +125,11 @@ CHANGES: dict[str, Options] = {
 """The options to be changed by the kind of points that are stepped like plain parameters."""
 
 
-def _shaping(points: PointSet, options: Options) -> tuple[bool, bool]:
+def _shaping(points: PointSet, rule: Rule, options: Options) -> tuple[bool, bool]:
     """Whether only the reference path steps `points`, and whether a shape couples them: rows of one matrix."""
     shape = options["shape"] or ()
     coupled = has_rows_of_matrices(points) and any(one.of_matrices for one in shape)
-    return bool(needs_reference(points.manifold, options)), coupled
+    return bool(needs_reference(points.manifold, rule, options)), coupled
 
 
 def _sharded(points: PointSet, penalty: bool, capturable: bool, reference: bool, coupled: bool) -> ShardedPoints:

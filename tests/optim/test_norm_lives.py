@@ -122,6 +122,7 @@ def test_the_state_of_torchs_muon_is_refused_where_it_means_something_else():
         RiemannianSGD([p], momentum=0.9),
         RiemannianSGD([{"params": [p], "manifold": Euclidean(2)}], momentum=0.9, shape="spectral"),
         optim.MuonH([{"params": [p], "manifold": PSI(), "rows": WHOLE}]),
+        optim.Scion([p]),
     ):
         with pytest.raises((StateError, OptionError), match="manifold|ns_"):
             other.load_state_dict(muon.state_dict())
@@ -180,3 +181,36 @@ def test_factors_without_a_shape_are_named_one_by_one():
     with pytest.raises(OptionError, match=r"adjust_lr_fn='original' is .* set adjust_lr_fn to None in this group"):
         optim.Muon([group])
     optim.Muon([{**group, "adjust_lr_fn": None}])
+
+
+def test_a_search_is_not_differentiated():
+    """Its derivative was NaN."""
+    for manifold, rows in ((SpectralSphere(), Rows()), (PSI(), WHOLE)):
+        with pytest.raises(OptionError, match="has no derivative; leave differentiable at False"):
+            made(RiemannianSGD, manifold, rows, differentiable=True, shape=Spectral("svd", exact=True))
+
+
+@pytest.mark.parametrize("manifold", [PSI(), Sphere()], ids=repr)
+@pytest.mark.parametrize("make", [RiemannianAdam, optim.Rotational])
+def test_rules_that_store_numbers_per_coordinate_take_the_reference_path(make, manifold):
+    """By themselves, also where lists and row kernels step the manifold; these paths are refused."""
+    options = (
+        {"second_moment": "coordinate"} if make is RiemannianAdam else {"tangent": "gradient", "transport": "manifold"}
+    )
+    found = []
+    for path in ({}, {"foreach": False}):
+        p, optimizer = made(make, manifold, lr=0.1, **options, **path)
+        assert [each.path for each in optimizer.paths()] == ["reference"]
+        for seed in range(3):
+            step(p, optimizer, seed)
+        assert (p * optimizer.state[p]["exp_avg"]).sum(1).abs().max() < 1e-12
+        found.append(p.detach())
+    assert torch.equal(*found)
+    for path in ("foreach", "fused"):
+        with pytest.raises(OptionError, match=f"{path}=True on .* stores numbers per coordinate"):
+            made(make, manifold, lr=0.1, **options, **{path: True})
+
+
+def test_bad_betas_of_rotational():
+    with pytest.raises(OptionError, match=r"betas=0\.9 is not a pair of numbers"):
+        made(optim.Rotational, PSI(), betas=0.9)
