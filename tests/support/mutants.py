@@ -5,11 +5,13 @@ import mutants_kernels
 import mutants_manifolds
 import mutants_optim
 import mutants_psi
+import mutants_slices
 
 MUTANTS = [
     *mutants_manifolds.MUTANTS,
     *mutants_kernels.MUTANTS,
     *mutants_optim.MUTANTS,
     *mutants_psi.MUTANTS,
+    *mutants_slices.MUTANTS,
     *mutants_experiments.MUTANTS,
 ]
