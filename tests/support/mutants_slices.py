@@ -27,8 +27,8 @@ MUTANTS = [
     Mutant(
         "a dead bias scales along with slices",
         "psi/slices.py",
-        "(runs.number, len(runs.bundle.axes), runs.distance)",
-        "(runs.number, -len(runs.bundle.axes), runs.distance)",
+        "(runs.number, len(runs.bundle.axes), runs.span)",
+        "(runs.number, -len(runs.bundle.axes), runs.span)",
         "tests/psi/test_slices.py::test_labels[0-half_of_a_gate_by_units]",
     ),
     Mutant(
