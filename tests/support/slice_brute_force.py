@@ -76,7 +76,7 @@ class Runs(BruteForce):
             frozenset(place + stretch for stretch in range(0, length, distance) for place in range(start, end))
             for distance in range(2, length)
             if length % distance == 0
-            for end in range(2, distance)
+            for end in range(2, distance + 1)
             for start in range(end - 1)
         }
         for partners in [[], ["project.bias"]][: 1 + ("project.bias" in self.weights)]:
