@@ -4,7 +4,8 @@ read from names.
 The charges ⟨w, ∂L/∂w⟩ of the slices of an invariant point add up to 0 (Euler's identity), whatever the weights are. So the partial
 sums of charges along an axis are equal in front of the point and behind it, and two equal ones without another between them are its
 ends. Slices of a point may also lie at a distance, as where the units of a head are the outer dimension: then the same holds of every
-so many-th charge.
+so many-th charge. Or they are at the same places in every stretch of an axis, as where queries, keys and values of each head are side by
+side and a layer normalizes the queries of all heads together: then it holds of sums over all stretches.
 """
 
 from __future__ import annotations
@@ -27,20 +28,18 @@ from .verdicts import LATE, Search, Sliced
 
 __all__ = ["slices"]
 
-MANY = 2**17
+MANY = 2**18
 """Partial sums along one axis that are compared with each other, at most, if those of neighbouring slices are no more: distances that
 are left out are the large ones of axes of some thousand slices."""
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """Points of `number` slices each at a `distance`, of one weight or with its bias."""
+    """Points of equally many slices each, of one weight or with its bias."""
 
     bundle: Bundle
-    number: int
-    distance: int
-    starts: Indices
-    """The first slice of each point."""
+    columns: Indices
+    """The slices of each point, (points, number)."""
 
     @property
     def name(self) -> str:
@@ -48,18 +47,28 @@ class _Runs:
         return self.bundle.main.name
 
     @property
-    def columns(self) -> Indices:
-        """All of their slices, (points, number)."""
-        return self.starts[:, None] + self.distance * np.arange(self.number)
+    def starts(self) -> Indices:
+        """The first slice of each point."""
+        return self.columns[:, 0]
+
+    @property
+    def number(self) -> int:
+        """How many slices a point has."""
+        return self.columns.shape[1]
+
+    @property
+    def span(self) -> int:
+        """How far they are apart."""
+        return int(self.columns[0, -1] - self.columns[0, 0])
 
     def at(self, places: Indices) -> _Runs:
         """Some of the points."""
-        return replace(self, starts=self.starts[places])
+        return replace(self, columns=self.columns[places])
 
     def sums(self) -> tuple[Array, Array]:
         """Of the charges of each point, and the size that they would have if products had random signs: (passes, points)."""
-        columns = self.columns
-        return self.bundle.values[:, columns].sum(2), np.sqrt((self.bundle.sizes[:, columns] ** 2).sum(2))
+        squares = self.bundle.sizes[:, self.columns] ** 2
+        return self.bundle.values[:, self.columns].sum(2), np.sqrt(squares.sum(2))
 
     @property
     def residual(self) -> float:
@@ -77,7 +86,7 @@ class _Runs:
             number = self.number if self.number > 1 else None
             parts = (replace(part, columns=part.columns or number) for part in both.left)
             cut = Cut(self.name, "slices", Rows(), joined, len(columns), Factors(tuple(parts)))
-            yield cut, replace(self, starts=columns[:, 0])
+            yield cut, replace(self, columns=columns)
 
     def single(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[Cut, _Runs]]:
         """Each of several points as a cut of its own."""
@@ -123,7 +132,8 @@ def _candidates(charges: Charges, search: Search, tolerance: float, floor: Array
     bundles: dict[str, dict[Axis, list[Bundle]]] = {}
     for bundle in charges.bundles():
         name = bundle.main.name
-        if len(charges.shapes[name]) > 1 and all(axis.name in divisible.get(name, ()) for axis in bundle.axes):
+        own = len(charges.shapes[name]) > 1 and bundle.singles
+        if own and all(axis.name in divisible.get(name, ()) for axis in bundle.axes):
             bundles.setdefault(name, {}).setdefault(bundle.main, []).append(bundle)
     found = []
     for name, axes in bundles.items():
@@ -145,7 +155,7 @@ def _disjoint(bundles: list[Bundle], tolerance: float, floor: Array) -> list[_Ru
     found = [runs for bundle in bundles for runs in _runs(bundle, tolerance, floor[:, None])]
     taken = np.zeros(bundles[0].values.shape[1], bool)
     kept = []
-    for runs in sorted(found, key=lambda runs: (runs.number, len(runs.bundle.axes), runs.distance)):
+    for runs in sorted(found, key=lambda runs: (runs.number, len(runs.bundle.axes), runs.span)):
         places = []
         for place, columns in enumerate(runs.columns):
             if not taken[columns].any():
@@ -157,39 +167,55 @@ def _disjoint(bundles: list[Bundle], tolerance: float, floor: Array) -> list[_Ru
 
 
 def _runs(bundle: Bundle, tolerance: float, floor: Array) -> Iterator[_Runs]:
-    """The shortest runs of slices at equal distances whose charges add up to 0, though not all are 0."""
+    """The shortest runs of slices at equal distances whose charges add up to 0, though not all are 0; and those of the same places in all
+    stretches of equal length."""
     length = bundle.values.shape[1]
-    distances = (np.flatnonzero(length % np.arange(1, length // 2 + 1) == 0) + 1).tolist()
-    for distance in distances[: max(1, MANY // length)]:
-        first, last = _ends(bundle, distance, tolerance)
-        numbers = (last - first) // distance
-        for number in np.unique(numbers).tolist():
-            if number == length or number == 1 < distance:
-                continue
-            runs = _Runs(bundle, number, distance, np.sort(first[numbers == number]))
-            sums, sizes = runs.sums()
-            live = sizes > floor
-            vanish = ((np.abs(sums) <= tolerance * sizes) | ~live).all(0) & live[0] & live[1:].any(0)
-            if vanish.any():
-                yield runs.at(np.flatnonzero(vanish))
+    divisors = (np.flatnonzero(length % np.arange(1, length // 2 + 1) == 0) + 1).tolist()
+    distances = divisors[: max(1, MANY // length)]
+    for distance in distances:
+        for columns in _between(bundle, distance, tolerance):
+            if columns.shape[1] < length and (columns.shape[1] > 1 or distance == 1):
+                yield from _vanishing(_Runs(bundle, columns), tolerance, floor)
+    for distance in distances[1:]:
+        shape = (-1, length // distance, distance)
+        values, squares = (each.reshape(shape).sum(1) for each in (bundle.values, bundle.sizes**2))
+        for columns in _between(replace(bundle, values=values, sizes=np.sqrt(squares)), 1, tolerance):
+            if 1 < columns.shape[1] < distance:
+                every = columns[:, None] + distance * np.arange(length // distance)[:, None]
+                yield from _vanishing(_Runs(bundle, every.reshape(len(columns), -1)), tolerance, floor)
 
 
-def _ends(bundle: Bundle, distance: int, tolerance: float) -> tuple[Indices, Indices]:
-    """First slices, and those behind the last ones, of the runs between equal partial sums of every `distance`-th charge that have no
-    other equal one between them."""
-    order = np.argsort(_partial(bundle.values[0], distance))
+def _vanishing(runs: _Runs, tolerance: float, floor: Array) -> Iterator[_Runs]:
+    """The points whose charges add up to 0, though not all are 0."""
+    sums, sizes = runs.sums()
+    live = sizes > floor
+    vanish = ((np.abs(sums) <= tolerance * sizes) | ~live).all(0) & live[0] & live[1:].any(0)
+    if vanish.any():
+        yield runs.at(np.flatnonzero(vanish))
+
+
+def _between(bundle: Bundle, distance: int, tolerance: float) -> Iterator[Indices]:
+    """The slices between equal partial sums of every `distance`-th charge that have no other equal one between them, (runs, number) for
+    each number."""
+    first = _partial(bundle.values[0], distance)
+    ordered = np.sort(first)
+    if (ordered[:, 1:] - ordered[:, :-1]).min() > tolerance * np.linalg.norm(bundle.sizes[0]):
+        return  # nearly always
+    order = np.argsort(first)
     equal = np.ones((distance, order.shape[1] - 1), bool)
     for charges, sizes in zip(bundle.values, bundle.sizes, strict=True):
         sums, squares = (_partial(terms, distance) for terms in (charges, sizes**2))
         gap, square = (np.abs(np.diff(np.take_along_axis(each, order, -1))) for each in (sums, squares))
         equal = equal & (gap <= tolerance * np.sqrt(square))
         if not equal.any():
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            return
     labels = np.zeros(order.shape, np.int64)
     np.put_along_axis(labels, order[:, 1:], (~equal).cumsum(-1), -1)
     places = np.argsort(labels, kind="stable")
     chain, at = np.nonzero(np.diff(np.take_along_axis(labels, places, -1)) == 0)
-    return places[chain, at] * distance + chain, places[chain, at + 1] * distance + chain
+    starts, numbers = places[chain, at] * distance + chain, places[chain, at + 1] - places[chain, at]
+    for number in np.unique(numbers).tolist():
+        yield np.sort(starts[numbers == number])[:, None] + distance * np.arange(number)
 
 
 def _partial(terms: Array, distance: int) -> Array:

@@ -47,9 +47,10 @@ def slices_told(slices: Sequence[Factors], shape: tuple[int, ...]) -> str:
         grid = part.grid(shape)
         spans = [(dim, _spans(part, shape, grid.k, dim)) for dim in grid.dims]
         places = [f"{'rows' if dim == 0 else f'dim {dim},'} {of} of {shape[dim]}" for dim, of in spans if of]
-        apart = f"{grid.k} that are {grid.column_levels[-1][1]} apart"
-        per = f" per {apart if grid.column_levels[-1][1] > 1 else f'block of {grid.k}'}" if grid.k > 1 else ""
-        told.append(f"{' of '.join(places[::-1]) or 'all slices'}{per}")
+        *outer, (number, apart) = grid.column_levels
+        block = f"block of {number}" if apart == 1 else f"{number} that are {apart} apart"
+        block = f"{prod(n for n, _ in outer)} blocks of {number}" if outer else block
+        told.append(f"{' of '.join(places[::-1]) or 'all slices'}{f' per {block}' if grid.k > 1 else ''}")
     return f"{'; '.join(told[:3])}{' …' if len(told) > 3 else ''} may be rescaled"
 
 

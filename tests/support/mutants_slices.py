@@ -1,4 +1,4 @@
-"""Faults in finding slices of fused weights, for `mutants`."""
+"""Faults of slices in psi/, for `mutants`."""
 
 from mutant import Mutant
 
@@ -20,15 +20,15 @@ MUTANTS = [
     Mutant(
         "slices of a point are side by side",
         "psi/slices.py",
-        "distances[: max(1, MANY // length)]",
-        "distances[:1]",
+        "divisors[: max(1, MANY // length)]",
+        "divisors[:1]",
         "tests/psi/test_slices.py::test_labels[0-heads_inside]",
     ),
     Mutant(
         "a dead bias scales along with slices",
         "psi/slices.py",
-        "(runs.number, len(runs.bundle.axes), runs.distance)",
-        "(runs.number, -len(runs.bundle.axes), runs.distance)",
+        "(runs.number, len(runs.bundle.axes), runs.span)",
+        "(runs.number, -len(runs.bundle.axes), runs.span)",
         "tests/psi/test_slices.py::test_labels[0-half_of_a_gate_by_units]",
     ),
     Mutant(
@@ -58,5 +58,12 @@ MUTANTS = [
         "if count == math.prod(shapes[name])",
         "if count",
         "tests/psi/test_slices.py::test_decay_groups",
+    ),
+    Mutant(
+        "a point lies in one stretch",
+        "psi/slices.py",
+        "for distance in distances[1:]:",
+        "for distance in distances[:0]:",
+        "tests/psi/test_slices.py::test_labels[0-section_side_by_side]",
     ),
 ]

@@ -72,6 +72,13 @@ class Runs(BruteForce):
             for number in range(1, length // distance + 1)
             for start in range(length - distance * (number - 1))
         }
+        runs |= {  # the same places in all stretches of equal length
+            frozenset(place + stretch for stretch in range(0, length, distance) for place in range(start, end))
+            for distance in range(2, length)
+            if length % distance == 0
+            for end in range(2, distance + 1)
+            for start in range(end - 1)
+        }
         for partners in [[], ["project.bias"]][: 1 + ("project.bias" in self.weights)]:
             for run in sorted(runs, key=len):
                 if not any(each <= run for each in found):

@@ -165,6 +165,31 @@ def all_of_it() -> Network:
     return Residual(TwoNorms()), tokens(), points, []
 
 
+class SideBySide(nn.Module):
+    """Per head four queries, normalized as a whole over all heads, and four values."""
+
+    def __init__(self, normed):
+        super().__init__()
+        self.normed, self.project, self.o = normed, nn.Linear(D, 24), nn.Linear(24, D)
+
+    def forward(self, x):
+        one, other = self.project(x).unflatten(-1, (3, 8)).split(4, -1)
+        one = F.rms_norm(one, [3, 4])
+        other = F.rms_norm(other, [4]) if self.normed else other
+        return self.o(torch.cat([one, other], -1).flatten(-2).tanh())
+
+
+def section_side_by_side() -> Network:
+    """One point, which has four rows in each of three stretches."""
+    return Residual(SideBySide(False)), tokens(), [[*both("inner.project", 0, 0, 1, ((3, 8), (4, 1)))]], []
+
+
+def all_side_by_side() -> Network:
+    """Three points more between them."""
+    points = [[*both("inner.project", 0, 0, 1, ((3, 8), (4, 1)))], [*both("inner.project", 0, 4, ((3, 8),), 4)]]
+    return Residual(SideBySide(True)), tokens(), points, []
+
+
 class Gate(nn.Module):
     """A gated layer whose gate, the first half of a fused projection, is normalized."""
 
