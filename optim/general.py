@@ -55,7 +55,7 @@ class RiemannianSGD(RiemannianOptimizer):
         decoupled_weight_decay: on Euclidean groups, x ← (1 − η λ) x before the step in place of the L2 factor, as in AdamW.
         tangent: ``"gradient"``: the rule sees the Riemannian gradient. ``"step"``: it sees the Euclidean one, and its step is
             projected. ``"none"``: nothing is projected, and the motion alone brings the point back. The last two need
-            ``transport="none"``.
+            ``transport="none"`` and coordinates that are orthonormal in the metric, unlike those of FixedRank and geoopt's manifolds.
         shape: the norm under which the step is steepest: None, ``"unit"``, ``"row"``, ``"sign"``, ``"spectral"``, ``"tangent"``,
             a `Shape`, or several of them in a tuple, one after the other. The learning rate is then the length of the step in that
             norm. On manifolds of vectors the matrices are the blocks of ``Rows(blocks=…)``, or all rows of a parameter together.
