@@ -50,10 +50,10 @@ class Muon(RiemannianSGD):
         self,
         params: Any,
         lr: float | Tensor = 0.02,
+        *,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         nesterov: bool = True,
-        *,
         adjust_lr_fn: str | None = "original",
         **options: Any,
     ) -> None:
