@@ -11,18 +11,18 @@ from retract import psi
 from retract.manifolds.parameters.declare import walk
 from retract.manifolds.parameters.rows import gather
 
-NETWORKS = [
+QUICK = [slice_networks.sections_with_biases, slice_networks.heads_inside, slice_networks.stacked_experts]
+LONG = [
     slice_networks.sections,
-    slice_networks.sections_with_biases,
     slice_networks.interleaved,
     slice_networks.grouped_sections,
     slice_networks.transposed,
-    slice_networks.heads_inside,
     slice_networks.half_of_a_gate,
     slice_networks.some_heads,
-    slice_networks.stacked_experts,
     slice_networks.all_of_it,
+    slice_networks.section_side_by_side,
 ]
+NETWORKS = [*QUICK, *(pytest.param(network, marks=pytest.mark.long) for network in LONG)]
 
 
 def declared(network):
@@ -40,7 +40,7 @@ def declared(network):
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("network", NETWORKS, ids=[network.__name__ for network in QUICK + LONG])
 def test_equivalent_networks_stay_equivalent(network, make):
     model, args, target = declared(network)
     twin, start = transformed(model), copy.deepcopy(model)
@@ -56,7 +56,7 @@ def points(model):
     return [gather(*declaration.arrays(name, params)) for name, _, params, declaration, _ in walk(model)]
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("network", NETWORKS, ids=[network.__name__ for network in QUICK + LONG])
 def test_in_flat_space_they_do_not(network):
     model, args, target = declared(network)
     curves = [
