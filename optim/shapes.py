@@ -39,7 +39,15 @@ __all__ = [
 
 
 class Points(NamedTuple):
-    """The points at which a shape acts, in coordinates in which they have size 1."""
+    """The points at which a shape acts, in coordinates in which they have size 1.
+
+    Example:
+        >>> import torch
+        >>> from retract.manifolds import Euclidean
+        >>> from retract.optim import Points
+        >>> Points(Euclidean(2), torch.zeros(3, 2, 5), (2, 5)).matrices(torch.ones(3, 2, 5)).shape
+        torch.Size([3, 2, 5])
+    """
 
     manifold: Manifold
     x: Tensor
@@ -59,6 +67,7 @@ class Shape(ABC):
     Example:
         >>> import torch
         >>> from dataclasses import dataclass
+        >>> from retract.manifolds import Euclidean
         >>> from retract.optim import RiemannianSGD, Shape
         >>> @dataclass(frozen=True)
         ... class Largest(Shape):
@@ -67,7 +76,7 @@ class Shape(ABC):
         ...         size = a.abs()
         ...         return a.sign() * (size == size.amax(-1, keepdim=True))
         >>> w = torch.nn.Parameter(torch.zeros(1, 3))
-        >>> group = {"params": [w], "manifold": retract.manifolds.Euclidean(1)}
+        >>> group = {"params": [w], "manifold": Euclidean(1)}
         >>> optimizer = RiemannianSGD([group], lr=0.1, shape=Largest())
         >>> w.grad = torch.tensor([[1.0, -3.0, 2.0]])
         >>> optimizer.step()
@@ -101,7 +110,10 @@ class Unit(Shape):
     """b/‖b‖ per point, in the metric of the manifold: the steepest step under the metric's own norm.
 
     Example:
-        >>> points = Points(retract.manifolds.Sphere(), torch.eye(1, 3), None)
+        >>> import torch
+        >>> from retract.manifolds import Sphere
+        >>> from retract.optim import Points, Unit
+        >>> points = Points(Sphere(), torch.eye(1, 3), None)
         >>> Unit()(points, torch.tensor([[0.0, 3.0, 4.0]]))
         tensor([[0.0000, 0.6000, 0.8000]])
     """
@@ -120,7 +132,10 @@ class Tangent(Shape):
     """The projection of b to the tangent space: after a shape that leaves it, ``shape=("spectral", "tangent")``.
 
     Example:
-        >>> points = Points(retract.manifolds.Sphere(), torch.eye(1, 3), None)
+        >>> import torch
+        >>> from retract.manifolds import Sphere
+        >>> from retract.optim import Points, Tangent
+        >>> points = Points(Sphere(), torch.eye(1, 3), None)
         >>> Tangent()(points, torch.tensor([[2.0, 3.0, 4.0]]))
         tensor([[0., 3., 4.]])
     """
@@ -138,7 +153,10 @@ class Sign(Shape):
     """The sign of every coordinate: the steepest step under the norm max |aᵢ|.
 
     Example:
-        >>> Sign()(Points(retract.manifolds.Euclidean(1), torch.ones(1, 3), None), torch.tensor([[0.0, 3.0, -4.0]]))
+        >>> import torch
+        >>> from retract.manifolds import Euclidean
+        >>> from retract.optim import Points, Sign
+        >>> Sign()(Points(Euclidean(1), torch.ones(1, 3), None), torch.tensor([[0.0, 3.0, -4.0]]))
         tensor([[ 0.,  1., -1.]])
     """
 
@@ -151,8 +169,11 @@ class Row(Shape):
     """Every row of a matrix at length 1: the steepest step under the norm maxᵢ ‖aᵢ‖ of the rows.
 
     Example:
+        >>> import torch
+        >>> from retract.manifolds import Euclidean
+        >>> from retract.optim import Points, Row
         >>> x = torch.zeros(1, 2, 2)
-        >>> Row()(Points(retract.manifolds.Euclidean(2), x, (2, 2)), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
+        >>> Row()(Points(Euclidean(2), x, (2, 2)), torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
         tensor([[[0.6000, 0.8000],
                  [0.0000, 1.0000]]])
     """
@@ -171,10 +192,13 @@ class Spectral(Shape):
     """msign(b) = U Vᵀ for b = U Σ Vᵀ, of every matrix: the steepest step under the spectral norm (Jordan 2024).
 
     Example:
+        >>> import torch
+        >>> from retract.manifolds import Euclidean
+        >>> from retract.optim import Points, Spectral
         >>> x = torch.zeros(1, 2, 2, dtype=torch.float64)
-        >>> Spectral("svd")(Points(retract.manifolds.Euclidean(2), x, (2, 2)), torch.diag(x.new_tensor([5.0, -0.1])))
-        tensor([[1., 0.],
-                [0., -1.]], dtype=torch.float64)
+        >>> Spectral("svd")(Points(Euclidean(2), x, (2, 2)), torch.diag(x.new_tensor([5.0, -0.1])))
+        tensor([[ 1.,  0.],
+                [ 0., -1.]], dtype=torch.float64)
 
     Args:
         method: ``"newton_schulz"`` (Jordan 2024), ``"polar_express"`` (Amsel et al. 2025), or ``"svd"``, exact.

@@ -89,10 +89,9 @@ def build(
         return method.optimizer(model.parameters(), weight_decay=weight_decay, **options)
     for finding in declare(model, example, manifold=method.manifold):
         if len(finding.shape) == 4 and (finding.granularity, finding.rows) != ("row", manifolds.Rows()):
-            size = " × ".join(map(str, example.shape[2:]))
             raise RetractError(
                 f"{finding.name} is not scale-invariant per output channel ({finding.granularity}, {finding.rows}: {finding.reason}). "
-                f"Images of {size} may be too small: a kernel of which only the middle meets the image has other points. Take larger ones"
+                "The paper's points are rows: take a network with BatchNorm behind its convolutions"
             )
     rest = {**method.rest, "weight_decay": weight_decay}
     return method.optimizer(optim.param_groups(model, euclidean=rest), **options)

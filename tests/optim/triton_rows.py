@@ -12,6 +12,7 @@ from retract.manifolds import PSI, Grassmann, Sphere
 from retract.optim.execution.dispatch import BACKENDS
 from retract.optim.kernels import triton_rows
 from retract.optim.kernels.launch import update_of
+from retract.optim.options import COMMON
 from retract.optim.rules import Adam, Memory, Momentum
 from retract.optim.update import update
 from torch import nn
@@ -21,6 +22,7 @@ SMALL = {"STRIPS": 8, "LANES": 8, "PIECE": 128}
 SHAPES = [(3, 24), (3, 21), (9, 3), (1, 72), (1, 61), (1, 136), (1, 131)]
 OWN = [(3, 24), (3, 21), (2, 72), (2, 61), (2, 136), (2, 131)]
 OPTIONS = {
+    **{name: option.default for name, option in COMMON.items()},
     "lr": 0.3,
     "momentum": 0.9,
     "dampening": 0.25,

@@ -19,6 +19,7 @@ from cifar_folders import write_cifar10, write_cifar100
 from experiments import checkpoint, cifar, cifar_files, methods, training
 from experiments.cli import app
 from retract.errors import RetractError
+from retract.manifolds import Rows
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
@@ -252,14 +253,17 @@ def test_every_method_moves_every_parameter(name):
     assert all(g["weight_decay"] == 0 for g in on_manifold)
 
 
-def test_images_too_small_for_the_network_are_refused():
-    """Of one pixel: each position in a kernel may be rescaled on its own, which is another geometry than the paper's."""
+def test_convolutions_whose_points_are_not_rows_are_refused():
+    """In front of GroupNorm; not those on images of one pixel, of whose kernels only the middle has a gradient."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1, bias=False), torch.nn.BatchNorm2d(4))
+    optimizer = methods.build(model, torch.randn(16, 3, 1, 1), "psi-sgdm", 0.1, 0.0, 0.0)
+    assert optimizer.param_groups[0]["rows"] == repr(Rows())
+    model[1] = torch.nn.GroupNorm(2, 4)
     with pytest.raises(
-        RetractError, match=r"0.weight is not .* \(row, Rows\(dim=\(0, 2, 3\).* of 1 × 1 may be too small"
+        RetractError, match=r"0.weight is not .* \(block, Rows\(dim=0, blocks=2.* take a network with BatchNorm"
     ):
-        methods.build(model, torch.randn(16, 3, 1, 1), "psi-sgdm", 0.1, 0.0, 0.0)
+        methods.build(model, torch.randn(16, 3, 4, 4), "psi-sgdm", 0.1, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
