@@ -53,10 +53,10 @@ MUTANTS = [
         "tests/psi/test_screens.py::test_the_time_left_of_a_run_that_goes_on",
     ),
     Mutant(
-        "a kernel is cut finer than into output channels, where images are too small",
+        "a kernel is not cut into output channels, and nobody is told",
         "docs/experiments/methods.py",
         '(finding.granularity, finding.rows) != ("row", manifolds.Rows())',
-        'finding.granularity != "row"',
-        "tests/psi/test_cifar.py::test_images_too_small_for_the_network_are_refused",
+        'finding.granularity == "tensor"',
+        "tests/psi/test_cifar.py::test_convolutions_whose_points_are_not_rows_are_refused",
     ),
 ]
