@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from . import numerics
@@ -54,16 +53,6 @@ class CenteredSphere(UnitVectors):
     def point_defect(self, x: Tensor) -> Tensor:
         """|‖x‖ − 1| + √n |mean x|, (*batch, 1)."""
         return super().point_defect(x) + x.shape[-1] ** 0.5 * x.mean(-1, keepdim=True).abs()
-
-    def random_point(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Uniform."""
-        return numerics.random_normal(shape, generator, dtype, device, self.nearest)
 
 
 def _centered(a: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ __all__ = [
     "described",
     "has_coordinates",
     "named",
+    "radius_of",
     "shaped",
-    "size_of",
 ]
 
 
@@ -338,16 +338,14 @@ def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, 
         )
 
 
-def size_of(manifold: Manifold, x: Tensor) -> Any:
-    """The size of the points `x` in the units of their manifold, (*batch, 1…) or a number: ‖x‖ on PSI, σ₁ on SpectralSphere."""
-    if isinstance(manifold, ScalingQuotient):
-        return manifold.radius(x)
-    return manifold.size(x) if isinstance(manifold, SpectralSphere) else 1.0
+def radius_of(manifold: Manifold, x: Tensor) -> Any:
+    """The norm that PSI's metric divides by, (*batch, 1…); 1.0 for other metrics."""
+    return manifold.radius(x) if isinstance(manifold, ScalingQuotient) else 1.0
 
 
 def shaped(manifold: Manifold, x: Tensor, u: Tensor, matrix: tuple[int, int] | None, options: Any) -> Tensor:
     """The step η s D(u), (*batch, *event), for the step `u` of the rule at learning rate 1."""
-    size = size_of(manifold, x)
+    size = manifold.size(x) if isinstance(manifold, SpectralSphere) else radius_of(manifold, x)
     unit = isinstance(size, float)
     points, a = Points(manifold, x if unit else x / size, matrix), u if unit else u / size
     for shape in options["shape"]:

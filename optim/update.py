@@ -12,7 +12,7 @@ from ..manifolds import Euclidean, ExponentialManifold, GeodesicManifold, Manifo
 from .kernels import algebra
 from .options import Options
 from .rules import Memory, Rule
-from .shapes import shaped
+from .shapes import radius_of, shaped
 
 __all__ = ["ambient", "band", "is_penalised", "orthogonality_gradient", "update"]
 
@@ -30,15 +30,15 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
 
         v ← keep · v + take · γ,    u = along · v + ahead · γ,    u ← η s D(u),    y = R(x, u),    v ← T(v),
 
-    where D is the option `shape`, if there is one, which forgets the length of u, R the retraction or the exponential, and T the
-    transport. With ``tangent="step"`` or ``"none"`` γ is the Euclidean gradient, on a scaling quotient in units of the points' size,
-    and only u is projected, or nothing. On a scaling quotient x, γ and v are first moved to the representative that the option `radius` selects.
-    `memory` is changed in place; `x` and `egrad` are not.
+    where D is the option `shape`, if there is one, which forgets the length of u, R the retraction or the exponential, and T
+    the transport. With ``tangent="step"`` or ``"none"`` γ is the Euclidean gradient, on a scaling quotient in units of the
+    points' size, and only u is projected, or nothing. On a scaling quotient x, γ and v are first moved to the representative
+    that the option `radius` selects. `memory` is changed in place; `x` and `egrad` are not.
     """
     flat = isinstance(manifold, Euclidean)
     late, shape = not flat and options["tangent"] != "gradient", options["shape"] if manifold.event_ndim else None
     egrad = ambient(manifold, x, egrad, options)
-    gradient = egrad * _radius(manifold, x) if late else manifold.riemannian_gradient(x, egrad)
+    gradient = egrad * radius_of(manifold, x) if late else manifold.riemannian_gradient(x, egrad)
     if isinstance(manifold, ScalingQuotient):
         scale = _rescaling(manifold.radius(x), memory, options)
         if scale is not None:
@@ -46,7 +46,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
             if not late:
                 gradient = manifold.act(scale, gradient)
                 memory.vectors = {name: manifold.act(scale, v) for name, v in memory.vectors.items()}
-    size = _radius(manifold, x) if late or rule.arrays else 1.0
+    size = radius_of(manifold, x) if late or rule.arrays else 1.0
     gradient, length = _measured(manifold, rule, x, gradient, 1.0 if late else size, late, options)
     # A shape forgets the length of the step. A velocity has the rate inside, which weighs the gradients of a schedule.
     forgets = (shape is not None or rule.averages_steps) and options.get("momentum_form") != "velocity"
@@ -67,7 +67,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
         step = step * (options["lr"] * rule.steadied(manifold.norm(x, step), memory, options))
     if shape is not None:
         step = shaped(manifold, x, step, memory.matrix, options)
-    if flat and options["decoupled_weight_decay"]:
+    if flat and options["decoupled_weight_decay"] and options["weight_decay"]:
         x = x * (1.0 - options["lr"] * options["weight_decay"])
     y = _move(manifold, x, step, memory, options)
     return _held(manifold, y, memory, options, late) if late or shape is not None else y
@@ -85,11 +85,6 @@ def _measured(
         shrink = torch.clamp(limit / length, max=1.0)
         gradient, length = gradient * shrink, length * shrink
     return gradient, (gradient / size).abs() if rule.arrays else length
-
-
-def _radius(manifold: Manifold, x: Tensor) -> Any:
-    """The norm that PSI's metric divides by, (points, 1); 1 for other metrics."""
-    return manifold.radius(x) if isinstance(manifold, ScalingQuotient) else 1.0
 
 
 def ambient(manifold: Manifold, x: Tensor, egrad: Tensor, options: Options, among: Tensor | None = None) -> Tensor:
@@ -137,7 +132,8 @@ def _rescaling(radius: Tensor, memory: Memory, options: Options) -> Tensor | Non
     point has a limited range. The path in the quotient does not change (Theorem 1 of Yi 2022).
 
     ``"hold"``: to the norm of the row at its first step, stored in ``memory.scalars["radius"]``; a number: to that number,
-    which is stored there before the step. ``"free"``: by a power of two, once the norm has left the `band`. The formula is `algebra.rescaling`. Steps with lr = 0 do not rescale.
+    which is stored there before the step. ``"free"``: by a power of two, once the norm has left the `band`. The formula is
+    `algebra.rescaling`. Steps with lr = 0 do not rescale.
     """
     held = options["radius"] != "free"
     if held and "radius" not in memory.scalars:

@@ -39,7 +39,7 @@ def compare(title, make, rounds):
             p.grad = torch.randn_like(p)
     whole = reference.STACK
     optimizers = {
-        "torch.optim.Muon, bfloat16": (torch.optim.Muon(params[0], lr=0.02), whole),
+        "torch.optim.Muon, bfloat16": (torch.optim.Muon(params[0], lr=0.02, weight_decay=0.0), whole),
         "Muon, bfloat16": (Muon(params[1], shape=Spectral(dtype=torch.bfloat16)), whole),
         "Muon": (Muon(params[2]), whole),
         "Muon, one by one": (Muon(params[3]), 1),

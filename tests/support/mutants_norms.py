@@ -103,7 +103,7 @@ MUTANTS = [
     ),
     Mutant(
         "a projected Euclidean gradient is in units of the size of a spectral sphere",
-        "optim/update.py",
+        "optim/shapes.py",
         "return manifold.radius(x) if isinstance(manifold, ScalingQuotient) else 1.0",
         'return manifold.radius(x) if isinstance(manifold, ScalingQuotient) else getattr(manifold, "size", lambda x: 1.0)(x)',
         "tests/optim/test_norm_lives.py::test_without_momentum_it_is_all_one_when_a_gradient_is_projected[SpectralSphere(radius=3.0)]",
