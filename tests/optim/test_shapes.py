@@ -171,6 +171,29 @@ def test_stacks_of_equal_matrices_are_the_matrices_alone(make, dtype, monkeypatc
             assert torch.allclose(value.double(), other[key][name].double(), rtol=bound, atol=bound), name
 
 
+@pytest.mark.parametrize("shape", [(400, 500), (650, 390), (600, 1250)])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_large_matrices_are_multiplied_by_blocks(shape, recorded):
+    """Symmetric products are formed by blocks from 384 on; the sides are no multiples of a block."""
+    a = normal(*shape)
+    x = a.mT if shape[0] > shape[1] else a
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    expected = x.mT if shape[0] > shape[1] else x
+    found = Spectral().msign(a.requires_grad_(recorded))
+    assert torch.allclose(found, expected, rtol=0.0, atol=1e-9)
+    if recorded:
+        with torch.no_grad():
+            direction = normal(*shape, seed=1)
+            ahead, behind = (Spectral().msign(a + t * direction) for t in (1e-6, -1e-6))
+        weights = normal(*shape, seed=2)
+        slope = ((ahead - behind) * weights).sum() / 2e-6
+        (gradient,) = torch.autograd.grad((found * weights).sum(), a)
+        assert torch.allclose((gradient * direction).sum(), slope, rtol=1e-5)
+
+
 def test_a_shape_of_ones_own():
     class Half(Shape):
         def __call__(self, points, a):
@@ -193,6 +216,7 @@ BAD = [
     ({**MATRIX, "manifold": PSI()}, {"shape": "spectral", "foreach": True}, "spectral is a shape"),
     ({**MATRIX, "manifold": PSI()}, {"tangent": "step"}, "set transport='none'"),
     ({**MATRIX, "manifold": PSI()}, {"tangent": "step", "transport": "none", "fused": True}, "tangent='step'"),
+    ({"params": [nn.Parameter(torch.eye(4, 2))], "manifold": Grassmann(2)}, {"shape": "sign"}, "would depend on the frame"),
     ({**MATRIX, "manifold": PSI()}, {"scale": 2.0}, "shape is None; change lr instead"),
     ({**MATRIX, "manifold": PSI()}, {"motion": "polar"}, "is not embedded; use motion='retract'"),
     ({"params": [nn.Parameter(torch.ones(4))], "manifold": PSI(), "rows": Rows.whole()},
