@@ -13,6 +13,7 @@ __all__ = [
     "LawError",
     "MissingExtraError",
     "OptionError",
+    "ProblemError",
     "RetractError",
     "StateError",
     "StepError",
@@ -38,6 +39,10 @@ class DeclarationError(RetractError, ValueError):
 
 class OptionError(RetractError, ValueError):
     """An option of an optimizer is outside its interval, or not supported."""
+
+
+class ProblemError(RetractError, ValueError):
+    """A function that cannot be minimized: not finite at the start, no real number, without a gradient."""
 
 
 class GradientError(RetractError, RuntimeError):

@@ -9,16 +9,33 @@ from .optimizer import RiemannianOptimizer
 from .presets import PSISGD, SGDG, AdamG
 from .rules import Coefficients, Rule
 from .shapes import Points, Row, Shape, Sign, Spectral, Tangent, Unit
+from .solvers import (
+    LBFGS,
+    Armijo,
+    ConjugateGradients,
+    HagerZhang,
+    OptimizeResult,
+    Record,
+    Search,
+    SteepestDescent,
+    StrongWolfe,
+    TrustRegions,
+    minimize,
+)
 from .spheres import AdamH, HypersphericalDescent, Nero, ObliqueAdam, ObliqueSGD, Rotational, Scion
 
 __all__ = [
+    "LBFGS",
     "PSISGD",
     "SGDG",
     "SPEL",
     "SSO",
     "AdamG",
     "AdamH",
+    "Armijo",
     "Coefficients",
+    "ConjugateGradients",
+    "HagerZhang",
     "HypersphericalDescent",
     "ManifoldMuon",
     "Muon",
@@ -26,8 +43,10 @@ __all__ = [
     "Nero",
     "ObliqueAdam",
     "ObliqueSGD",
+    "OptimizeResult",
     "PSIMuon",
     "Points",
+    "Record",
     "RiemannianAdam",
     "RiemannianOptimizer",
     "RiemannianSGD",
@@ -35,12 +54,17 @@ __all__ = [
     "Row",
     "Rule",
     "Scion",
+    "Search",
     "Shape",
     "Sign",
     "Spectral",
+    "SteepestDescent",
+    "StrongWolfe",
     "Tangent",
+    "TrustRegions",
     "Unit",
     "clip_riemannian_norm_",
     "get_multi_avg_fn",
+    "minimize",
     "param_groups",
 ]

@@ -1,0 +1,187 @@
+"""The function to minimize: its values, gradients and slopes along curves, counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...errors import ProblemError
+from .space import Arrays, Space
+
+__all__ = ["Counts", "Model", "Objective", "State", "Trial"]
+
+# Up to this length of a step of a point, the transported direction stands in for the velocity of the retraction: the slope is then
+# right up to a share of the square of the length.
+_SHORT = 0.1
+
+
+@dataclass
+class Counts:
+    """Numbers of evaluations so far."""
+
+    nfev: int = 0
+    njev: int = 0
+    nhev: int = 0
+
+
+class State(NamedTuple):
+    """A point with what is known there."""
+
+    x: Arrays
+    f: float
+    gradient: Arrays
+    """The Riemannian gradient."""
+    square: float
+    """The square of its length."""
+
+
+class Trial(NamedTuple):
+    """A point on the curve t ↦ retract(x, t d)."""
+
+    t: float
+    f: float
+    slope: float
+    """d/dt of f along the curve; NaN where f is not finite, or was evaluated without its gradient."""
+    state: State | None
+    carried: Arrays | None
+    """d, transported to the point."""
+
+
+Model = tuple[State, Callable[[Arrays], Arrays]]
+"""A state, and products of a tangent with the Hessian there."""
+
+
+@dataclass
+class Objective:
+    """`function` of the arrays of a point of `space`."""
+
+    function: Callable[[Arrays], Any]
+    space: Space
+    counts: Counts = field(default_factory=Counts)
+
+    def value(self, x: Arrays) -> float:
+        """f(x), without derivatives."""
+        self.counts.nfev += 1
+        return float(self._scalar(self.function(x)))
+
+    def start(self, x: Arrays) -> State:
+        """The state at `x`.
+
+        Raises:
+            ProblemError: f(x) is not finite, is no scalar tensor, or does not depend on x.
+        """
+        state = self._state(*self._gradients(x))
+        if not math.isfinite(state.f):
+            raise ProblemError(f"f(x0) = {state.f}: the start has to be where f is finite; choose another x0")
+        if not math.isfinite(state.square):
+            raise ProblemError(
+                "the gradient at x0 is not finite, although f is: f has no derivative there; choose another x0"
+            )
+        return state
+
+    def state(self, x: Arrays) -> State:
+        """The state at `x`."""
+        return self._state(*self._gradients(x))
+
+    def pullback(self, x: Arrays) -> Model:
+        """The state at `x`, and v ↦ H v with H the second derivative of u ↦ f(retract(x, u)) at 0, raised to a tangent."""
+        with torch.enable_grad():
+            u = [torch.zeros_like(a, requires_grad=True) for a in x]
+            value = self._scalar(self.function(self.space.each("retract", x, u)))
+            slopes = torch.autograd.grad(value, u, create_graph=True, allow_unused=True)
+        self.counts.nfev += 1
+        self.counts.njev += 1
+        moving = [i for i, slope in enumerate(slopes) if slope is not None and slope.requires_grad]
+        first = [torch.zeros_like(a) if b is None else b.detach() for a, b in zip(x, slopes, strict=True)]
+
+        def product(v: Arrays) -> Arrays:
+            self.counts.nhev += 1
+            found = torch.autograd.grad(
+                [slopes[i] for i in moving], u, [v[i] for i in moving], retain_graph=True, allow_unused=True
+            )
+            second = [torch.zeros_like(a) if b is None else b for a, b in zip(x, found, strict=True)]
+            return self.space.each("riemannian_gradient", x, second)
+
+        return self._state(value, x, first), product
+
+    def differences(self, x: Arrays) -> Model:
+        """The state at `x`, and v ↦ (P g(retract(x, h v)) − g)/h, with the gradient brought back by the projection P."""
+        space = self.space
+        here = self.state(x)
+        step = torch.finfo(x[0].dtype).eps ** 0.5
+
+        def product(v: Arrays) -> Arrays:
+            self.counts.nhev += 1
+            size = float(space.inner(x, v, v)) ** 0.5
+            if size == 0.0:
+                return v
+            h = step / size
+            there = self.state(space.each("retract", x, [h * a for a in v]))
+            back = space.each("project", x, there.gradient)
+            return [(b - g) / h for b, g in zip(back, here.gradient, strict=True)]
+
+        return here, product
+
+    def along(self, here: State, d: Arrays, length: float, t: float) -> Trial:
+        """The trial at `t` in direction `d` of `length`, with the gradient; waits for a device once."""
+        space = self.space
+        u = [t * a for a in d]
+        slope = None
+        if space.flat or t * length <= _SHORT:
+            value, x, egrad = self._gradients(space.each("retract", here.x, u))
+        else:
+            value, x, egrad, slope = self._with_slope(here.x, d, t)
+        carried = space.carried(here.x, u, x, d)
+        gradient = space.each("riemannian_gradient", x, egrad)
+        slope = space.inner(x, gradient, carried) if slope is None else slope
+        square = space.inner(x, gradient, gradient)
+        f, slope, square = torch.stack([value.to(square), slope.to(square), square]).tolist()
+        if not (math.isfinite(f) and math.isfinite(square)):
+            return Trial(t, math.inf if math.isnan(f) else f, math.nan, None, None)
+        return Trial(t, f, slope, State(x, f, gradient, square), carried)
+
+    def _gradients(self, x: Arrays) -> tuple[Tensor, Arrays, Arrays]:
+        """f, the point without a history, and the Euclidean gradients."""
+        with torch.enable_grad():
+            x = [a.detach().requires_grad_() for a in x]
+            value = self._scalar(self.function(x))
+            egrad = self._grad(value, x)
+        self.counts.nfev += 1
+        self.counts.njev += 1
+        return value.detach(), [a.detach() for a in x], egrad
+
+    def _with_slope(self, x: Arrays, d: Arrays, t: float) -> tuple[Tensor, Arrays, Arrays, Tensor]:
+        """As `_gradients` on the curve, with the slope by the derivative of the retraction itself."""
+        with torch.enable_grad():
+            time = torch.tensor(t, dtype=d[0].dtype, device=d[0].device, requires_grad=True)
+            curve = self.space.each("retract", x, [time.to(a) * a for a in d])
+        value, y, egrad = self._gradients(curve)
+        (slope,) = torch.autograd.grad(curve, time, egrad)
+        return value, y, egrad, slope
+
+    @staticmethod
+    def _grad(value: Tensor, x: Sequence[Tensor]) -> Arrays:
+        if not value.requires_grad:
+            raise ProblemError("f does not depend on x, or not through torch's functions: its value has no gradient")
+        found = torch.autograd.grad(value, x, allow_unused=True)
+        if all(one is None for one in found):
+            raise ProblemError("f does not depend on x: no gradient reaches it")
+        return [torch.zeros_like(a) if one is None else one for one, a in zip(found, x, strict=True)]
+
+    def _state(self, value: Tensor, x: Arrays, egrad: Arrays) -> State:
+        gradient = self.space.each("riemannian_gradient", x, egrad)
+        return State(x, float(value), gradient, float(self.space.inner(x, gradient, gradient)))
+
+    @staticmethod
+    def _scalar(value: Any) -> Tensor:
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            kind = f"a tensor of {value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ProblemError(
+                f"f returned {kind}, and it has to return a real number as a tensor; sum it, or take its mean"
+            )
+        return value.reshape(())

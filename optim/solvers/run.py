@@ -1,0 +1,146 @@
+"""What all methods share: the rules by which a run ends, its history and its result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, NamedTuple
+
+from .objective import Objective, State
+from .space import Arrays
+
+__all__ = ["OptimizeResult", "Record", "Run", "Stopped"]
+
+
+class Record(NamedTuple):
+    """A line of the history: what is known after an iteration; the first one is the start.
+
+    Example:
+        >>> import torch
+        >>> from retract.manifolds import Euclidean
+        >>> from retract.optim import minimize
+        >>> found = minimize(lambda x: x.square().sum(), torch.ones(2), Euclidean())
+        >>> found.history[0].fun
+        2.0
+    """
+
+    fun: float
+    """The value of f."""
+    grad_norm: float
+    """The length of the Riemannian gradient."""
+    step: float
+    """The length of the last step."""
+    nfev: int
+    """Evaluations of f so far."""
+    njev: int
+    """Evaluations of the gradient so far."""
+    nhev: int
+    """Products with the Hessian so far."""
+    time: float
+    """Seconds since the start."""
+
+
+@dataclass
+class OptimizeResult:
+    """The result of `minimize`, in scipy's words.
+
+    Example:
+        >>> import torch
+        >>> from retract.manifolds import Sphere
+        >>> from retract.optim import minimize
+        >>> x0 = torch.tensor([0.6, 0.8], dtype=torch.float64)
+        >>> found = minimize(lambda x: x[0], x0, Sphere())
+        >>> found.success, round(found.fun, 9)
+        (True, -1.0)
+    """
+
+    x: Any
+    """The best point that was reached, shaped like x0."""
+    fun: float
+    """f(x)."""
+    grad_norm: float
+    """The length of the Riemannian gradient at x."""
+    nit: int
+    """Iterations."""
+    nfev: int
+    """Evaluations of f, those for gradients among them."""
+    njev: int
+    """Evaluations of the gradient."""
+    nhev: int
+    """Products with the Hessian."""
+    success: bool
+    """Whether a tolerance was reached, or f cannot be lowered any more in its dtype."""
+    message: str
+    """Why the run ended."""
+    history: list[Record] = field(repr=False)
+    """A record per iteration, the start first."""
+    exception: BaseException | None = None
+    """What f or the callback raised after the start."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error
+    """Raised inside of a run to end it."""
+
+    def __init__(self, message: str, success: bool = False) -> None:
+        super().__init__(message)
+        self.success = success
+
+
+@dataclass
+class Run:
+    """One run of a method from a state that is known."""
+
+    objective: Objective
+    state: State
+    gtol: float
+    gtol_rel: float
+    xtol: float
+    ftol: float
+    max_iter: int
+    max_time: float
+    display: bool
+    eps: float
+    callback: Callable[[Arrays, Record], Any] | None = None
+    history: list[Record] = field(default_factory=list)
+    began: float = field(default_factory=perf_counter)
+
+    def rounding(self, f: float) -> float:
+        """The size of rounding errors of f."""
+        return 10.0 * self.eps * abs(f)
+
+    def accept(self, state: State, step: float) -> None:
+        """Go to `state`, `step` away; raises `Stopped` where the run ends."""
+        before, self.state = self.state, state
+        counts = self.objective.counts
+        norm = math.sqrt(state.square)
+        record = Record(state.f, norm, step, counts.nfev, counts.njev, counts.nhev, perf_counter() - self.began)
+        self.history.append(record)
+        number = len(self.history) - 1
+        if self.display:
+            print(f"{number:6d}  f = {state.f: .12e}  |g| = {norm:.2e}  step {step:.2e}  evaluations {counts.nfev}")
+        if self.callback is not None:
+            self.callback(state.x, record)
+        if norm <= max(self.gtol, self.gtol_rel * self.history[0].grad_norm):
+            raise Stopped("the gradient is as short as asked for", success=True)
+        if number and step <= self.xtol:
+            raise Stopped("the step is as short as asked for", success=True)
+        if number and 0.0 <= before.f - state.f <= self.ftol * max(abs(before.f), abs(state.f), 1.0):
+            if self.ftol > 0:
+                raise Stopped("f has changed as little as asked for", success=True)
+        if number >= self.max_iter:
+            raise Stopped(f"max_iter={self.max_iter} iterations were made")
+        if perf_counter() - self.began >= self.max_time:
+            raise Stopped(f"max_time={self.max_time} seconds have passed")
+
+    def exhausted(self, promised: float) -> Stopped:
+        """The end of a run that finds no lower point, where a step of the method promised to lower f by `promised`."""
+        if promised <= 10.0 * self.rounding(self.state.f):
+            return Stopped(
+                "f cannot be lowered any further: what a step promises is lost in its rounding errors", success=True
+            )
+        return Stopped(
+            f"no descent: f does not fall along the negative gradient, although a step promised {promised:.1e}. Is f smooth, and "
+            "does its gradient belong to it?"
+        )

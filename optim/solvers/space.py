@@ -1,0 +1,83 @@
+"""The product of the manifolds of several arrays, as one space: a point is a list of arrays, and so is a tangent vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...manifolds import ConformalManifold, EmbeddedManifold, Euclidean, Manifold
+
+__all__ = ["Arrays", "Space", "combined"]
+
+Arrays = list[Tensor]
+"""A point or a tangent vector of a product: one array, (*batch, *event), per manifold. In a stack each has one more dimension, in
+front."""
+
+
+class Space:
+    """The product of `manifolds`, over all points of every array: ⟨u, v⟩ is the sum of the inner products of all points.
+
+    Stacks of k tangent vectors have arrays (k, *batch, *event); all maps of a manifold broadcast over them.
+    """
+
+    def __init__(self, manifolds: Sequence[Manifold]) -> None:
+        self.manifolds = list(manifolds)
+        self._dots = [isinstance(m, EmbeddedManifold | Euclidean) for m in self.manifolds]
+
+    def each(self, name: str, *arrays: Arrays) -> Arrays:
+        """The method `name` of every manifold, of its arrays."""
+        return [getattr(m, name)(*own) for m, *own in zip(self.manifolds, *arrays, strict=True)]
+
+    def inner(self, x: Arrays, u: Arrays, v: Arrays) -> Tensor:
+        """⟨u, v⟩ₓ, a tensor without dimensions."""
+        found = [
+            torch.dot(b.reshape(-1), c.reshape(-1)) if dot else m.inner(a, b, c).sum()
+            for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True)
+        ]
+        return found[0] if len(found) == 1 else torch.stack([one.to(found[0]) for one in found]).sum()
+
+    def table(self, x: Arrays, u: Arrays, v: Arrays) -> Tensor:
+        """The inner products of all tangents of a stack `u` with all of a stack `v`, (k, l)."""
+        total: Any = 0.0
+        for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True):
+            if isinstance(m, ConformalManifold) and not dot:
+                b, dot = b / m.conformal_factor(a), True
+            if dot:
+                one = b.flatten(1) @ c.flatten(1).T
+            else:
+                one = torch.stack([m.inner(a, b, each).flatten(1).sum(1) for each in c], 1)
+            total = total + one.to(x[0])
+        return total
+
+    def carried(self, x: Arrays, u: Arrays, y: Arrays, v: Arrays) -> Arrays:
+        """The tangent `v` at x, or a stack of them, transported to y = retract(x, u)."""
+        return [
+            m.project(b, c) if projects(m) else m.transport(a, along, c)
+            for m, a, along, b, c in zip(self.manifolds, x, u, y, v, strict=True)
+        ]
+
+    @property
+    def flat(self) -> bool:
+        """Whether all points are in flat space, where velocities stay as they are."""
+        return all(isinstance(m, Euclidean) for m in self.manifolds)
+
+
+def projects(manifold: Manifold) -> bool:
+    """Whether the transport of `manifold` is the projection at the new point, which is at hand."""
+    own = type(manifold)
+    return (
+        own.transport is EmbeddedManifold.transport
+        and own.retract_and_transport is EmbeddedManifold.retract_and_transport
+    )
+
+
+def combined(*terms: tuple[float, Arrays]) -> Arrays:
+    """The sum of factor · arrays over `terms`."""
+    (first, arrays), *rest = terms
+    total = [first * a for a in arrays]
+    for factor, others in rest:
+        total = [a.add(b, alpha=factor) for a, b in zip(total, others, strict=True)]
+    return total

@@ -1,0 +1,113 @@
+"""Trust regions: the model, its approximate minimizer, and the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ...errors import ProblemError
+from .methods import TrustRegions
+from .objective import Model, Objective, State
+from .run import Run
+from .space import Arrays, combined
+
+__all__ = ["descend_in_regions"]
+
+Product = Callable[[Arrays], Arrays]
+"""v ↦ H v for a tangent v."""
+
+
+class Step(NamedTuple):
+    """A step in a trust region."""
+
+    u: Arrays
+    square: float
+    """The square of its length."""
+    decrease: float
+    """By how much it lowers the model."""
+    at_the_edge: bool
+    """Whether the radius bounds it."""
+
+
+def descend_in_regions(run: Run, method: TrustRegions) -> None:
+    """Make steps until `Stopped` is raised."""
+    objective, space = run.objective, run.objective.space
+    size = sum(a.numel() for a in run.state.x)
+    largest = method.max_radius or math.sqrt(size)
+    radius = min(method.radius or largest / 8, largest)
+    limit = method.max_inner or 10 * size
+    model = objective.differences if method.hessian == "differences" else _twice(objective, method.hessian == "auto")
+    here, product = model(run.state.x)
+    while True:
+        while True:
+            step = _truncated(objective, here, product, radius, method, limit)
+            f = objective.value(space.each("retract", here.x, step.u))
+            rounding = run.rounding(here.f)
+            ratio = (here.f - f + rounding) / (step.decrease + rounding)
+            length = math.sqrt(step.square)
+            if not ratio >= 0.25:  # also where f is not finite
+                radius = min(radius, length) / 4
+            elif ratio > 0.75 and step.at_the_edge:
+                radius = min(2 * radius, largest)
+            if ratio > method.accept and f <= here.f + rounding:
+                break
+            if radius * math.sqrt(here.square) <= rounding or radius < run.eps * 1e-3:
+                raise run.exhausted(step.decrease)
+        here, product = model(space.each("retract", here.x, step.u))
+        run.accept(here, length)
+
+
+def _twice(objective: Objective, fall_back: bool) -> Callable[[Arrays], Model]:
+    """Models by second derivatives of the pullback; if they cannot be formed, by differences from then on."""
+    models = [objective.pullback, objective.differences] if fall_back else [objective.pullback]
+
+    def model(x: Arrays) -> Model:
+        if models[0] == objective.differences:
+            return objective.differences(x)
+        try:
+            here, product = objective.pullback(x)
+            product(here.gradient)
+        except RuntimeError as error:
+            del models[0]
+            if not models:
+                raise ProblemError(
+                    f"f or a retraction cannot be differentiated twice ({error}); use TrustRegions(hessian='differences')"
+                ) from error
+            return objective.differences(x)
+        objective.counts.nhev -= 1
+        return here, product
+
+    return model
+
+
+def _truncated(
+    objective: Objective, here: State, product: Product, radius: float, method: TrustRegions, limit: int
+) -> Step:
+    """Conjugate gradients for H u = −g, ended at the radius, at negative curvature, or when the residual is short enough (Steihaug 1983;
+    Toint 1981). Lengths and the model are summed from inner products, one wait for a device per product."""
+    space = objective.space
+    u = [torch.zeros_like(a) for a in here.gradient]
+    residual, d = here.gradient, combined((-1.0, here.gradient))
+    uu, ud, dd, rr = 0.0, 0.0, here.square, here.square
+    decrease = 0.0
+    target = math.sqrt(rr) * min(method.kappa, math.sqrt(rr) ** method.theta)
+    for _ in range(limit):
+        hd = product(d)
+        curvature = float(space.inner(here.x, d, hd))
+        t = rr / curvature if curvature > 0 else math.inf
+        if not math.isfinite(curvature) or curvature <= 0 or uu + t * (2 * ud + t * dd) >= radius**2:
+            t = (-ud + math.sqrt(ud * ud + dd * (radius**2 - uu))) / dd
+            bend = curvature if math.isfinite(curvature) else 0.0
+            return Step(combined((1.0, u), (t, d)), radius**2, decrease + t * (rr - 0.5 * t * bend), True)
+        u, residual = combined((1.0, u), (t, d)), combined((1.0, residual), (t, hd))
+        uu, decrease = uu + t * (2 * ud + t * dd), decrease + 0.5 * t * rr
+        after = float(space.inner(here.x, residual, residual))
+        if math.sqrt(after) <= target:
+            break
+        share, rr = after / rr, after
+        ud, dd = share * (ud + t * dd), rr + share**2 * dd
+        d = space.each("project", here.x, combined((share, d), (-1.0, residual)))
+    return Step(u, uu, decrease, False)
