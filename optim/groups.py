@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from ..errors import DeclarationError, OptionError
 from ..manifolds import Euclidean, Manifold, Rows, from_geoopt
 from ..manifolds.parameters.declare import walk
-from ..manifolds.parameters.factors import Factors, Part, Rest, covered
-from ..manifolds.parameters.lookup import check_types
+from ..manifolds.parameters.factors import Factors, Rest
 from ..manifolds.parameters.records import changes, joined_geometries, marked
-from ..manifolds.parameters.slicing import check_grids
 from .execution.dispatch import check_path
 from .execution.operands import has_rows_of_matrices, matrix_of
-from .execution.points import PointSet, Table
+from .execution.points import PointSet
 from .execution.sharded import check_sharding
 from .execution.sliced import check_slices
 from .options import Options, check_names, check_point, check_together, read_by, read_numbers, valid
@@ -26,7 +24,7 @@ from .rest import KEY, check_rest
 from .rules import Rule
 from .shapes import check_shape, frame_error, has_coordinates
 
-__all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "sliced_table", "tensor_geometry"]
+__all__ = ["Marks", "Settings", "param_groups", "refuse_bare", "tensor_geometry"]
 
 _OF_POINTS = frozenset((*read_by("points"), KEY))
 _FLAT = Euclidean(0), Rows()
@@ -101,42 +99,6 @@ def param_groups(
     if rest:
         result.append({"params": [*rest.values()], "names": [*rest], "name": "euclidean", **(euclidean or {})})
     return result
-
-
-def sliced_table(group: Options, names: Sequence[str] | None, slices: Sequence[tuple[Manifold, Factors]]) -> Table:
-    """The point sets of a group with `slices`, pairs of a manifold and slices of its parameters by their `names`; what is left
-    of a parameter is flat.
-
-    Raises `OptionError` for other values, `GeometryError` for slices with entries in common.
-    """
-    named = dict(zip(names or (), group["params"], strict=False))
-    missing = {name for _, factors in slices for name in factors.names} - set(named)
-    if missing:
-        raise OptionError(
-            f"slices of {', '.join(sorted(missing))}, which are not among the names of the group: {names}"
-        )
-    found: dict[Tensor, list[PointSet]] = {}
-    parts: dict[Tensor, list[Part]] = {}
-    for manifold, factors in slices:
-        tensors = tuple(named[part.name] for part in factors.parts)
-        check_types(str(factors), manifold, Rows())
-        check_grids(factors, manifold, factors.layouts(tensors, manifold.event_ndim))
-        kinds = {(p.dtype, p.device) for p in tensors}
-        if len(kinds) > 1:
-            raise OptionError(
-                f"{factors} has parts of {sorted(map(str, kinds))}; convert its parameters to one dtype, on one device"
-            )
-        for tensor, part in zip(tensors, factors.parts, strict=True):
-            parts.setdefault(tensor, []).append(part)
-        led = found.setdefault(tensors[0], [])
-        led.append(PointSet(str(factors), tensors, manifold, slices=factors, suffix=f".{len(led)}"))
-    for name, p in named.items():
-        mine = tuple(parts.get(p, ()))
-        if not covered(mine, tuple(p.shape)).all():
-            label = f"the rest of {name}" if mine else name
-            led = found.setdefault(p, [])
-            led.append(PointSet(label, (p,), Euclidean(0), slices=Rest(mine), suffix=f".{len(led)}"))
-    return {p: tuple(sets) for p, sets in found.items()}
 
 
 def tensor_geometry(p: Tensor, flat: Manifold = Euclidean(0)) -> tuple[Manifold, Rows]:

@@ -10,32 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import GeometryError, OptionError, StepError
-from ..manifolds import Euclidean, Manifold, Rows
-from ..manifolds.numerics import DTYPES, full_precision, tolerance
+from ..errors import OptionError, StepError
+from ..manifolds import Euclidean
+from ..manifolds.numerics import full_precision
 from ..manifolds.parameters.factors import Rest
-from ..manifolds.parameters.lookup import FLATTENED, check_parts, check_types
-from ..manifolds.parameters.placing import check_rows
-from ..manifolds.parameters.rows import gather
 from ..manifolds.parameters.shards import is_sharded
 from .checkpoints import check_owners, merge, pack, restore
 from .execution.dispatch import Group, Paths, paths
 from .execution.points import PointSet, Table, passed_over, point_sets
 from .execution.sharded import ShardedGroup
 from .execution.sliced import SlicedGroup
-from .groups import Marks, Settings, refuse_bare, sliced_table, tensor_geometry
+from .groups import Marks, Settings
 from .options import COMMON, check_known, read_numbers
 from .rest import KEY, rest_of
 from .rules import Rule
+from .tables import check_values, described, table_of, taken
 
 __all__ = ["RiemannianOptimizer"]
-
-GROSS = tolerance(torch.float16)
-"""Defect above which a parameter is off its manifold, rather than rounded by a change of dtype."""
-_SPLIT = (
-    "ZeroRedundancyOptimizer splits groups like that, since it distributes parameters one by one: shard the model with "
-    "fully_shard (FSDP2) instead"
-)
 
 
 class RiemannianOptimizer(torch.optim.Optimizer):
@@ -90,17 +81,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group = dict(param_group)
-        manifold, rows = group.pop("manifold", None), group.pop("rows", None)
-        joined, names, slices = group.pop("joined", ()), group.pop("names", None), group.pop("slices", ())
-        if isinstance(manifold, str) or isinstance(rows, str):
-            raise OptionError(
-                "manifold and rows of this group are strings, as in the param_groups of an optimizer; pass the Manifold and Rows"
-            )
-        if slices and (manifold is not None or rows is not None or joined):
-            raise OptionError("a group with slices has their manifolds in them; leave out manifold, rows and joined")
+        group, geometry = taken(param_group)
         euclidean = group.pop(KEY, None)
-        if euclidean is not None and not slices:
+        if euclidean is not None and not geometry.slices:
             raise OptionError(
                 f"{KEY}={euclidean!r} in a group without slices: it has the options for what is left of parameters in slices. "
                 "Set the options of this group"
@@ -108,15 +91,9 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         before = len(self.param_groups)
         super().add_param_group(group)
         try:
-            table = (
-                sliced_table(group, names, slices) if slices else self._points_of(group, manifold, rows, joined, names)
-            )
-            index = {p: i for i, p in enumerate(group["params"])}
+            table = table_of(group, geometry, self.flat, type(self).__name__)
             sets = [*chain.from_iterable(table.values())]
-            group["manifold"] = ", ".join(dict.fromkeys(repr(points.manifold) for points in sets))
-            group["rows"] = ", ".join(dict.fromkeys(repr(points.rows) for points in sets if points.slices is None))
-            group["joined"] = ", ".join("+".join(str(index[part]) for part in parts) for parts in joined)
-            group["slices"] = ", ".join(points.placed(index) for points in sets if points.slices is not None)
+            group.update(described(group["params"], sets, geometry))
             rest = [points for points in sets if isinstance(points.slices, Rest)]
             if group.get("lr", 0.0) is None:
                 group["lr"] = self._default_lr([points for points in sets if points not in rest])
@@ -129,67 +106,21 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             settings = self._settings_of(sets)
             group.update(settings.valid(group))
             for points in sets:
-                _check_values(points)
+                check_values(points)
         except Exception:
             del self.param_groups[before:]
             raise
         settings.accept(group)
         self._settings.append(settings)
         self._table.update(table)
-        self._names.update(zip(group["params"], names or group.get("param_names", ()), strict=False))
+        self._names.update(zip(group["params"], geometry.names or group.get("param_names", ()), strict=False))
         self._marks.add(group["params"])
         curved = any(not isinstance(points.manifold, Euclidean) for points in sets)
-        self._names_manifold = self._names_manifold or manifold is not None or curved
+        self._names_manifold = self._names_manifold or geometry.manifold is not None or curved
 
     def _default_lr(self, points: Sequence[PointSet]) -> float | None:
         """The learning rate of a group without one, of an optimizer without a default."""
         return None
-
-    def _points_of(
-        self, group: dict[str, Any], manifold: Manifold | None, rows: Rows | None, joined: Any, names: Any
-    ) -> Table:
-        params = group["params"]
-        if len(params) != len(set(params)):
-            raise OptionError("a parameter is twice in one group; pass tied parameters once")
-        if not isinstance(names, list | tuple | None):
-            raise OptionError(f"names={names!r} is not a list of the parameters' names")
-        labels = names or group.get("param_names") or [f"parameter {i} of its group" for i in range(len(params))]
-        if len(labels) != len(params):
-            raise OptionError(f"names has {len(labels)} entries for {len(params)} parameters; {_SPLIT}")
-        if manifold is None and (rows is not None or joined):
-            raise OptionError(
-                "rows and joined need a manifold, and this group has none; set the manifold, or leave them out"
-            )
-        label = dict(zip(params, labels, strict=True))
-        leads = _joint_points(joined)
-        if any(part not in label for parts in leads.values() for part in parts):
-            raise OptionError(f"joined names a parameter that is not in the group's params; {_SPLIT}")
-        joined_parts = {part for parts in leads.values() for part in parts[1:]}
-        table: Table = {}
-        for p in params:
-            if p.dtype not in DTYPES and not passed_over(p):
-                raise OptionError(
-                    f"{label[p]} is {p.dtype}; the updates are defined for real floating-point parameters: float64, float32, "
-                    "float16 and bfloat16. To keep it in the group without training it, call requires_grad_(False) on it"
-                )
-            if manifold is None:
-                refuse_bare(label[p], p)
-            if p in joined_parts:
-                continue
-            geometry, cut = (manifold, rows or Rows()) if manifold is not None else tensor_geometry(p, self.flat)
-            if manifold is None and geometry == Euclidean(2) and p.ndim != 2:
-                raise GeometryError(
-                    f"{label[p]} of shape {tuple(p.shape)} is no matrix, and {type(self).__name__} steps matrices: give it to another "
-                    "optimizer, or declare how it is cut into matrices, on Euclidean(2) with Rows"
-                )
-            points = PointSet(label[p], leads.get(p, (p,)), geometry, cut)
-            check_types(label[p], geometry, cut)
-            if not passed_over(p):
-                check_parts(label[p], points.parts, geometry, cut)
-            if getattr(p, "_fsdp_flattened", False) and not isinstance(geometry, Euclidean):
-                raise OptionError(f"{label[p]} {FLATTENED}")
-            table[p] = (points,)
-        return table
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -370,22 +301,3 @@ class RiemannianOptimizer(torch.optim.Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _joint_points(joined: Any) -> dict[Tensor, tuple[Tensor, ...]]:
-    """First part of a joint point → all its parts."""
-    if isinstance(joined, list | tuple) and all(isinstance(parts, list | tuple) and parts for parts in joined):
-        parts = [part for parts in joined for part in parts]
-        if all(isinstance(part, Tensor) for part in parts) and len(set(parts)) == len(parts):
-            return {parts[0]: tuple(parts) for parts in joined}
-    raise OptionError(f"joined={joined!r} is not a list of tuples of parameters, each parameter in one tuple")
-
-
-def _check_values(points: PointSet) -> None:
-    """Raise `GeometryError` or `DeclarationError` for values that are not points of their manifold."""
-    if isinstance(points.manifold, Euclidean) or any(p.is_meta or passed_over(p) for p in points.parts):
-        return
-    with torch.no_grad():
-        x = gather(points.parts, points.layouts())
-        check_rows(points.name, x, points.manifold)
-        points.manifold.check_point(x, points.name, max(tolerance(points.parts[0].dtype), GROSS))

@@ -1,5 +1,6 @@
 """Deterministic solvers: functions of points on manifolds, minimized to the last digits without a learning rate."""
 
+from .lbfgs import RiemannianLBFGS
 from .methods import LBFGS, ConjugateGradients, SteepestDescent, TrustRegions
 from .minimize import minimize
 from .run import OptimizeResult, Record
@@ -12,6 +13,7 @@ __all__ = [
     "HagerZhang",
     "OptimizeResult",
     "Record",
+    "RiemannianLBFGS",
     "Search",
     "SteepestDescent",
     "StrongWolfe",

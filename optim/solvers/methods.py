@@ -144,7 +144,8 @@ class _Conjugate(_Gradients):
 
     def remember(self, here: State, d: Arrays, slope: float, trial: Trial) -> None:
         super().remember(here, d, slope, trial)
-        assert trial.state is not None and trial.carried is not None
+        assert trial.state is not None
+        assert trial.carried is not None
         former = self.space.carried(here.x, [trial.t * a for a in d], trial.state.x, here.gradient)
         self.before = trial.carried, former, here.square
 
@@ -191,19 +192,23 @@ class _LimitedMemory(Directions):
         self.pairs = Pairs(space, memory, lambda sy, ss, square: sy > caution * math.sqrt(square) * ss and sy > 0)
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
-        found = self.pairs.direction(here)
+        found = self.pairs.direction(here.x, here.gradient, here.square)
         if found is not None and found[1] < 0:
             return *found, 1.0
-        self.pairs.stacks = None
+        self.pairs.forget()
         d, slope, length = _steepest(here)
         return d, slope, length, 1.0 / length
 
     def remember(self, here: State, d: Arrays, slope: float, trial: Trial) -> None:
-        self.pairs.remember(here, d, trial)
+        assert trial.state is not None
+        assert trial.carried is not None
+        there = trial.state
+        moved = [trial.t * a for a in trial.carried]
+        self.pairs.carry(here.x, here.gradient, [trial.t * a for a in d], there.x, moved)
+        self.pairs.append(there.gradient)
 
     def forget(self) -> bool:
-        known, self.pairs.stacks = self.pairs.stacks is not None, None
-        return known
+        return self.pairs.forget()
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
-from .objective import State, Trial
 from .space import Arrays, Space
 
 __all__ = ["Keep", "Pairs"]
@@ -22,72 +22,79 @@ class Pairs:
     def __init__(self, space: Space, memory: int, keep: Keep) -> None:
         self.space, self.memory, self.keep = space, memory, keep
         self.stacks: Arrays | None = None
+        self.last: tuple[Arrays, Arrays] | None = None
+        """The last step and the gradient before it, both carried to the point, until `append`."""
 
-    def remember(self, here: State, d: Arrays, trial: Trial) -> None:
-        """Carry the pairs from `here` to the state of `trial`, which is at t d, and append the newest."""
-        there, carried = trial.state, trial.carried
-        assert there is not None and carried is not None
-        # One transport for all: a manifold does the work that depends on the points once.
-        own = [g.unsqueeze(0) for g in here.gradient]
-        if self.stacks is not None:
+    def forget(self) -> bool:
+        """Drop all pairs; whether there were any."""
+        known = self.stacks is not None
+        self.stacks = self.last = None
+        return known
+
+    def carry(self, x: Arrays, gradient: Arrays, u: Arrays, y: Arrays, moved: Arrays) -> None:
+        """Carry all from x to y = retract(x, u), where `u` has become `moved`; `gradient` is that at x."""
+        own = [g.unsqueeze(0) for g in gradient]
+        if self.stacks is not None:  # one transport for all: a manifold does the work that depends on the points once
             own = [torch.cat([stack.flatten(0, 1), g]) for stack, g in zip(self.stacks, own, strict=True)]
-        moved = self.space.carried(here.x, [trial.t * a for a in d], there.x, own)
-        fresh = [torch.stack([trial.t * s, g - v[-1]]) for s, g, v in zip(carried, there.gradient, moved, strict=True)]
-        if self.stacks is None:
-            self.stacks = [pair.unsqueeze(1) for pair in fresh]
+        own = self.space.carried(x, u, y, own)
+        if self.stacks is not None:
+            self.stacks = [stack[:-1].unflatten(0, (2, -1)) for stack in own]
+        self.last = moved, [stack[-1] for stack in own]
+
+    def append(self, gradient: Arrays) -> None:
+        """Append the pair of the last step, which ends in `gradient`."""
+        if self.last is None:
             return
-        start = max(0, self.stacks[0].shape[1] + 1 - self.memory)
-        self.stacks = [
-            torch.cat([v[:-1].unflatten(0, (2, -1))[:, start:], pair.unsqueeze(1)], 1)
-            for v, pair in zip(moved, fresh, strict=True)
-        ]
+        fresh = [torch.stack([s, g - before]).unsqueeze(1) for s, before, g in zip(*self.last, gradient, strict=True)]
+        self.last = None
+        if self.stacks is None:
+            self.stacks = fresh
+        else:
+            self.stacks = [torch.cat([stack, pair], 1) for stack, pair in zip(self.stacks, fresh, strict=True)]
 
-    def direction(self, here: State) -> tuple[Arrays, float, float] | None:
-        """−H g with its slope and its length, H by the BFGS formula from the pairs that are kept; None without any.
+    def direction(self, x: Arrays, gradient: Arrays, square: float) -> tuple[Arrays, float, float] | None:
+        """−H g with its slope and its length, with H the inverse BFGS matrix of the pairs that are kept; None without any. `square` is ‖g‖².
 
-        The two-loop recursion (Nocedal & Wright 2006, Algorithm 7.4) runs on the coefficients of the pairs, from inner products that
-        are all taken before it: a device is waited for once.
+        With R the upper triangle of SᵀY, D its diagonal, γ = ⟨s, y⟩/⟨y, y⟩ of the newest pair and p = R⁻¹ Sᵀg it is
+        H g = γ g + S R⁻ᵀ((D + γ YᵀY) p − γ Yᵀg) − γ Y p (Byrd, Nocedal & Schnabel 1994, eq. 3.1), on inner products that are all taken before: a
+        device is waited for once.
         """
         if self.stacks is None:
             return None
+        pairs = [stack.flatten(0, 1) for stack in self.stacks]
+        vectors = [torch.cat([stack, g.unsqueeze(0)]) for stack, g in zip(pairs, gradient, strict=True)]
+        table = self.space.table(x, pairs, vectors).double().cpu()
         k = self.stacks[0].shape[1]
-        both = [stack.flatten(0, 1) for stack in self.stacks]
-        last = [torch.cat([stack, g.unsqueeze(0)]) for stack, g in zip(both, here.gradient, strict=True)]
-        table = self.space.table(here.x, both, last).tolist()
-        kept = [i for i in range(k) if self.keep(table[i][k + i], table[i][i], here.square)]
+        products = zip(table[:k, k : 2 * k].diagonal().tolist(), table.diagonal().tolist()[:k], strict=True)
+        kept = [i for i, (sy, ss) in enumerate(products) if self.keep(sy, ss, square)][-self.memory :]
+        if not kept:
+            self.stacks = None
+            return None
         if len(kept) < k:
-            self.stacks = [stack[:, kept] for stack in self.stacks] if kept else None
-            if not kept:
-                return None
-            both = [stack.flatten(0, 1) for stack in self.stacks]
+            self.stacks = [stack[:, kept] for stack in self.stacks]
+            pairs = [stack.flatten(0, 1) for stack in self.stacks]
             rows = [*kept, *(k + i for i in kept)]
-            table = [[table[i][j] for j in (*rows, 2 * k)] for i in rows]
+            table = table[rows][:, [*rows, 2 * k]]
         weights, scale = _weights(table)
-        slope = sum(w * row[-1] for w, row in zip(weights, table, strict=True)) - scale * here.square
-        products = [sum(w * value for w, value in zip(weights, row[:-1], strict=True)) for row in table]
-        square = sum(w * (p - 2.0 * scale * row[-1]) for w, p, row in zip(weights, products, table, strict=True))
-        factors = torch.tensor(weights, dtype=torch.float64)
+        among, along = table[:, :-1], table[:, -1]
+        slope = float(weights @ along) - scale * square
+        length = float(weights @ (among @ weights - 2.0 * scale * along)) + scale**2 * square
         d = [
-            torch.tensordot(factors.to(stack), stack, 1).sub_(g, alpha=scale)
-            for stack, g in zip(both, here.gradient, strict=True)
+            torch.tensordot(weights.to(stack), stack, 1).sub_(g, alpha=scale)
+            for stack, g in zip(pairs, gradient, strict=True)
         ]
-        return d, slope, math.sqrt(max(square + scale**2 * here.square, 0.0))
+        return d, slope, math.sqrt(max(length, 0.0))
 
 
-def _weights(table: Sequence[Sequence[float]]) -> tuple[list[float], float]:
-    """The factors of s₁ … sₖ, y₁ … yₖ in −H g, and γ = ⟨s, y⟩/⟨y, y⟩ of the newest pair, of which −γ g is added.
+def _weights(table: Tensor) -> tuple[Tensor, float]:
+    """The factors of s₁ … sₖ, y₁ … yₖ in −H g, and γ, of which −γ g is added.
 
     `table` has a row per vector: its inner products with s₁ … sₖ, y₁ … yₖ and g.
     """
     k = len(table) // 2
-    sy = [[table[i][k + j] for j in range(k)] for i in range(k)]
-    yy = [[table[k + i][k + j] for j in range(k)] for i in range(k)]
-    alpha, factor = [0.0] * k, [0.0] * k
-    scale = sy[-1][-1] / yy[-1][-1]
-    for i in reversed(range(k)):
-        alpha[i] = (table[i][-1] - sum(alpha[j] * sy[i][j] for j in range(i + 1, k))) / sy[i][i]
-    for i in range(k):
-        own = scale * (table[k + i][-1] - sum(alpha[j] * yy[i][j] for j in range(k)))
-        beta = (own + sum(factor[j] * sy[j][i] for j in range(i))) / sy[i][i]
-        factor[i] = alpha[i] - beta
-    return [*(-a for a in factor), *(scale * a for a in alpha)], scale
+    sy, yy, sg, yg = table[:k, k:-1], table[k:, k:-1], table[:k, -1:], table[k:, -1:]
+    triangle = sy.triu()
+    scale = float(sy[-1, -1] / yy[-1, -1])
+    p = torch.linalg.solve_triangular(triangle, sg, upper=True)
+    inner = sy.diagonal().unsqueeze(1) * p + scale * (yy @ p - yg)
+    return torch.cat([-torch.linalg.solve_triangular(triangle.mT, inner, upper=False), scale * p])[:, 0], scale

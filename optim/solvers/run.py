@@ -126,9 +126,8 @@ class Run:
             raise Stopped("the gradient is as short as asked for", success=True)
         if number and step <= self.xtol:
             raise Stopped("the step is as short as asked for", success=True)
-        if number and 0.0 <= before.f - state.f <= self.ftol * max(abs(before.f), abs(state.f), 1.0):
-            if self.ftol > 0:
-                raise Stopped("f has changed as little as asked for", success=True)
+        if number and self.ftol > 0 and 0.0 <= before.f - state.f <= self.ftol * max(abs(before.f), abs(state.f), 1.0):
+            raise Stopped("f has changed as little as asked for", success=True)
         if number >= self.max_iter:
             raise Stopped(f"max_iter={self.max_iter} iterations were made")
         if perf_counter() - self.began >= self.max_time:

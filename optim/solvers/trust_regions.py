@@ -39,7 +39,7 @@ def descend_in_regions(run: Run, method: TrustRegions) -> None:
     largest = method.max_radius or math.sqrt(size)
     radius = min(method.radius or largest / 8, largest)
     limit = method.max_inner or 10 * size
-    model = objective.differences if method.hessian == "differences" else _twice(objective, method.hessian == "auto")
+    model = _model(objective, method.hessian, run.state.x)
     here, product = model(run.state.x)
     while True:
         while True:
@@ -60,27 +60,21 @@ def descend_in_regions(run: Run, method: TrustRegions) -> None:
         run.accept(here, length)
 
 
-def _twice(objective: Objective, fall_back: bool) -> Callable[[Arrays], Model]:
-    """Models by second derivatives of the pullback; if they cannot be formed, by differences from then on."""
-    models = [objective.pullback, objective.differences] if fall_back else [objective.pullback]
-
-    def model(x: Arrays) -> Model:
-        if models[0] == objective.differences:
-            return objective.differences(x)
-        try:
-            here, product = objective.pullback(x)
-            product(here.gradient)
-        except RuntimeError as error:
-            del models[0]
-            if not models:
-                raise ProblemError(
-                    f"f or a retraction cannot be differentiated twice ({error}); use TrustRegions(hessian='differences')"
-                ) from error
-            return objective.differences(x)
-        objective.counts.nhev -= 1
-        return here, product
-
-    return model
+def _model(objective: Objective, hessian: str, x: Arrays) -> Callable[[Arrays], Model]:
+    """Where the models of a run come from: for ``"auto"`` second derivatives of the pullback if they can be formed at `x`, otherwise
+    differences."""
+    if hessian == "differences":
+        return objective.differences
+    try:
+        here, product = objective.pullback(x)
+        product(here.gradient)
+    except RuntimeError as error:
+        if hessian == "auto":
+            return objective.differences
+        raise ProblemError(
+            f"f or a retraction cannot be differentiated twice ({error}); use TrustRegions(hessian='differences')"
+        ) from error
+    return objective.pullback
 
 
 def _truncated(

@@ -41,8 +41,8 @@ MUTANTS = [
     Mutant(
         "a shaped step is not lifted to the size of the point",
         "optim/shapes.py",
-        'return a * (size * scale * options["lr"])',
-        'return a * (scale * options["lr"])',
+        'return a, size * scale * options["lr"]',
+        'return a, scale * options["lr"]',
         "tests/optim/test_norm_presets.py::test_muon_h[True]",
     ),
     Mutant(
@@ -55,8 +55,8 @@ MUTANTS = [
     Mutant(
         "decoupled decay follows the step",
         "optim/update.py",
-        'x = x * (1.0 - options["lr"] * options["weight_decay"])',
-        'x = x * (1.0 - options["weight_decay"])',
+        'kept = 1.0 - options["lr"] * options["weight_decay"]',
+        'kept = 1.0 - options["weight_decay"]',
         "tests/optim/test_norm_presets.py::test_scion[shape0]",
     ),
     Mutant(
@@ -69,8 +69,8 @@ MUTANTS = [
     Mutant(
         "the smaller side is not multiplied anew",
         "optim/msign.py",
-        "            gram = torch.bmm(torch.bmm(factor, gram), factor)\n",
-        "            gram = torch.bmm(factor, gram)\n",
+        "            gram = _symmetric(_symmetric(factor, gram), factor)\n",
+        "            gram = _symmetric(factor, gram)\n",
         "tests/optim/test_shapes.py::test_iterations_are_what_polynomials_of_singular_values_say[shape1]",
     ),
     Mutant(
@@ -135,5 +135,19 @@ MUTANTS = [
         "if rule.arrays or rule.averages_steps:",
         "if False:",
         "tests/optim/test_norm_lives.py::test_rules_that_store_numbers_per_coordinate_take_the_reference_path",
+    ),
+    Mutant(
+        "a symmetric product has zeros below its blocks",
+        "optim/msign.py",
+        "        product[:, j:, i:j] = rows[:, :, _BLOCK:].mT\n",
+        "        product[:, j:, i:j] = 0.0\n",
+        "tests/optim/test_shapes.py::test_large_matrices_are_multiplied_by_blocks[False-shape0]",
+    ),
+    Mutant(
+        "signs of the coordinates of a frame",
+        "optim/shapes.py",
+        "return super().error(manifold) or frame_error(manifold)",
+        "return super().error(manifold)",
+        "tests/optim/test_shapes.py::test_what_is_refused[would depend on the ]",
     ),
 ]

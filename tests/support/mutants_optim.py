@@ -12,9 +12,9 @@ MUTANTS = [
     ),
     Mutant(
         "bare parameters of a declared module are taken for flat",
-        "optim/optimizer.py",
-        "            if manifold is None:\n                refuse_bare",
-        "            if rows is not None:\n                refuse_bare",
+        "optim/tables.py",
+        "        if manifold is None:\n            refuse_bare",
+        "        if rows is not None:\n            refuse_bare",
         "tests/manifolds/test_marks.py::test_bare_parameters_are_refused[as it is]",
     ),
     Mutant(
@@ -229,7 +229,7 @@ MUTANTS = [
     ),
     Mutant(
         "what is left of a parameter in slices is not stepped",
-        "optim/groups.py",
+        "optim/tables.py",
         "if not covered(mine, tuple(p.shape)).all():",
         "if not mine:",
         "tests/optim/test_slices.py::test_slices_step_as_parameters_of_their_own[sgd-PSI()-torch.float64]",
