@@ -106,7 +106,12 @@ class FixedRank(QuotientManifold, ScaledFactors):
         """S of the projection from Bᵀa_B and A a_Aᵀ, (*batch, k, k)."""
         grams = self._grams(x)
         roots = torch.stack(self._roots(x, grams))
-        return self.turn(*grams, along_b, along_a, lambda a: torch.cholesky_solve(a, roots))
+
+        def divided(a: Tensor) -> Tensor:  # of a stack of tangents both have a dimension in front
+            stacked = roots.reshape(2, *(1,) * (a.ndim - roots.ndim), *roots.shape[1:])
+            return torch.cholesky_solve(a, stacked)
+
+        return self.turn(*grams, along_b, along_a, divided)
 
     def turn(
         self, bb: Tensor, aa: Tensor, along_b: Tensor, along_a: Tensor, divided: Callable[[Tensor], Tensor]

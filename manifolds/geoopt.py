@@ -121,15 +121,17 @@ class FromGeoopt(ExponentialManifold):
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """geoopt's `inner`, (*batch, 1…)."""
+        x, u, v = torch.broadcast_tensors(x, u, v)
         value = self.manifold.inner(x, u, v, keepdim=True)
         return value.reshape(x.shape[: x.ndim - self.event_ndim] + (1,) * self.event_ndim)
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         """geoopt's `proju`, (*batch, *event)."""
-        return self.manifold.proju(x, a)
+        return self.manifold.proju(*torch.broadcast_tensors(x, a))
 
     def riemannian_gradient(self, x: Tensor, egrad: Tensor) -> Tensor:
         """geoopt's `egrad2rgrad`, (*batch, *event), on a copy: some of them write to their input."""
+        x, egrad = torch.broadcast_tensors(x, egrad)
         return self.manifold.egrad2rgrad(x, egrad.clone())
 
     def nearest(self, a: Tensor) -> Tensor:
@@ -144,7 +146,7 @@ class FromGeoopt(ExponentialManifold):
 
     def transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """geoopt's `transp_follow_retr`, (*batch, *event)."""
-        return self.manifold.transp_follow_retr(x, u, v)
+        return self.manifold.transp_follow_retr(*torch.broadcast_tensors(x, u, v))
 
     def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """geoopt's `retr_transp`, with the point as `retract` gives it."""

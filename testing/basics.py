@@ -183,6 +183,16 @@ def batch_equals_loop(s: Setting) -> None:
 
 
 @law(Manifold)
+def tangents_may_be_stacked(s: Setting) -> None:
+    """inner, project and the transports take a stack of tangents at one batch of points, (k, *batch, *event)."""
+    for name, function, (*fixed, last) in maps(s):
+        if name in ("inner", "project", "riemannian_gradient", "transport", "parallel_transport", "transport_to"):
+            stack = torch.stack([last, s.w, -last])
+            alone = torch.stack([function(*fixed, each) for each in stack])
+            s.same(function(*fixed, stack), alone, f"{name} of a stack against {name} of each")
+
+
+@law(Manifold)
 def inputs_stay_as_they_are(s: Setting) -> None:
     """No map writes to its arguments, and results have the dtype and device of the arguments."""
     for name, function, arguments in maps(s):
