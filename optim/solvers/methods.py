@@ -12,7 +12,7 @@ import torch
 from ...errors import OptionError
 from .objective import State, Trial
 from .pairs import Pairs
-from .searches import Armijo, HagerZhang, Search
+from .searches import HagerZhang, Search
 from .space import Arrays, Space, combined
 
 __all__ = ["LBFGS", "ConjugateGradients", "Directions", "LineSearchMethod", "SteepestDescent", "TrustRegions"]
@@ -304,7 +304,7 @@ METHODS: dict[str, LineSearchMethod | TrustRegions] = {
     "lbfgs": LBFGS(),
     "conjugate_gradients": ConjugateGradients(),
     "trust_regions": TrustRegions(),
-    "steepest_descent": SteepestDescent(search=Armijo()),
+    "steepest_descent": SteepestDescent(),
 }
 """The methods that have a name."""
 

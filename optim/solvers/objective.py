@@ -110,22 +110,31 @@ class Objective:
         return self._state(value, x, first), product
 
     def differences(self, x: Arrays) -> Model:
-        """The state at `x`, and v ↦ (P g(retract(x, h v)) − g)/h, with the gradient brought back by the projection P."""
+        """As `pullback`, with H v as the difference of first derivatives of the pullback at h v and at 0, over h: one gradient each."""
         space = self.space
-        here = self.state(x)
         step = torch.finfo(x[0].dtype).eps ** 0.5
+        here = self.state(x)
+        first = self._slopes(x, [torch.zeros_like(a) for a in x])
 
         def product(v: Arrays) -> Arrays:
             self.counts.nhev += 1
-            size = float(space.inner(x, v, v)) ** 0.5
+            size = math.sqrt(float(space.inner(x, v, v)))
             if size == 0.0:
                 return v
             h = step / size
-            there = self.state(space.each("retract", x, [h * a for a in v]))
-            back = space.each("project", x, there.gradient)
-            return [(b - g) / h for b, g in zip(back, here.gradient, strict=True)]
+            ahead = self._slopes(x, [h * a for a in v])
+            return space.each("riemannian_gradient", x, [(b - a) / h for a, b in zip(first, ahead, strict=True)])
 
         return here, product
+
+    def _slopes(self, x: Arrays, u: Arrays) -> Arrays:
+        """The first derivatives of u ↦ f(retract(x, u))."""
+        with torch.enable_grad():
+            u = [a.requires_grad_() for a in u]
+            slopes = self._grad(self._scalar(self.function(self.space.each("retract", x, u))), u)
+        self.counts.nfev += 1
+        self.counts.njev += 1
+        return slopes
 
     def along(self, here: State, d: Arrays, length: float, t: float) -> Trial:
         """The trial at `t` in direction `d` of `length`, with the gradient; waits for a device once."""

@@ -14,6 +14,10 @@ from .space import Arrays
 __all__ = ["OptimizeResult", "Record", "Run", "Stopped"]
 
 
+_IDLE = 50
+"""Iterations without a lower value or a shorter gradient that end a run: it wanders in rounding errors."""
+
+
 class Record(NamedTuple):
     """A line of the history: what is known after an iteration; the first one is the start.
 
@@ -105,6 +109,10 @@ class Run:
     callback: Callable[[Arrays, Record], Any] | None = None
     history: list[Record] = field(default_factory=list)
     began: float = field(default_factory=perf_counter)
+    best: tuple[float, float] = (math.inf, math.inf)
+    """The lowest value and the shortest gradient so far."""
+    idle: int = 0
+    """Iterations since either was lowered."""
 
     def rounding(self, f: float) -> float:
         """The size of rounding errors of f."""
@@ -128,6 +136,11 @@ class Run:
             raise Stopped("the step is as short as asked for", success=True)
         if number and self.ftol > 0 and 0.0 <= before.f - state.f <= self.ftol * max(abs(before.f), abs(state.f), 1.0):
             raise Stopped("f has changed as little as asked for", success=True)
+        low, short = self.best
+        self.idle = 0 if state.f < low - self.eps * abs(low) or norm < short else self.idle + 1
+        self.best = min(low, state.f), min(short, norm)
+        if self.idle >= _IDLE:
+            raise self.exhausted(0.0)
         if number >= self.max_iter:
             raise Stopped(f"max_iter={self.max_iter} iterations were made")
         if perf_counter() - self.began >= self.max_time:

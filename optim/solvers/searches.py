@@ -147,7 +147,7 @@ class HagerZhang(_Wolfe):
             else:
                 high = trial
             t = self.expansion * t if high is None else _between(low, high, rounding)
-        return None if low is start else low
+        return low if low.f < start.f - rounding else None
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,8 @@ class StrongWolfe(_Wolfe):
         if bracket is None:
             bracket = [start, trial]
         best = self._zoom(curve, start, bracket, self.max_trials - trials, rounding)
-        return None if best is start or best.state is None else best
+        passes = self.falls(start, best, rounding) and self.levels(start, best)
+        return best if passes or (best.state is not None and best.f < start.f - rounding) else None
 
     def _zoom(self, curve: Curve, start: Trial, bracket: list[Trial], trials: int, rounding: float) -> Trial:
         low = int(bracket[0].f > bracket[1].f)

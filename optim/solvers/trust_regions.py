@@ -61,20 +61,32 @@ def descend_in_regions(run: Run, method: TrustRegions) -> None:
 
 
 def _model(objective: Objective, hessian: str, x: Arrays) -> Callable[[Arrays], Model]:
-    """Where the models of a run come from: for ``"auto"`` second derivatives of the pullback if they can be formed at `x`, otherwise
+    """Where the models of a run come from: for ``"auto"`` second derivatives of the pullback if they are right at `x`, otherwise
     differences."""
     if hessian == "differences":
         return objective.differences
     try:
-        here, product = objective.pullback(x)
-        product(here.gradient)
+        fault = _fault(objective, x)
     except RuntimeError as error:
-        if hessian == "auto":
-            return objective.differences
-        raise ProblemError(
-            f"f or a retraction cannot be differentiated twice ({error}); use TrustRegions(hessian='differences')"
-        ) from error
-    return objective.pullback
+        fault = f"f or a retraction cannot be differentiated twice ({error})"
+    if fault is None:
+        return objective.pullback
+    if hessian == "auto":
+        return objective.differences
+    raise ProblemError(f"{fault}; use TrustRegions(hessian='differences')")
+
+
+def _fault(objective: Objective, x: Arrays) -> str | None:
+    """What is wrong with second derivatives at `x`: they are compared with differences along the gradient, and a torch.autograd.Function
+    whose backward pass has no derivative leaves them out without a word."""
+    space = objective.space
+    (here, product), (_, differences) = objective.pullback(x), objective.differences(x)
+    found, expected = product(here.gradient), differences(here.gradient)
+    off = combined((1.0, found), (-1.0, expected))
+    size, error = (math.sqrt(float(space.inner(x, u, u))) for u in (expected, off))
+    if error <= 1e-2 * size + 1e-6 * math.sqrt(here.square):
+        return None
+    return f"second derivatives of f, or of a retraction, are off by {error:.1e} of {size:.1e} from differences of first ones"
 
 
 def _truncated(
