@@ -17,7 +17,9 @@ from retract.optim import (
     StrongWolfe,
     TrustRegions,
     minimize,
-)
+)from retract.optim.solvers.objective import Objective, State
+from retract.optim.solvers.space import Space
+from retract.optim.solvers.trust_regions import _truncated
 
 METHODS = {
     "lbfgs": "lbfgs",
@@ -174,6 +176,63 @@ def test_the_representative_does_not_matter(method):
         one, two = (minimize(f, each, manifold, method, max_iter=12) for each in (x, other))
         values = torch.tensor([[record.fun for record in each.history] for each in (one, two)])
         assert torch.allclose(values[0], values[1], rtol=1e-7)
+
+
+@pytest.mark.parametrize("beta", ["fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "hager_zhang"])
+def test_betas_are_those_of_the_papers(beta):
+    """The second direction, −g + β T(d), by the formulas with everything carried to the new point by hand."""
+    m, f, shape, _ = PROBLEMS["stiefel"]
+    space = Space([m])
+    objective = Objective(lambda x: f(x[0]), space)
+    here = objective.start([start(m, shape)])
+    directions = ConjugateGradients(beta=beta).start(space)
+    d, slope, length, guess = directions.next(here)
+    assert torch.equal(d[0], -here.gradient[0])
+    trial = objective.along(here, d, length, 0.3 * guess)
+    directions.remember(here, d, slope, trial)
+    (x,), (y,), g, before = here.x, trial.state.x, trial.state.gradient[0], here.gradient[0]
+    carried, former = (m.transport(x, 0.3 * guess * d[0], v) for v in (d[0], before))
+    change = g - former
+
+    def dot(u, v):
+        return float(m.inner(y, u, v))
+
+    dy = dot(carried, change)
+    expected = {
+        "fletcher_reeves": dot(g, g) / dot(before, before),
+        "polak_ribiere": max(0.0, dot(g, change) / dot(before, before)),
+        "hestenes_stiefel": max(0.0, dot(g, change) / dy),
+        "hager_zhang": dot(change - 2 * carried * dot(change, change) / dy, g) / dy,
+    }[beta]
+    found, slope, length, _ = directions.next(trial.state)
+    assert torch.allclose(found[0], -g + expected * carried, rtol=1e-10)
+    assert slope == pytest.approx(dot(found[0], g), rel=1e-9)
+    assert length == pytest.approx(dot(found[0], found[0]) ** 0.5, rel=1e-9)
+
+
+def test_steps_in_a_trust_region_lower_the_model_by_what_they_say():
+    """Steps for positive definite and indefinite Hessians, inside and at the edge, against the model itself."""
+    n = 6
+    for seed in range(20):
+        h = normal(n, n, seed=seed)
+        h = h + h.mT + (0.0 if seed % 2 else 8.0) * torch.eye(n, dtype=h.dtype)
+        g = normal(n, seed=50 + seed)
+        objective = Objective(lambda x: x[0].sum(), Space([Euclidean(1)]))
+        here = State([torch.zeros_like(g)], 0.0, [g], float(g @ g))
+        for radius in (0.1, 1.0, 100.0):
+            step = _truncated(objective, here, lambda v, h=h: [h @ v[0]], radius, TrustRegions(kappa=1e-10, theta=0.0), 50)
+            u = step.u[0]
+            assert step.decrease == pytest.approx(-float(g @ u + 0.5 * u @ h @ u), rel=1e-9)
+            assert step.square == pytest.approx(float(u @ u), rel=1e-9)
+            if step.at_the_edge:
+                assert float(u.norm()) == pytest.approx(radius, rel=1e-9)
+            else:
+                assert torch.allclose(h @ u, -g, atol=1e-6)
+            bend = float(g @ h @ g)
+            t = radius / float(g.norm())
+            cauchy = t if bend <= 0 else min(t, float(g @ g) / bend)
+            assert step.decrease >= (1 - 1e-9) * (cauchy * float(g @ g) - 0.5 * cauchy**2 * bend)
+            assert step.at_the_edge or float(torch.linalg.eigvalsh(h)[0]) > 0
 
 
 def test_a_saddle_is_left_along_negative_curvature():

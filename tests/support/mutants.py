@@ -7,6 +7,7 @@ import mutants_norms
 import mutants_optim
 import mutants_psi
 import mutants_slices
+import mutants_solvers
 
 MUTANTS = [
     *mutants_manifolds.MUTANTS,
@@ -15,5 +16,6 @@ MUTANTS = [
     *mutants_optim.MUTANTS,
     *mutants_psi.MUTANTS,
     *mutants_slices.MUTANTS,
+    *mutants_solvers.MUTANTS,
     *mutants_experiments.MUTANTS,
 ]
