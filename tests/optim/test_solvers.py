@@ -3,11 +3,10 @@
 import math
 import time
 
-import geoopt
 import pytest
 import torch
 from retract.errors import GeometryError, OptionError, ProblemError
-from retract.manifolds import PSI, Euclidean, FixedRank, Grassmann, ProjectiveSpace, Sphere, Stiefel, from_geoopt
+from retract.manifolds import PSI, Euclidean, FixedRank, Sphere, Stiefel
 from retract.optim import (
     LBFGS,
     Armijo,
@@ -17,9 +16,8 @@ from retract.optim import (
     StrongWolfe,
     TrustRegions,
     minimize,
-)from retract.optim.solvers.objective import Objective, State
-from retract.optim.solvers.space import Space
-from retract.optim.solvers.trust_regions import _truncated
+)
+from solver_problems import LOW, PROBLEMS, A, completion, start
 
 METHODS = {
     "lbfgs": "lbfgs",
@@ -33,41 +31,6 @@ METHODS = {
     "steepest-descent": "steepest_descent",
     "steepest-descent-armijo": SteepestDescent(Armijo()),
 }
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def spread(n, seed=0):
-    """A symmetric matrix with eigenvalues 1 … 3."""
-    q = torch.linalg.qr(normal(n, n, seed=seed))[0]
-    return q @ torch.diag(torch.linspace(1, 3, n, dtype=q.dtype)) @ q.mT
-
-
-A = spread(8)
-LOW = torch.linalg.eigvalsh(A)
-P = normal(5, 2, seed=3) @ normal(2, 6, seed=4)
-
-
-def completion(x):
-    return (x[:5] @ x[5:].mT - P).square().sum()
-
-
-PROBLEMS = {
-    "flat": (Euclidean(1), lambda x: (x @ A @ x) - x.sum(), (8,), -0.25 * float(torch.linalg.inv(A).sum())),
-    "sphere": (Sphere(), lambda x: x @ A @ x, (8,), float(LOW[0])),
-    "lines": (ProjectiveSpace(), lambda x: x @ A @ x, (8,), float(LOW[0])),
-    "psi": (PSI(), lambda x: (x @ A @ x) / (x @ x), (8,), float(LOW[0])),
-    "stiefel": (Stiefel(), lambda x: (x.mT @ A @ x).trace(), (8, 2), float(LOW[:2].sum())),
-    "grassmann": (Grassmann(2), lambda x: (x.mT @ A @ x).trace(), (8, 2), float(LOW[:2].sum())),
-    "fixed-rank": (FixedRank(2, 5), completion, (11, 2), 0.0),
-    "geoopt": (from_geoopt(geoopt.Sphere()), lambda x: x @ A @ x, (8,), float(LOW[0])),
-}
-
-
-def start(manifold, shape, dtype=torch.float64, seed=7):
-    return manifold.random_point(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -125,37 +88,6 @@ def test_the_dtype_is_kept(method, dtype):
     assert found.fun == pytest.approx(float(LOW[0]), rel=20 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("problem", ["sphere", "stiefel", "grassmann"])
-def test_trust_regions_converge_quadratically(problem):
-    """Of the last steps before rounding, log ‖g₊‖ falls at least 1.8 times as deep as log ‖g‖."""
-    manifold, f, shape, _ = PROBLEMS[problem]
-    found = minimize(f, start(manifold, shape), manifold, TrustRegions(kappa=0.01), gtol_rel=1e-13)
-    norms = [one.grad_norm / found.history[0].grad_norm for one in found.history]
-    orders = [math.log(b) / math.log(a) for a, b in zip(norms, norms[1:], strict=False) if 1e-6 < a < 0.1]
-    assert orders
-    assert max(orders) >= 1.8
-    assert norms[-1] <= 1e-12
-
-
-@pytest.mark.parametrize("problem", ["flat", "sphere", "psi"])
-def test_limited_memory_converges_superlinearly(problem):
-    """With memory for all directions the gradients of the last steps fall by a tenth each, and faster than before; those of steepest
-    descent by a constant factor."""
-    manifold, f, shape, _ = PROBLEMS[problem]
-
-    def factors(method):
-        history = minimize(f, start(manifold, shape), manifold, method, gtol_rel=1e-12).history
-        logs = [math.log(one.grad_norm) for one in history]
-        half = (len(logs) - 1) // 2
-        return math.exp((logs[half] - logs[0]) / half), math.exp((logs[-1] - logs[-5]) / 4)
-
-    first, last = factors(LBFGS(memory=60))
-    assert last <= 0.1
-    assert last <= 0.4 * first
-    first, last = factors(SteepestDescent())
-    assert last >= 0.4
-
-
 @pytest.mark.parametrize("method", ["lbfgs", "conjugate_gradients", "trust_regions"])
 def test_the_representative_does_not_matter(method):
     """Rows of PSI and factors of FixedRank at other scales: the same path (the metric is not the dot product of arrays)."""
@@ -176,73 +108,6 @@ def test_the_representative_does_not_matter(method):
         one, two = (minimize(f, each, manifold, method, max_iter=12) for each in (x, other))
         values = torch.tensor([[record.fun for record in each.history] for each in (one, two)])
         assert torch.allclose(values[0], values[1], rtol=1e-7)
-
-
-@pytest.mark.parametrize("beta", ["fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "hager_zhang"])
-def test_betas_are_those_of_the_papers(beta):
-    """The second direction, −g + β T(d), by the formulas with everything carried to the new point by hand."""
-    m, f, shape, _ = PROBLEMS["stiefel"]
-    space = Space([m])
-    objective = Objective(lambda x: f(x[0]), space)
-    here = objective.start([start(m, shape)])
-    directions = ConjugateGradients(beta=beta).start(space)
-    d, slope, length, guess = directions.next(here)
-    assert torch.equal(d[0], -here.gradient[0])
-    trial = objective.along(here, d, length, 0.3 * guess)
-    directions.remember(here, d, slope, trial)
-    (x,), (y,), g, before = here.x, trial.state.x, trial.state.gradient[0], here.gradient[0]
-    carried, former = (m.transport(x, 0.3 * guess * d[0], v) for v in (d[0], before))
-    change = g - former
-
-    def dot(u, v):
-        return float(m.inner(y, u, v))
-
-    dy = dot(carried, change)
-    expected = {
-        "fletcher_reeves": dot(g, g) / dot(before, before),
-        "polak_ribiere": max(0.0, dot(g, change) / dot(before, before)),
-        "hestenes_stiefel": max(0.0, dot(g, change) / dy),
-        "hager_zhang": dot(change - 2 * carried * dot(change, change) / dy, g) / dy,
-    }[beta]
-    found, slope, length, _ = directions.next(trial.state)
-    assert torch.allclose(found[0], -g + expected * carried, rtol=1e-10)
-    assert slope == pytest.approx(dot(found[0], g), rel=1e-9)
-    assert length == pytest.approx(dot(found[0], found[0]) ** 0.5, rel=1e-9)
-
-
-def test_steps_in_a_trust_region_lower_the_model_by_what_they_say():
-    """Steps for positive definite and indefinite Hessians, inside and at the edge, against the model itself."""
-    n = 6
-    for seed in range(20):
-        h = normal(n, n, seed=seed)
-        h = h + h.mT + (0.0 if seed % 2 else 8.0) * torch.eye(n, dtype=h.dtype)
-        g = normal(n, seed=50 + seed)
-        objective = Objective(lambda x: x[0].sum(), Space([Euclidean(1)]))
-        here = State([torch.zeros_like(g)], 0.0, [g], float(g @ g))
-        for radius in (0.1, 1.0, 100.0):
-            step = _truncated(objective, here, lambda v, h=h: [h @ v[0]], radius, TrustRegions(kappa=1e-10, theta=0.0), 50)
-            u = step.u[0]
-            assert step.decrease == pytest.approx(-float(g @ u + 0.5 * u @ h @ u), rel=1e-9)
-            assert step.square == pytest.approx(float(u @ u), rel=1e-9)
-            if step.at_the_edge:
-                assert float(u.norm()) == pytest.approx(radius, rel=1e-9)
-            else:
-                assert torch.allclose(h @ u, -g, atol=1e-6)
-            bend = float(g @ h @ g)
-            t = radius / float(g.norm())
-            cauchy = t if bend <= 0 else min(t, float(g @ g) / bend)
-            assert step.decrease >= (1 - 1e-9) * (cauchy * float(g @ g) - 0.5 * cauchy**2 * bend)
-            assert step.at_the_edge or float(torch.linalg.eigvalsh(h)[0]) > 0
-
-
-def test_a_saddle_is_left_along_negative_curvature():
-    """Trust regions from next to a maximum: the curvature is negative, and the step goes to the edge."""
-    vectors = torch.linalg.eigh(A)[1]
-    x0 = Sphere().nearest(vectors[:, -1] + 1e-7 * vectors[:, 0])
-    found = minimize(lambda x: x @ A @ x, x0, Sphere(), "trust_regions")
-    assert found.fun == pytest.approx(float(LOW[0]), rel=1e-12)
-    assert all(b.fun <= a.fun + 1e-14 for a, b in zip(found.history, found.history[1:], strict=False))
-    assert found.nit <= 12
 
 
 def test_what_ends_a_run():
@@ -390,23 +255,3 @@ def test_a_gradient_that_is_not_that_of_f():
     found = minimize(Wrong.apply, start(Sphere(), (8,)), Sphere())
     assert not found.success
     assert "no descent" in found.message
-
-
-def test_hessians_that_do_not_exist():
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x @ A @ x
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, grad):
-            return 2 * grad * (A @ ctx.saved_tensors[0])
-
-    x0 = start(Sphere(), (8,))
-    with pytest.raises(ProblemError, match="second derivatives of f, or of a retraction, are off by"):
-        minimize(Once.apply, x0, Sphere(), TrustRegions(hessian="pullback"))
-    found = minimize(Once.apply, x0, Sphere(), "trust_regions")
-    assert found.success
-    assert found.fun == pytest.approx(float(LOW[0]), rel=1e-13)
