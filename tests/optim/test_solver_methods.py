@@ -1,5 +1,6 @@
 """The methods of `minimize` one by one: orders of convergence, conjugate directions, steps in trust regions, Hessians."""
 
+import itertools
 import math
 
 import pytest
@@ -19,7 +20,7 @@ def test_trust_regions_converge_quadratically(problem):
     manifold, f, shape, _ = PROBLEMS[problem]
     found = minimize(f, start(manifold, shape), manifold, TrustRegions(kappa=0.01), gtol_rel=1e-13)
     norms = [one.grad_norm / found.history[0].grad_norm for one in found.history]
-    orders = [math.log(b) / math.log(a) for a, b in zip(norms, norms[1:], strict=False) if 1e-6 < a < 0.1]
+    orders = [math.log(b) / math.log(a) for a, b in itertools.pairwise(norms) if 1e-6 < a < 0.1]
     assert orders
     assert max(orders) >= 1.8
     assert norms[-1] <= 1e-12
