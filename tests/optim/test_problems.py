@@ -52,7 +52,7 @@ SMALL = {
     "pca": (frame, {"n": 9, "k": 2, "samples": 30}),
     "brockett": (frame, {"n": 9, "k": 3}),
     "procrustes": (rotation, {"n": 5}),
-    "closest_rotations": (rotation, {"n": 4, "d": 4}),
+    "closest_rotations": (rotation, {"n": 6, "d": 4}),
     "synchronization": (rotation, {"n": 7, "degree": 4}),
     "joint_diagonalization": (rotation, {"n": 5, "matrices": 3}),
     "ica": (rotation, {"n": 4, "samples": 100}),
