@@ -109,8 +109,11 @@ def max_cut(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Problem:
-    """−Σ (1 − xᵢ·xⱼ)/2 over the edges of a random circulant graph, on n unit vectors of Rᵈ, where d(d + 1)/2 > n
-    (the least such d + 1 if None): Burer & Monteiro's factors of the relaxation of Goemans & Williamson.
+    """−Σ (1 − xᵢ·xⱼ)/2 over the edges of a random circulant graph, on n unit vectors of Rᵈ: Burer & Monteiro's factors of the
+    relaxation of Goemans & Williamson.
+
+    With d(d + 1)/2 > n, as for the default √(2n) + 2, almost all such functions have no local minimum but the global one (Boumal,
+    Voroninski & Bandeira 2016).
 
     By symmetry of the graph all multipliers of its diagonal are equal, so the relaxation's optimum is −n λ/4 with the largest
     eigenvalue λ of the Laplacian (Delorme & Poljak 1993, for vertex-transitive graphs), and eigenvalues of circulants are sums of

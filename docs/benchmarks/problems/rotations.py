@@ -118,8 +118,8 @@ def ica(
     """Independent components of n rotated sources ±1 by their kurtosis: Σᵢ mean (Z xᵢ)⁴/4 on rotations X of Rⁿ, for
     m samples in the rows of Z.
 
-    Squares of all Z xᵢ have mean 1, whatever the samples, so by Jensen's inequality the sum is at least n/4, with equality where
-    every (Z xᵢ)² is 1.
+    Rows of Z have length √n, so the numbers (Z xᵢ)² have mean 1 over samples and i, and by Jensen's inequality the sum is at least
+    n/4, with equality where all of them are 1.
     """
     draw = Draw(seed)
     planted, signs, x0 = draw.rotations(n, n), draw.uniform(samples, n), draw.rotations(n, n)
