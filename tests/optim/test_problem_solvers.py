@@ -162,6 +162,7 @@ def test_tables_show_counts_seconds_and_ends():
         "| One | 1e-15 · 1e-09 | 1e-15 · 1e-09 |  |",
         "| Two | 1e-15 · 1e-09 | 1e-15 · 1e-09 | 5e-01 · 2e-01 |",
     ]
+    assert report.cell({"error": "ValueError"}) == report.end({"error": "ValueError"}) == "failed"
     assert report.comparison(CONTENT) == (
         "The best method of this library against the best of pymanopt: no more evaluations on 1 of 2, median ratio 2.25; "
         "no more seconds on 2 of 2, median ratio 0.62."

@@ -27,7 +27,8 @@ def gradient_norm(problem: Problem, x: Tensor) -> float:
     (egrad,) = torch.autograd.grad(problem.f(x), x)
     x = x.detach()
     gradient = problem.manifold.riemannian_gradient(x, egrad)
-    return math.sqrt(float(problem.manifold.inner(x, gradient, gradient).sum()))
+    square = float(problem.manifold.inner(x, gradient, gradient).sum())
+    return math.sqrt(max(square, 0.0))  # an indefinite product of the ambient space may round below 0
 
 
 def solve(problem: Problem, name: str, seconds: float) -> Result:

@@ -66,11 +66,16 @@ def profile(values: Costs, solver: str) -> tuple[list[float], list[float]]:
     return solved, [(i + 1) / len(ratios) for i in range(len(solved))]
 
 
+def absent(result: Result) -> str:
+    """What stands for a solver that returned no point."""
+    return "failed" if "error" in result else ""
+
+
 def cell(result: Result) -> str:
     """Gradients, values and products to the gap, and the seconds."""
-    if "missing" in result:
-        return ""
-    if not result.get("reached"):
+    if "reached" not in result:
+        return absent(result)
+    if not result["reached"]:
         return "–"
     counts = result["reached"]
     parts = [f"{counts[kind]}{unit}" for kind, unit in UNITS.items() if counts[kind] or kind == "gradients"]
@@ -79,10 +84,8 @@ def cell(result: Result) -> str:
 
 def end(result: Result) -> str:
     """Gap and share of the gradient where the solver ended."""
-    if "missing" in result:
-        return ""
     if "gap" not in result:
-        return "–"
+        return absent(result)
     return f"{result['gap']:.0e} · {result['gradient']:.0e}"
 
 
@@ -152,7 +155,7 @@ def results(contents: dict[str, Result]) -> str:
         parts += [
             f"### {size.capitalize()} sizes",
             f"{content['machine']}, {content['date']}, medians of {content['rounds']} interleaved rounds. {comparison(content)}",
-            "To a relative gap of 1e-10: gradients + values (f) + products with the Hessian (H) · seconds; – not reached, empty: the "
+            "To a relative gap of 1e-10: gradients + values (f) + products with the Hessian (H) · seconds; – not reached, failed: an exception, empty: the "
             "library lacks the manifold or a map of it.",
             table(content, cell),
             "At the end: relative gap · length of the gradient as a share of that at the start.",
