@@ -265,7 +265,8 @@ class TrustRegions:
         max_radius: the largest radius; None: the root of the number of coordinates.
         radius: the first one; None: an eighth of that.
         accept: steps are taken whose decrease is this share of the model's, in [0, 1/4).
-        kappa, theta: a step is exact enough when the residual has fallen by min(κ, ‖g‖^θ); θ = 1 makes the order of convergence 2.
+        kappa, theta: a step is exact enough when the residual has fallen by min(κ, (‖g‖/‖g₀‖)^θ), with g₀ at the start; θ = 1 makes the
+            order of convergence 2.
         max_inner: Hessian products per step; None: ten times the number of coordinates.
         hessian: ``"pullback"``, ``"differences"``, or ``"auto"``: the first if it works at the start.
     """

@@ -105,7 +105,7 @@ class Objective:
                 [slopes[i] for i in moving], u, [v[i] for i in moving], retain_graph=True, allow_unused=True
             )
             second = [torch.zeros_like(a) if b is None else b for a, b in zip(x, found, strict=True)]
-            return self.space.each("riemannian_gradient", x, second)
+            return self._raised(x, second)
 
         return self._state(value, x, first), product
 
@@ -123,9 +123,13 @@ class Objective:
                 return v
             h = step / size
             ahead = self._slopes(x, [h * a for a in v])
-            return space.each("riemannian_gradient", x, [(b - a) / h for a, b in zip(first, ahead, strict=True)])
+            return self._raised(x, [(b - a) / h for a, b in zip(first, ahead, strict=True)])
 
         return here, product
+
+    def _raised(self, x: Arrays, second: Arrays) -> Arrays:
+        """The tangent whose inner products are the dot products with `second`: on quotients that is not horizontal by itself."""
+        return self.space.each("project", x, self.space.each("riemannian_gradient", x, second))
 
     def _slopes(self, x: Arrays, u: Arrays) -> Arrays:
         """The first derivatives of u ↦ f(retract(x, u))."""
@@ -152,7 +156,7 @@ class Objective:
         f, slope, square = torch.stack([value.to(square), slope.to(square), square]).tolist()
         if not (math.isfinite(f) and math.isfinite(square)):
             return Trial(t, math.inf if math.isnan(f) else f, math.nan, None, None)
-        return Trial(t, f, slope, State(x, f, gradient, square), carried)
+        return Trial(t, f, slope, State(x, f, gradient, max(square, 0.0)), carried)
 
     def _gradients(self, x: Arrays) -> tuple[Tensor, Arrays, Arrays]:
         """f, the point without a history, and the Euclidean gradients."""
@@ -184,7 +188,7 @@ class Objective:
 
     def _state(self, value: Tensor, x: Arrays, egrad: Arrays) -> State:
         gradient = self.space.each("riemannian_gradient", x, egrad)
-        return State(x, float(value), gradient, float(self.space.inner(x, gradient, gradient)))
+        return State(x, float(value), gradient, max(float(self.space.inner(x, gradient, gradient)), 0.0))
 
     @staticmethod
     def _scalar(value: Any) -> Tensor:

@@ -118,6 +118,11 @@ class Run:
         """The size of rounding errors of f."""
         return 10.0 * self.eps * abs(f)
 
+    @property
+    def tolerance(self) -> float:
+        """The length of a gradient that ends the run."""
+        return max(self.gtol, self.gtol_rel * self.history[0].grad_norm)
+
     def accept(self, state: State, step: float) -> None:
         """Go to `state`, `step` away; raises `Stopped` where the run ends."""
         before, self.state = self.state, state
@@ -130,7 +135,7 @@ class Run:
             print(f"{number:6d}  f = {state.f: .12e}  |g| = {norm:.2e}  step {step:.2e}  evaluations {counts.nfev}")
         if self.callback is not None:
             self.callback(state.x, record)
-        if norm <= max(self.gtol, self.gtol_rel * self.history[0].grad_norm):
+        if norm <= self.tolerance:
             raise Stopped("the gradient is as short as asked for", success=True)
         if number and step <= self.xtol:
             raise Stopped("the step is as short as asked for", success=True)

@@ -12,7 +12,7 @@ from ...errors import ProblemError
 from .methods import TrustRegions
 from .objective import Model, Objective, State
 from .run import Run
-from .space import Arrays, combined
+from .space import Arrays, Space, combined
 
 __all__ = ["descend_in_regions"]
 
@@ -43,7 +43,11 @@ def descend_in_regions(run: Run, method: TrustRegions) -> None:
     here, product = model(run.state.x)
     while True:
         while True:
-            step = _truncated(objective, here, product, radius, method, limit)
+            norm = math.sqrt(here.square)
+            share = min(method.kappa, (norm / run.history[0].grad_norm) ** method.theta)
+            # No step has to be more exact than the end of the run: below that are rounding errors of the gradient.
+            target = max(norm * share, 0.1 * run.tolerance)
+            step = _truncated(objective.space, here, product, radius, target, limit)
             f = objective.value(space.each("retract", here.x, step.u))
             rounding = run.rounding(here.f)
             ratio = (here.f - f + rounding) / (step.decrease + rounding)
@@ -89,17 +93,13 @@ def _fault(objective: Objective, x: Arrays) -> str | None:
     return f"second derivatives of f, or of a retraction, are off by {error:.1e} of {size:.1e} from differences of first ones"
 
 
-def _truncated(
-    objective: Objective, here: State, product: Product, radius: float, method: TrustRegions, limit: int
-) -> Step:
-    """Conjugate gradients for H u = −g, ended at the radius, at negative curvature, or when the residual is short enough (Steihaug 1983;
+def _truncated(space: Space, here: State, product: Product, radius: float, target: float, limit: int) -> Step:
+    """Conjugate gradients for H u = −g, ended at the radius, at negative curvature, or when the residual is as short as `target` (Steihaug 1983;
     Toint 1981). Lengths and the model are summed from inner products, one wait for a device per product."""
-    space = objective.space
     u = [torch.zeros_like(a) for a in here.gradient]
     residual, d = here.gradient, combined((-1.0, here.gradient))
     uu, ud, dd, rr = 0.0, 0.0, here.square, here.square
     decrease = 0.0
-    target = math.sqrt(rr) * min(method.kappa, math.sqrt(rr) ** method.theta)
     for _ in range(limit):
         hd = product(d)
         curvature = float(space.inner(here.x, d, hd))

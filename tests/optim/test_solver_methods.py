@@ -84,12 +84,10 @@ def test_steps_in_a_trust_region_lower_the_model_by_what_they_say():
         h = normal(n, n, seed=seed)
         h = h + h.mT + (0.0 if seed % 2 else 8.0) * torch.eye(n, dtype=h.dtype)
         g = normal(n, seed=50 + seed)
-        objective = Objective(lambda x: x[0].sum(), Space([Euclidean(1)]))
+        space = Space([Euclidean(1)])
         here = State([torch.zeros_like(g)], 0.0, [g], float(g @ g))
         for radius in (0.1, 1.0, 100.0):
-            step = _truncated(
-                objective, here, lambda v, h=h: [h @ v[0]], radius, TrustRegions(kappa=1e-10, theta=0.0), 50
-            )
+            step = _truncated(space, here, lambda v, h=h: [h @ v[0]], radius, 1e-10, 50)
             u = step.u[0]
             assert step.decrease == pytest.approx(-float(g @ u + 0.5 * u @ h @ u), rel=1e-9)
             assert step.square == pytest.approx(float(u @ u), rel=1e-9)
