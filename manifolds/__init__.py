@@ -9,10 +9,13 @@ from .fixed_rank import FixedRank
 from .geodesic import ExponentialManifold, GeodesicManifold
 from .geoopt import from_geoopt, to_geoopt
 from .grassmann import Grassmann
+from .hyperbolic import Hyperbolic
+from .lorentz import Lorentz
 from .parameters.declare import declare, declared, project_, undeclare
 from .parameters.factors import Factors, Part
 from .parameters.records import Declaration
 from .parameters.rows import Rows
+from .poincare_ball import PoincareBall
 from .projective import ProjectiveSpace
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
@@ -33,8 +36,11 @@ __all__ = [
     "FixedRank",
     "GeodesicManifold",
     "Grassmann",
+    "Hyperbolic",
+    "Lorentz",
     "Manifold",
     "Part",
+    "PoincareBall",
     "ProjectiveSpace",
     "QuotientManifold",
     "Rows",

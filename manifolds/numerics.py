@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import factorial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ __all__ = [
     "full_precision",
     "generic",
     "hold_still",
+    "hyperbolic",
     "longest",
     "norm",
     "polar",
@@ -241,7 +242,7 @@ def polynomial(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return total
 
 
-# Terms that the series of `circular` needs for second derivatives at θ² = 1: the next, 11·10/22!, is below 1e-19.
+# Terms that the series of `circular` and `hyperbolic` need for second derivatives at θ² = 1: the next, 11·10/22!, is below 1e-19.
 _TERMS = 11
 
 
@@ -252,29 +253,41 @@ def circular(square: Tensor, *orders: int) -> tuple[Tensor, ...]:
     series is used below θ = 1 where derivatives are wanted: those of the closed forms divide by powers of θ. The
     closed forms neither cancel nor divide by 0: (1 − cos θ)/θ² is ½ (sin(θ/2)/(θ/2))².
     """
+    return _stumpff(square, orders, -1.0, torch.cos, torch.sin)
+
+
+def hyperbolic(square: Tensor, *orders: int) -> tuple[Tensor, ...]:
+    """cosh θ, sinh θ / θ and (cosh θ − 1) / θ² of θ², as `circular` of −θ²."""
+    return _stumpff(square, orders, 1.0, torch.cosh, torch.sinh)
+
+
+_Function: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def _stumpff(square: Tensor, orders: Sequence[int], sign: float, even: _Function, odd: _Function) -> tuple[Tensor, ...]:
     if not derivatives_wanted():
         theta = square.sqrt()
-        return tuple(_closed_circular(theta, order) for order in orders)
+        return tuple(_closed_stumpff(theta, order, even, odd) for order in orders)
     small = square < 1.0
     near, theta = torch.where(small, square, 0.0), torch.where(small, 1.0, square).sqrt()
     return tuple(
         torch.where(
             small,
-            polynomial(near, [(-1.0) ** j / factorial(2 * j + order) for j in range(_TERMS)]),
-            _closed_circular(theta, order),
+            polynomial(near, [sign**j / factorial(2 * j + order) for j in range(_TERMS)]),
+            _closed_stumpff(theta, order, even, odd),
         )
         for order in orders
     )
 
 
-def _closed_circular(theta: Tensor, order: int) -> Tensor:
+def _closed_stumpff(theta: Tensor, order: int, even: _Function, odd: _Function) -> Tensor:
     if order == 0:
-        return theta.cos()
+        return even(theta)
     if order == 2:
-        return 0.5 * _closed_circular(0.5 * theta, 1).square()
+        return 0.5 * _closed_stumpff(0.5 * theta, 1, even, odd).square()
     nonzero = theta != 0
     safe = torch.where(nonzero, theta, 1.0)
-    return torch.where(nonzero, safe.sin() / safe, 1.0)
+    return torch.where(nonzero, odd(safe) / safe, 1.0)
 
 
 def random_normal(

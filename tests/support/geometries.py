@@ -11,7 +11,9 @@ from retract.manifolds import (
     Euclidean,
     FixedRank,
     Grassmann,
+    Lorentz,
     Manifold,
+    PoincareBall,
     ProjectiveSpace,
     SpectralSphere,
     Sphere,
@@ -34,6 +36,7 @@ class Case:
 
 
 X, Y = [1.0, 0.0], [0.0, 1.0]
+ORIGIN = [1.0, 0.0, 0.0]
 COLUMN = [[3.0], [4.0], [0.0], [2.0]]
 R2 = 2**-0.5
 
@@ -130,6 +133,45 @@ CASES = [
             ("project", (COLUMN, [[3.0], [4.0], [0.0], [0.0]]), [[1.5], [2.0], [0.0], [1.0]]),
         ),
     ),
+    Case(
+        "lorentz",
+        Lorentz(),
+        (5,),
+        [0.5, 1.0, 1.0],
+        known=(
+            ("exp", (ORIGIN, [0.0, 1.0, 0.0]), [math.cosh(1.0), math.sinh(1.0), 0.0]),
+            ("retract", (ORIGIN, [0.0, 0.75, 0.0]), [1.25, 0.75, 0.0]),
+            ("log", (ORIGIN, [1.25, 0.75, 0.0]), [0.0, math.log(2.0), 0.0]),
+            ("dist", ([1.25, 0.75, 0.0], [1.25, -0.75, 0.0]), [2 * math.log(2.0)]),
+            ("transport_to", (ORIGIN, [1.25, 0.75, 0.0], [0.0, 4.0, 2.0]), [3.0, 5.0, 2.0]),
+            ("riemannian_gradient", ([1.25, 0.75, 0.0], [1.0, 0.0, 2.0]), [0.5625, 0.9375, 2.0]),
+            ("project", ([1.25, 0.75, 0.0], [1.0, 0.0, 2.0]), [-0.5625, -0.9375, 2.0]),
+        ),
+    ),
+    Case(
+        "lorentz-flatter",
+        Lorentz(-0.25),
+        (3,),
+        [1.0, 1.0],
+        known=(("dist", ([2.0, 0.0], [2.5, 1.5]), [2 * math.log(2.0)]),),
+    ),
+    Case(
+        "poincare",
+        PoincareBall(),
+        (5,),
+        [1.0, 1.0],
+        known=(
+            ("inner", ([0.5, 0.0], [3.0, 0.0], [1.0, 1.0]), [64.0 / 3.0]),
+            ("exp", ([0.0, 0.0], [math.log(2.0), 0.0]), [0.6, 0.0]),
+            ("retract", ([0.0, 0.0], [0.375, 0.0]), [1.0 / 3.0, 0.0]),
+            ("log", ([0.0, 0.0], [0.0, 0.6]), [0.0, math.log(2.0)]),
+            ("dist", ([0.6, 0.0], [-0.6, 0.0]), [4 * math.log(2.0)]),
+            ("transport_to", ([0.0, 0.0], [0.6, 0.0], [1.0, 2.0]), [0.64, 1.28]),
+            ("riemannian_gradient", ([0.6, 0.0], [1.0, 2.0]), [0.1024, 0.2048]),
+            ("nearest", ([3.0, 4.0],), [0.6, 0.8]),
+        ),
+    ),
+    Case("poincare-line", PoincareBall(-4.0), (1,), [0.6]),
     Case("fixed-rank3", FixedRank(3, 5), (9, 3), [[1.0, 0.0, 0.0]] * 9),
     Case("fixed-rank2-damped", FixedRank(2, 4, damping=0.1), (7, 2), [[0.0, 0.0]] * 7),
     Case("fixed-rank1-damped", FixedRank(1, 3, damping=0.1), (5, 1), [[0.0]] * 5),

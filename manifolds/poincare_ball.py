@@ -1,0 +1,176 @@
+"""Hyperbolic space as a ball, in which angles are those of the ambient space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .conformal import ConformalManifold
+from .hyperbolic import Hyperbolic, shrinkage
+
+__all__ = ["PoincareBall"]
+
+
+@dataclass(frozen=True)
+class PoincareBall(Hyperbolic, ConformalManifold):
+    """The ball ‖x‖ < R, (*batch, n): hyperbolic space of dimension n and curvature K = −1/R² < 0.
+
+        ⟨u, v⟩ₓ = 4 u·v / g(x)²,    g(x) = 1 − ‖x‖²/R².
+
+    A point at the distance r from 0 has ‖x‖ = R tanh(r/2R), which is 1 − 2 exp(−r/R) far out: floats end at the distance
+    R log(1/ε), 15.9 R in float32 and 36.0 R in float64, and what is farther out is put there. Rounding the coordinates of a point moves it by
+    ε R exp(r/R)/2. `Lorentz` holds points at 20 R in float32. ``geoopt.PoincareBall(c)`` is ``PoincareBall(curvature=-c)``.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.0, 0.0]])
+        >>> PoincareBall().exp(x, torch.tensor([[1.0, 0.0]]))  # the metric is 4 u·v at 0, so this is 2 long
+        tensor([[0.7616, 0.0000]])
+        >>> PoincareBall().dist(x, torch.tensor([[0.76159416, 0.0]]))
+        tensor([[2.0000]])
+
+    Raises:
+        GeometryError: a curvature that is not a negative number.
+    """
+
+    reach = 15.0
+
+    def gap(self, x: Tensor) -> Tensor:
+        """1 − ‖x‖²/R², (*batch, 1), in float64, to its last digits: near the boundary it is what says where a point is.
+
+        Outside of the ball and closer to the boundary than rounding it is ε of the dtype, so that no map divides by 0.
+        """
+        return self._gap(x).clamp(min=torch.finfo(x.dtype).eps)
+
+    def _gap(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float64)
+        if x.dtype != torch.float64:  # products of such numbers are exact
+            return 1.0 + self.curvature * numerics.dot(wide, wide, 1)
+        # Coordinates in units of 2⁻¹² R have exact squares and sums, also times 26 bits of K; what remains is small.
+        grid = 1.5 * 2.0 ** (52 - 12 + math.ceil(math.log2(self.radius)))
+        coarse = (x + grid) - grid
+        rest = x - coarse
+        mantissa, exponent = math.frexp(self.curvature)
+        scale = math.ldexp(round(math.ldexp(mantissa, 26)), exponent - 26)
+        square = (coarse * coarse).sum(-1, keepdim=True)
+        small = (self.curvature - scale) * square + self.curvature * numerics.dot(rest, x + coarse, 1)
+        return (1.0 + scale * square) + small
+
+    def conformal_factor(self, x: Tensor) -> Tensor:
+        """λ = g(x)²/4 in ⟨u, v⟩ₓ = u·v / λ, (*batch, 1)."""
+        return (0.5 * self.gap(x)).square().to(x.dtype)
+
+    def project(self, x: Tensor, a: Tensor) -> Tensor:
+        """`a` itself: every array is tangent."""
+        return a
+
+    def nearest(self, a: Tensor) -> Tensor:
+        """`a`, or what is on its ray at ‖x‖ = (1 − 2ε) R, if `a` is farther out, (*batch, n)."""
+        eps, gap = torch.finfo(a.dtype).eps, self._gap(a)
+        if numerics.exceeds(gap, 2.0 * eps):
+            return a
+        inside = gap > 2.0 * eps
+        size = numerics.norm(torch.where(inside, 1.0, a), 1)
+        return torch.where(inside, a, a * ((1.0 - 2.0 * eps) * self.radius / size))
+
+    def point_defect(self, x: Tensor) -> Tensor:
+        """max(‖x‖/R − 1, 0), (*batch, 1)."""
+        return (numerics.norm(x, 1) / self.radius - 1.0).clamp(min=0.0)
+
+    def random_point(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """exp of normal tangents at 0, R long in the root mean square."""
+
+        def place(a: Tensor) -> Tensor:
+            return self.exp(torch.zeros_like(a), a * (0.5 * self.radius * max(a.shape[-1], 1) ** -0.5))
+
+        return numerics.random_normal(shape, generator, dtype, device, place)
+
+    def retract(self, x: Tensor, u: Tensor) -> Tensor:
+        """Point at the distance R asinh(‖u‖ₓ/R) on the geodesic of `u`, (*batch, n); see `exp`, with sinh θ = ‖u‖ₓ/R."""
+        gap = self.gap(x).to(x.dtype)
+        square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
+        area = (1.0 - gap) * square * self.radius**2 - share.square()
+        area = numerics.with_value(area.clamp(min=0.0), area)
+        sines = square * (2.0 / (self.radius * gap)).square()
+        return self._along(x, u, gap, 0.5 * sines / (1.0 + (1.0 + sines).sqrt()), share, area)
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """x + (s u + g σ x)/D with g = g(x), θ = ‖u‖ₓ/R, s = sinh θ/θ and σ = sinh²(θ/2), (*batch, n), where
+
+            D = cosh²(θ/2) + 2 s x·u/(g R²) + σ ‖x‖²/R².
+
+        It is the geodesic of the hyperboloid seen from (−R, 0, …), or the Möbius sum of x and R tanh(θ/2) u/‖u‖, without the
+        cancellation of its terms far out. Steps longer than from one end of the floats to the other are shortened to that.
+        """
+        limit = -2.0 * math.log(torch.finfo(u.dtype).eps) * self.radius
+        u = u * (limit / self.norm(x.detach(), u.detach())).clamp(max=1.0)
+        gap = self.gap(x).to(x.dtype)
+        square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
+        # ‖x‖²‖u‖² − (x·u)² without cancellation: it is that of x + k u and u for every number k.
+        turned = torch.addcmul(x, u, (share / torch.where(square > 0, square, 1.0)).detach(), value=-1.0)
+        area = numerics.dot(turned, turned, 1) * square - numerics.dot(turned, u, 1).square()
+        sinc, versine = numerics.hyperbolic(square * (2.0 / (self.radius * gap)).square(), 1, 2)
+        half = 0.5 * versine * square * (2.0 / (self.radius * gap)).square()
+        return self._along(x, sinc * u, gap, half, sinc * share, sinc.square() * area)
+
+    def _along(self, x: Tensor, u: Tensor, gap: Tensor, half: Tensor, share: Tensor, area: Tensor) -> Tensor:
+        """x + (u + g σ x)/D for u of length g R sinh θ/2, with σ = `half`, x·u = `share` and ‖x‖²‖u‖² − (x·u)² = `area`.
+
+        With P = 1 + σ (2 − g) and B = 2 x·u/(g R²) it is D = P + B. Where B < 0 these cancel, and not in D = (P² − B²)/(P − B),
+        P² − B² = (1 + g σ)² + 4 (‖x‖²‖u‖² − (x·u)²)/(g R²)².
+        """
+        scale = 2.0 / (gap * self.radius**2)
+        sum_, drift = 1.0 + half * (2.0 - gap), share * scale
+        product = (1.0 + gap * half).square() + area * scale.square()
+        total = sum_ + torch.where(drift < 0, -drift, drift)  # not abs, which has no slope at 0
+        beside = torch.where(drift < 0, product / total, total)
+        return self.nearest(x + (torch.addcmul(u, x, gap * half)) / beside)
+
+    def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both, with the new point computed once."""
+        y = self.retract(x, u)
+        return y, self.transport_to(x, y, v)
+
+    def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """As `transport_to`, to ``exp(x, u)``, (*batch, n)."""
+        return self.transport_to(x, self.exp(x, u), v)
+
+    def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """g(y)/g(x) times `v`, turned in the plane of x and y, (*batch, n).
+
+        With d = y − x and S a = x (d·a) − d (x·a) the rotation is (1 − τS)⁻¹(1 + τS), where tan of half the angle is
+        τ √(‖x‖²‖d‖² − (x·d)²), τ = 1/(R² − x·y). It is Ungar's gyration, of which the terms would cancel far out.
+        """
+        own, other = (self.gap(a).to(v.dtype) for a in (x, y))
+        d = y - x
+        xx, xd, dd = (1.0 - own) * self.radius**2, numerics.dot(x, d, 1), numerics.dot(d, d, 1)
+        xv, dv = numerics.dot(x, v, 1), numerics.dot(d, v, 1)
+        tangent = 2.0 / ((own + other) * self.radius**2 + dd)
+        on_x, on_d = dv + tangent * (xd * dv - dd * xv), xv + tangent * (xx * dv - xd * xv)
+        scale = 2.0 * tangent / (1.0 + tangent.square() * (xx * dd - xd.square()))
+        turned = torch.addcmul(torch.addcmul(v, x, scale * on_x), d, scale * on_d, value=-1.0)
+        return turned * (other / own)
+
+    def half_chord(self, x: Tensor, y: Tensor) -> Tensor:
+        """‖x − y‖/(R √(g(x) g(y))), (*batch, 1)."""
+        scale = (self.gap(x) * self.gap(y)).sqrt() * self.radius
+        return numerics.length(y - x, 1) / scale.to(x.dtype)
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """(h/√(1 + h²))⁻¹ asinh h (g(x) d − x ‖d‖²/R²)/g(y) with d = y − x and h = ‖d‖/(R √(g(x) g(y))), (*batch, n)."""
+        own, other = self.gap(x), self.gap(y)
+        d = y - x
+        dd = numerics.dot(d, d, 1)
+        square = (dd * (self.radius**-2) / (own * other)).to(x.dtype)
+        chord = torch.addcmul(own.to(x.dtype) * d, x, dd, value=-(self.radius**-2))
+        return shrinkage(square) * chord / other.to(x.dtype)
