@@ -20,6 +20,7 @@ from .spectral_sphere import SpectralSphere
 from .sphere import Sphere
 from .spherical import Spherical, UnitVectors
 from .stiefel import Stiefel
+from .symmetric_positive_definite import SymmetricPositiveDefinite
 
 __all__ = [
     "PSI",
@@ -43,6 +44,7 @@ __all__ = [
     "Sphere",
     "Spherical",
     "Stiefel",
+    "SymmetricPositiveDefinite",
     "UnitVectors",
     "declare",
     "declared",
