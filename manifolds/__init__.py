@@ -23,6 +23,7 @@ from .spectral_sphere import SpectralSphere
 from .sphere import Sphere
 from .spherical import Spherical, UnitVectors
 from .stiefel import Stiefel
+from .symmetric_positive_definite import SymmetricPositiveDefinite
 
 __all__ = [
     "PSI",
@@ -49,6 +50,7 @@ __all__ = [
     "Sphere",
     "Spherical",
     "Stiefel",
+    "SymmetricPositiveDefinite",
     "UnitVectors",
     "declare",
     "declared",

@@ -77,6 +77,6 @@ def trigonometric(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ],
         -2,
     )
-    column = torch.linalg.matrix_exp(generator)[..., :k]
+    column = numerics.matrix_exp(generator)[..., :k]
     cosine, sine, versed = column.split(k, dim=-2)
     return cosine, sine / balance, versed / balance.square()

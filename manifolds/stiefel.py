@@ -83,8 +83,8 @@ class Stiefel(EmbeddedManifold, ExponentialManifold):
         size = numerics.norm(u.detach(), 2)
         balance = torch.where(size > 0, size, 1.0)
         generator = torch.cat([torch.cat([a, -(u.mT @ u) / balance], -1), torch.cat([balance * identity, a], -1)], -2)
-        column = torch.linalg.matrix_exp(generator)[..., :p]
-        return torch.cat([x, u / balance], -1) @ column @ torch.linalg.matrix_exp(-a)
+        column = numerics.matrix_exp(generator)[..., :p]
+        return torch.cat([x, u / balance], -1) @ column @ numerics.matrix_exp(-a)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """‖xᵀx − 1‖, (*batch, 1, 1)."""

@@ -18,6 +18,7 @@ from retract.manifolds import (
     SpectralSphere,
     Sphere,
     Stiefel,
+    SymmetricPositiveDefinite,
     from_geoopt,
 )
 from retract.manifolds.full_rank import FullRankFactors
@@ -39,6 +40,7 @@ X, Y = [1.0, 0.0], [0.0, 1.0]
 ORIGIN = [1.0, 0.0, 0.0]
 COLUMN = [[3.0], [4.0], [0.0], [2.0]]
 R2 = 2**-0.5
+ONE, FOUR = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 4.0]]
 
 CASES = [
     Case("euclidean0", Euclidean(0), (), known=(("exp", (1.0, 2.0), 3.0),)),
@@ -177,6 +179,20 @@ CASES = [
     Case("fixed-rank1-damped", FixedRank(1, 3, damping=0.1), (5, 1), [[0.0]] * 5),
     Case("fixed-rank1-squares", FixedRank(1, 3, degree=2.0), (5, 1), [[1.0], [2.0], [0.0], [0.0], [0.0]]),
     Case("factors", FullRankFactors(2, 4), (7, 2), [[1.0, 0.0]] * 7),
+    Case(
+        "spd",
+        SymmetricPositiveDefinite(),
+        (3, 3),
+        [[1.0, 2.0], [2.0, 1.0]],
+        known=(
+            ("dist", (ONE, FOUR), [[math.log(4)]]),
+            ("log", (FOUR, ONE), [[0.0, 0.0], [0.0, -4 * math.log(4)]]),
+            ("exp", (FOUR, [[0.0, 0.0], [0.0, -4 * math.log(4)]]), ONE),
+            ("retract", (FOUR, [[0.0, 2.0], [2.0, 0.0]]), [[1.5, 2.0], [2.0, 6.0]]),
+            ("transport_to", (ONE, FOUR, [[1.0, 1.0], [1.0, 1.0]]), [[1.0, 2.0], [2.0, 4.0]]),
+            ("inner", (FOUR, FOUR, ONE), [[1.25]]),
+        ),
+    ),
     Case("geoopt-lorentz", from_geoopt(geoopt.Lorentz()), (5,), [0.5, 1.0, 1.0]),
     Case("geoopt-poincare", from_geoopt(geoopt.PoincareBall()), (5,), [1.0, 1.0]),
     Case("geoopt-spd", from_geoopt(geoopt.SymmetricPositiveDefinite()), (3, 3), [[1.0, 2.0], [2.0, 1.0]]),

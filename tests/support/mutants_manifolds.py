@@ -304,4 +304,32 @@ MUTANTS = [
         "    if not found:\n",
         "tests/manifolds/test_slices.py::test_undeclared_slices_leave_the_others",
     ),
+    Mutant(
+        "distances of nearby matrices from the matrices, not from their difference",
+        "manifolds/symmetric_positive_definite.py",
+        "near = numerics.norm(z, 2) < _NEAR",
+        "near = numerics.norm(z, 2) < 0.0",
+        "tests/manifolds/test_spd.py::test_distances_of_nearby_matrices_keep_their_digits[torch.float64]",
+    ),
+    Mutant(
+        "small eigenvalues of positive definite matrices from the large ones",
+        "manifolds/symmetric_positive_definite.py",
+        "forth @ forth.mT / scale - scale * reciprocal",
+        "forth @ forth.mT / scale - torch.linalg.inv(forth @ forth.mT / scale)",
+        "tests/manifolds/test_spd.py::test_distances_of_nearby_matrices_keep_their_digits[torch.float64]",
+    ),
+    Mutant(
+        "second derivatives of the logarithm of matrices",
+        "manifolds/symmetric_positive_definite.py",
+        "    q = q + (m - c @ c.mT) / slope\n",
+        "",
+        "tests/manifolds/test_conformance.py::test_law[spd-second_derivatives_equal_differences-float64]",
+    ),
+    Mutant(
+        "the exponential of a matrix alone",
+        "manifolds/numerics.py",
+        "if a[..., 0, 0].numel() == 1:",
+        "if a[..., 0, 0].numel() == 0:",
+        "tests/manifolds/test_spd.py::test_the_exponential_of_a_matrix_alone[(1, 3, 3)]",
+    ),
 ]
