@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from .space import Arrays, Space
 
@@ -62,11 +63,10 @@ class Pairs:
         if self.stacks is None:
             return None
         pairs = [stack.flatten(0, 1) for stack in self.stacks]
-        vectors = [torch.cat([stack, g.unsqueeze(0)]) for stack, g in zip(pairs, gradient, strict=True)]
-        table = self.space.table(x, pairs, vectors).double().cpu()
+        products = self.space.table(x, pairs, pairs), self.space.table(x, pairs, [g.unsqueeze(0) for g in gradient])
+        table = torch.cat(products, 1).double().cpu().numpy()
         k = self.stacks[0].shape[1]
-        products = zip(table[:k, k : 2 * k].diagonal().tolist(), table.diagonal().tolist()[:k], strict=True)
-        kept = [i for i, (sy, ss) in enumerate(products) if self.keep(sy, ss, square)][-self.memory :]
+        kept = [i for i in range(k) if self.keep(table[i, k + i], table[i, i], square)][-self.memory :]
         if not kept:
             self.stacks = None
             return None
@@ -74,27 +74,28 @@ class Pairs:
             self.stacks = [stack[:, kept] for stack in self.stacks]
             pairs = [stack.flatten(0, 1) for stack in self.stacks]
             rows = [*kept, *(k + i for i in kept)]
-            table = table[rows][:, [*rows, 2 * k]]
+            table = table[np.ix_(rows, [*rows, 2 * k])]
         weights, scale = _weights(table)
         among, along = table[:, :-1], table[:, -1]
         slope = float(weights @ along) - scale * square
         length = float(weights @ (among @ weights - 2.0 * scale * along)) + scale**2 * square
+        factors = torch.from_numpy(weights)
         d = [
-            torch.tensordot(weights.to(stack), stack, 1).sub_(g, alpha=scale)
+            torch.tensordot(factors.to(stack), stack, 1).sub_(g, alpha=scale)
             for stack, g in zip(pairs, gradient, strict=True)
         ]
         return d, slope, math.sqrt(max(length, 0.0))
 
 
-def _weights(table: Tensor) -> tuple[Tensor, float]:
+def _weights(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """The factors of s₁ … sₖ, y₁ … yₖ in −H g, and γ, of which −γ g is added.
 
     `table` has a row per vector: its inner products with s₁ … sₖ, y₁ … yₖ and g.
     """
     k = len(table) // 2
-    sy, yy, sg, yg = table[:k, k:-1], table[k:, k:-1], table[:k, -1:], table[k:, -1:]
-    triangle = sy.triu()
+    sy, yy, sg, yg = table[:k, k:-1], table[k:, k:-1], table[:k, -1], table[k:, -1]
+    triangle = np.triu(sy)
     scale = float(sy[-1, -1] / yy[-1, -1])
-    p = torch.linalg.solve_triangular(triangle, sg, upper=True)
-    inner = sy.diagonal().unsqueeze(1) * p + scale * (yy @ p - yg)
-    return torch.cat([-torch.linalg.solve_triangular(triangle.mT, inner, upper=False), scale * p])[:, 0], scale
+    p = np.linalg.solve(triangle, sg)
+    inner = sy.diagonal() * p + scale * (yy @ p - yg)
+    return np.concatenate([-np.linalg.solve(triangle.T, inner), scale * p]), scale
