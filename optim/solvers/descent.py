@@ -29,6 +29,6 @@ def descend(run: Run, method: LineSearchMethod) -> None:
                 raise run.exhausted(promised)
             promised = -slope
             continue
-        directions.remember(here, d, slope, trial)
+        directions.remember(here, d, length, slope, trial)
         promised = 0.0
         run.accept(trial.state, trial.t * length)

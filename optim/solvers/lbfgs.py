@@ -231,7 +231,8 @@ class _Call:
                 return None, 0.0
             there, t = found.state, found.t
         u = [t * a for a in d]
-        self.pairs.carry(here.x, here.gradient, u, there.x, space.carried(here.x, u, there.x, u))
+        moved = space.carried(here.x, u, there.x, u)
+        self.pairs.carry(here.x, here.gradient, u, there.x, moved, math.sqrt(float(space.inner(here.x, u, u))))
         return there, t
 
     def _along(self, here: State, d: Arrays, t: float) -> Trial:

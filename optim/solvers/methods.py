@@ -29,8 +29,8 @@ class Directions(ABC):
         """The direction at `here`, its slope, its length, and the first guess for the step."""
 
     @abstractmethod
-    def remember(self, here: State, d: Arrays, slope: float, trial: Trial) -> None:
-        """A step from `here` along `d`, with the slope at its start, to the state of `trial`."""
+    def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
+        """A step from `here` along `d` of `length`, with the slope at its start, to the state of `trial`."""
 
     @abstractmethod
     def forget(self) -> bool:
@@ -78,7 +78,7 @@ class _Gradients(Directions):
         d, slope, length = _steepest(here)
         return d, slope, length, self.guess(slope, length)
 
-    def remember(self, here: State, d: Arrays, slope: float, trial: Trial) -> None:
+    def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
         self.last = trial.t, slope
 
     def forget(self) -> bool:
@@ -142,8 +142,8 @@ class _Conjugate(_Gradients):
             return None
         return combined((beta, d), (-1.0, here.gradient)), slope, long
 
-    def remember(self, here: State, d: Arrays, slope: float, trial: Trial) -> None:
-        super().remember(here, d, slope, trial)
+    def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
+        super().remember(here, d, length, slope, trial)
         assert trial.state is not None
         assert trial.carried is not None
         former = self.space.carried(here.x, [trial.t * a for a in d], trial.state.x, here.gradient)
@@ -199,12 +199,12 @@ class _LimitedMemory(Directions):
         d, slope, length = _steepest(here)
         return d, slope, length, 1.0 / length
 
-    def remember(self, here: State, d: Arrays, slope: float, trial: Trial) -> None:
+    def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
         assert trial.state is not None
         assert trial.carried is not None
-        there = trial.state
-        moved = [trial.t * a for a in trial.carried]
-        self.pairs.carry(here.x, here.gradient, [trial.t * a for a in d], there.x, moved)
+        there, t = trial.state, trial.t
+        moved = [t * a for a in trial.carried]
+        self.pairs.carry(here.x, here.gradient, [t * a for a in d], there.x, moved, t * length)
         self.pairs.append(there.gradient)
 
     def forget(self) -> bool:

@@ -16,6 +16,10 @@ __all__ = ["Keep", "Pairs"]
 Keep = Callable[[float, float, float], bool]
 """(⟨s, y⟩, ⟨s, s⟩, ‖g‖²) ↦ whether a pair is kept."""
 
+# Where a transport is the projection at the new point, tangents that stay as they are along a way of length ℓ have inner products that
+# are off by a share of ℓ² at most: so they are carried at these distances only, and their inner products are taken once.
+_DRIFT = 0.3
+
 
 class Pairs:
     """The pairs (s, y) in one stack per array, (2, k, *batch, *event), all tangent at one point; the newest is the last."""
@@ -25,21 +29,27 @@ class Pairs:
         self.stacks: Arrays | None = None
         self.last: tuple[Arrays, Arrays] | None = None
         """The last step and the gradient before it, both carried to the point, until `append`."""
+        self._table: NDArray[np.float64] | None = None
+        """The inner products of the pairs, (2, k, 2, k), without those of the newest; None where they have changed."""
+        self._drift = 0.0
 
     def forget(self) -> bool:
         """Drop all pairs; whether there were any."""
         known = self.stacks is not None
-        self.stacks = self.last = None
+        self.stacks = self.last = self._table = None
         return known
 
-    def carry(self, x: Arrays, gradient: Arrays, u: Arrays, y: Arrays, moved: Arrays) -> None:
-        """Carry all from x to y = retract(x, u), where `u` has become `moved`; `gradient` is that at x."""
-        own = [g.unsqueeze(0) for g in gradient]
-        if self.stacks is not None:  # one transport for all: a manifold does the work that depends on the points once
-            own = [torch.cat([stack.flatten(0, 1), g]) for stack, g in zip(self.stacks, own, strict=True)]
-        own = self.space.carried(x, u, y, own)
-        if self.stacks is not None:
-            self.stacks = [stack[:-1].unflatten(0, (2, -1)) for stack in own]
+    def carry(self, x: Arrays, gradient: Arrays, u: Arrays, y: Arrays, moved: Arrays, length: float) -> None:
+        """Carry all from x to y = retract(x, u), where `u` of `length` has become `moved`; `gradient` is that at x."""
+        space = self.space
+        self._drift += length
+        if self.stacks is None or space.flat or (space.projects and self._drift <= _DRIFT):
+            self.last = moved, space.carried(x, u, y, gradient)
+            return
+        # One transport for all: a manifold does the work that depends on the points once.
+        own = [torch.cat([stack.flatten(0, 1), g.unsqueeze(0)]) for stack, g in zip(self.stacks, gradient, strict=True)]
+        own = space.carried(x, u, y, own)
+        self.stacks, self._table, self._drift = [stack[:-1].unflatten(0, (2, -1)) for stack in own], None, 0.0
         self.last = moved, [stack[-1] for stack in own]
 
     def append(self, gradient: Arrays) -> None:
@@ -49,7 +59,7 @@ class Pairs:
         fresh = [torch.stack([s, g - before]).unsqueeze(1) for s, before, g in zip(*self.last, gradient, strict=True)]
         self.last = None
         if self.stacks is None:
-            self.stacks = fresh
+            self.stacks, self._table, self._drift = fresh, None, 0.0
         else:
             self.stacks = [torch.cat([stack, pair], 1) for stack, pair in zip(self.stacks, fresh, strict=True)]
 
@@ -62,40 +72,50 @@ class Pairs:
         """
         if self.stacks is None:
             return None
-        pairs = [stack.flatten(0, 1) for stack in self.stacks]
-        products = self.space.table(x, pairs, pairs), self.space.table(x, pairs, [g.unsqueeze(0) for g in gradient])
-        table = torch.cat(products, 1).double().cpu().numpy()
-        k = self.stacks[0].shape[1]
-        kept = [i for i in range(k) if self.keep(table[i, k + i], table[i, i], square)][-self.memory :]
+        table, along = self._products(x, gradient)
+        k = table.shape[1]
+        kept = [i for i in range(k) if self.keep(table[0, i, 1, i], table[0, i, 0, i], square)][-self.memory :]
         if not kept:
-            self.stacks = None
+            self.forget()
             return None
         if len(kept) < k:
             self.stacks = [stack[:, kept] for stack in self.stacks]
-            pairs = [stack.flatten(0, 1) for stack in self.stacks]
-            rows = [*kept, *(k + i for i in kept)]
-            table = table[np.ix_(rows, [*rows, 2 * k])]
-        weights, scale = _weights(table)
-        among, along = table[:, :-1], table[:, -1]
-        slope = float(weights @ along) - scale * square
-        length = float(weights @ (among @ weights - 2.0 * scale * along)) + scale**2 * square
+            table, along = table[:, kept][:, :, :, kept], along[:, kept]
+        self._table = table
+        (sg, yg), sy, yy = along, table[0, :, 1], table[1, :, 1]
+        scale = float(sy[-1, -1] / yy[-1, -1])
+        triangle = np.triu(sy)
+        p = np.linalg.solve(triangle, sg)
+        inner = sy.diagonal() * p + scale * (yy @ p - yg)
+        weights = np.stack([-np.linalg.solve(triangle.T, inner), scale * p])
+        slope = float((weights * along).sum()) - scale * square
+        length = (
+            np.einsum("ai,aibj,bj", weights, table, weights) - 2.0 * scale * (weights * along).sum() + scale**2 * square
+        )
         factors = torch.from_numpy(weights)
         d = [
-            torch.tensordot(factors.to(stack), stack, 1).sub_(g, alpha=scale)
-            for stack, g in zip(pairs, gradient, strict=True)
+            torch.tensordot(factors.to(stack), stack, 2).sub_(g, alpha=scale)
+            for stack, g in zip(self.stacks, gradient, strict=True)
         ]
-        return d, slope, math.sqrt(max(length, 0.0))
+        if self.space.projects and not self.space.flat and self._drift:
+            d = self.space.each("project", x, d)
+        return d, slope, math.sqrt(max(float(length), 0.0))
 
-
-def _weights(table: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
-    """The factors of s₁ … sₖ, y₁ … yₖ in −H g, and γ, of which −γ g is added.
-
-    `table` has a row per vector: its inner products with s₁ … sₖ, y₁ … yₖ and g.
-    """
-    k = len(table) // 2
-    sy, yy, sg, yg = table[:k, k:-1], table[k:, k:-1], table[:k, -1], table[k:, -1]
-    triangle = np.triu(sy)
-    scale = float(sy[-1, -1] / yy[-1, -1])
-    p = np.linalg.solve(triangle, sg)
-    inner = sy.diagonal() * p + scale * (yy @ p - yg)
-    return np.concatenate([-np.linalg.solve(triangle.T, inner), scale * p]), scale
+    def _products(self, x: Arrays, gradient: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The inner products of the pairs with one another, (2, k, 2, k), and with the gradient, (2, k)."""
+        assert self.stacks is not None
+        k = self.stacks[0].shape[1]
+        known = 0 if self._table is None else self._table.shape[1]
+        pairs = [stack.flatten(0, 1) for stack in self.stacks]
+        others = [
+            torch.cat([stack[:, known:].flatten(0, 1), g.unsqueeze(0)])
+            for stack, g in zip(self.stacks, gradient, strict=True)
+        ]
+        found = self.space.table(x, pairs, others).double().cpu().numpy()
+        fresh = found[:, :-1].reshape(2, k, 2, k - known)
+        table = np.empty((2, k, 2, k))
+        table[:, :, :, known:] = fresh
+        table[:, known:] = fresh.transpose(2, 3, 0, 1)
+        if self._table is not None:
+            table[:, :known, :, :known] = self._table
+        return table, found[:, -1].reshape(2, k)

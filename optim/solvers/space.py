@@ -26,6 +26,10 @@ class Space:
     def __init__(self, manifolds: Sequence[Manifold]) -> None:
         self.manifolds = list(manifolds)
         self._dots = [isinstance(m, EmbeddedManifold | Euclidean) for m in self.manifolds]
+        self.flat = all(isinstance(m, Euclidean) for m in self.manifolds)
+        """Whether all points are in flat space, where tangents stay as they are."""
+        self.projects = all(isinstance(m, Euclidean) or _projects(m) for m in self.manifolds)
+        """Whether tangents are transported by projections at the new point, which change them by a share of the square of the way."""
 
     def each(self, name: str, *arrays: Arrays) -> Arrays:
         """The method `name` of every manifold, of its arrays."""
@@ -55,17 +59,12 @@ class Space:
     def carried(self, x: Arrays, u: Arrays, y: Arrays, v: Arrays) -> Arrays:
         """The tangent `v` at x, or a stack of them, transported to y = retract(x, u)."""
         return [
-            m.project(b, c) if projects(m) else m.transport(a, along, c)
+            m.project(b, c) if _projects(m) else m.transport(a, along, c)
             for m, a, along, b, c in zip(self.manifolds, x, u, y, v, strict=True)
         ]
 
-    @property
-    def flat(self) -> bool:
-        """Whether all points are in flat space, where velocities stay as they are."""
-        return all(isinstance(m, Euclidean) for m in self.manifolds)
 
-
-def projects(manifold: Manifold) -> bool:
+def _projects(manifold: Manifold) -> bool:
     """Whether the transport of `manifold` is the projection at the new point, which is at hand."""
     own = type(manifold)
     return (

@@ -99,12 +99,57 @@ def test_pairs_are_tangent_at_one_point(case):
         moved = space.carried(here.x, u, there.x, u)
         assert torch.allclose(moved[0], m.transport(here.x[0], u[0], u[0]), atol=1e-12)
         expected = there.gradient[0] - m.transport(here.x[0], u[0], here.gradient[0])
-        pairs.carry(here.x, here.gradient, u, there.x, moved)
+        pairs.carry(here.x, here.gradient, u, there.x, moved, 1.0)
         pairs.append(there.gradient)
         assert torch.allclose(pairs.stacks[0][1, -1], expected, atol=1e-10)
         for vector in pairs.stacks[0].flatten(0, 1):
             assert float(m.tangent_defect(there.x[0], vector).max()) < 1e-9
         here = there
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("length", [0.02, 0.2])
+def test_directions_are_those_of_the_bfgs_formula(case, length):
+    """−H g by products with rank-two updates, from the pairs as they are stored, for short steps, on which projections may wait, and
+    long ones; it is tangent, and its slope and length are those of the metric."""
+    m, space = case.manifold, Space([case.manifold])
+    x = m.random_point(3, *case.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    target = m.random_point(3, *case.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    canonical = m.canonical if isinstance(m, QuotientManifold) else lambda x: x
+    objective = Objective(lambda x: (canonical(x[0]) - canonical(target)).square().sum(), space)
+    here, pairs = objective.start([x]), Pairs(space, 3, lambda sy, ss, square: sy > 0)
+    for i in range(5):
+        v = m.project(here.x[0], normal(*x.shape, seed=3 + i))
+        u = [length * v / float(space.inner(here.x, [v], [v])) ** 0.5]
+        there = objective.state(space.each("retract", here.x, u))
+        pairs.carry(here.x, here.gradient, u, there.x, space.carried(here.x, u, there.x, u), length)
+        pairs.append(there.gradient)
+        here = there
+        found = pairs.direction(here.x, here.gradient, here.square)
+        if found is None:
+            continue
+        y, g = here.x[0], here.gradient[0]
+        s, change = pairs.stacks[0]
+
+        def dot(a, b, y=y):
+            return float(m.inner(y, a, b).sum())
+
+        def inverse(q, j, dot=dot, s=s, change=change):
+            """H q from the first j pairs."""
+            if j == 0:
+                return q * dot(s[-1], change[-1]) / dot(change[-1], change[-1])
+            a, b = s[j - 1], change[j - 1]
+            rho = 1.0 / dot(a, b)
+            middle = inverse(q - rho * dot(a, q) * b, j - 1)
+            return middle - rho * dot(b, middle) * a + rho * dot(a, q) * a
+
+        (d,), slope, long = found
+        assert torch.allclose(d, -m.project(y, inverse(g, len(s))), rtol=2e-2, atol=2e-2 * float(d.abs().max()))
+        assert float(m.tangent_defect(y, d).max()) < 1e-9
+        assert slope == pytest.approx(dot(d, g), rel=2e-2)
+        assert long == pytest.approx(dot(d, d) ** 0.5, rel=2e-2)
+        if not space.projects or space.flat:
+            assert torch.allclose(d, -inverse(g, len(s)), rtol=1e-8, atol=1e-8 * float(d.abs().max()))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

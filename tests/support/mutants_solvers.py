@@ -4,17 +4,31 @@ from mutant import Mutant
 
 MUTANTS = [
     Mutant(
+        "inner products of pairs that were carried are those of before",
+        "optim/solvers/pairs.py",
+        "[stack[:-1].unflatten(0, (2, -1)) for stack in own], None, 0.0\n",
+        "[stack[:-1].unflatten(0, (2, -1)) for stack in own], self._table, 0.0\n",
+        "tests/optim/test_lbfgs.py::test_directions_are_those_of_the_bfgs_formula[0.2-psi]",
+    ),
+    Mutant(
+        "pairs on a manifold are never carried",
+        "optim/solvers/pairs.py",
+        "self._drift <= _DRIFT)",
+        "True)",
+        "tests/optim/test_lbfgs.py::test_pairs_are_tangent_at_one_point[stiefel]",
+    ),
+    Mutant(
         "pairs of L-BFGS are in two tangent spaces",
         "optim/solvers/pairs.py",
-        "        own = self.space.carried(x, u, y, own)\n",
+        "        own = space.carried(x, u, y, own)\n",
         "",
         "tests/optim/test_lbfgs.py::test_pairs_are_tangent_at_one_point[sphere]",
     ),
     Mutant(
         "a change of the gradient is the difference of tangents at two points",
         "optim/solvers/pairs.py",
-        "        self.last = moved, [stack[-1] for stack in own]\n",
-        "        self.last = moved, gradient\n",
+        "self.last = moved, [stack[-1] for stack in own]\n",
+        "self.last = moved, gradient\n",
         "tests/optim/test_lbfgs.py::test_pairs_are_tangent_at_one_point[stiefel]",
     ),
     Mutant(
@@ -27,7 +41,7 @@ MUTANTS = [
     Mutant(
         "solvers without transport",
         "optim/solvers/space.py",
-        "            m.project(b, c) if projects(m) else m.transport(a, along, c)\n",
+        "            m.project(b, c) if _projects(m) else m.transport(a, along, c)\n",
         "            c\n",
         "tests/optim/test_lbfgs.py::test_pairs_are_tangent_at_one_point[fixed-rank3]",
     ),
