@@ -81,16 +81,23 @@ def _model(objective: Objective, hessian: str, x: Arrays) -> Callable[[Arrays], 
 
 
 def _fault(objective: Objective, x: Arrays) -> str | None:
-    """What is wrong with second derivatives at `x`: they are compared with differences along the gradient, and a torch.autograd.Function
-    whose backward pass has no derivative leaves them out without a word."""
+    """What is wrong with second derivatives at `x`, if anything: along the gradient they have to equal differences, since a
+    torch.autograd.Function whose backward pass has no derivative leaves them out without a word; and they have to be symmetric."""
     space = objective.space
     (here, product), (_, differences) = objective.pullback(x), objective.differences(x)
-    found, expected = product(here.gradient), differences(here.gradient)
-    off = combined((1.0, found), (-1.0, expected))
-    size, error = (math.sqrt(float(space.inner(x, u, u))) for u in (expected, off))
-    if error <= 1e-2 * size + 1e-6 * math.sqrt(here.square):
-        return None
-    return f"second derivatives of f, or of a retraction, are off by {error:.1e} of {size:.1e} from differences of first ones"
+    g, v = here.gradient, space.each("project", x, [a.sin() for a in x])
+
+    def size(u: Arrays) -> float:
+        return math.sqrt(float(space.inner(x, u, u)))
+
+    found, expected, other = product(g), differences(g), product(v)
+    off = size(combined((1.0, found), (-1.0, expected)))
+    if not off <= 1e-2 * size(expected) + 1e-6 * size(g):
+        return f"second derivatives of f, or of a retraction, are off by {off:.1e} of {size(expected):.1e} from differences of first ones"
+    ways = float(space.inner(x, v, found)), float(space.inner(x, other, g))
+    if not abs(ways[0] - ways[1]) <= 1e-2 * (size(v) * size(found) + size(other) * size(g)):
+        return f"second derivatives of f are not symmetric: ⟨v, H g⟩ = {ways[0]:.3e} and ⟨H v, g⟩ = {ways[1]:.3e}"
+    return None
 
 
 def _truncated(space: Space, here: State, product: Product, radius: float, target: float, limit: int) -> Step:
@@ -102,18 +109,20 @@ def _truncated(space: Space, here: State, product: Product, radius: float, targe
     decrease = 0.0
     for _ in range(limit):
         hd = product(d)
-        curvature = float(space.inner(here.x, d, hd))
-        t = rr / curvature if curvature > 0 else math.inf
-        if not math.isfinite(curvature) or curvature <= 0 or uu + t * (2 * ud + t * dd) >= radius**2:
-            t = (-ud + math.sqrt(ud * ud + dd * (radius**2 - uu))) / dd
+        curved = space.inner(here.x, d, hd)
+        t = rr / curved
+        ahead, left = ([a + t.to(a) * b for a, b in zip(*both, strict=True)] for both in ((u, d), (residual, hd)))
+        curvature, after = torch.stack([curved, space.inner(here.x, left, left)]).tolist()
+        step = rr / curvature if curvature > 0 else math.inf
+        if not (math.isfinite(curvature) and curvature > 0) or uu + step * (2 * ud + step * dd) >= radius**2:
+            step = (-ud + math.sqrt(ud * ud + dd * (radius**2 - uu))) / dd
             bend = curvature if math.isfinite(curvature) else 0.0
-            return Step(combined((1.0, u), (t, d)), radius**2, decrease + t * (rr - 0.5 * t * bend), True)
-        u, residual = combined((1.0, u), (t, d)), combined((1.0, residual), (t, hd))
-        uu, decrease = uu + t * (2 * ud + t * dd), decrease + 0.5 * t * rr
-        after = float(space.inner(here.x, residual, residual))
-        if math.sqrt(after) <= target:
+            return Step(combined((1.0, u), (step, d)), radius**2, decrease + step * (rr - 0.5 * step * bend), True)
+        u, residual = ahead, left
+        uu, decrease = uu + step * (2 * ud + step * dd), decrease + 0.5 * step * rr
+        if math.sqrt(max(after, 0.0)) <= target:
             break
-        share, rr = after / rr, after
-        ud, dd = share * (ud + t * dd), rr + share**2 * dd
+        share = after / rr
+        ud, dd, rr = share * (ud + step * dd), after + share**2 * dd, after
         d = space.each("project", here.x, combined((share, d), (-1.0, residual)))
     return Step(u, uu, decrease, False)

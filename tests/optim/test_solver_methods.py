@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from retract.errors import ProblemError
-from retract.manifolds import Euclidean, Sphere
+from retract.manifolds import Euclidean, Sphere, Stiefel
 from retract.optim import LBFGS, ConjugateGradients, SteepestDescent, TrustRegions, minimize
 from retract.optim.solvers.objective import Objective, State
 from retract.optim.solvers.space import Space
@@ -130,3 +130,50 @@ def test_hessians_that_do_not_exist():
     found = minimize(Once.apply, x0, Sphere(), "trust_regions")
     assert found.success
     assert found.fun == pytest.approx(float(LOW[0]), rel=1e-13)
+
+
+def test_hessians_that_are_not_symmetric():
+    """A backward pass with a derivative that is right along the gradient at the start and nowhere else."""
+    x0 = start(Sphere(), (8,))
+    with torch.no_grad():
+        g = Sphere().riemannian_gradient(x0, 2 * A @ x0)
+        other = Sphere().project(x0, x0.sin())
+        other = other - g * (other @ g) / (g @ g)
+        wrong = 20 * torch.outer(g, other) / (g.norm() * other.norm())
+
+    class Slope(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * A @ x
+
+        @staticmethod
+        def backward(ctx, v):
+            return (2 * A + wrong) @ v
+
+    class Lopsided(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x @ A @ x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * Slope.apply(ctx.saved_tensors[0])
+
+    with pytest.raises(ProblemError, match="not symmetric"):
+        minimize(Lopsided.apply, x0, Sphere(), TrustRegions(hessian="pullback"))
+    assert minimize(Lopsided.apply, x0, Sphere(), "trust_regions").fun == pytest.approx(float(LOW[0]), rel=1e-13)
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "conjugate_gradients", "trust_regions", "steepest_descent"])
+def test_solvers_stay_on_their_device(method, device):
+    a = A.to(device)
+    x0 = {"rows": start(Sphere(), (3, 8)).to(device), "frame": start(Stiefel(), (8, 2)).to(device)}
+
+    def f(x):
+        return torch.einsum("ri,ij,rj->", x["rows"], a, x["rows"]) + (x["frame"].mT @ a @ x["frame"]).trace()
+
+    found = minimize(f, x0, {"rows": Sphere(), "frame": Stiefel()}, method)
+    assert found.success
+    assert found.x["frame"].device.type == device.type
+    assert found.fun == pytest.approx(float(3 * LOW[0] + LOW[:2].sum()), rel=1e-12)
