@@ -205,7 +205,9 @@ def main():
     for model in (Sheet(), Ball()):
         for dtype in (torch.float64, torch.float32):
             columns = ["retract", *model.others, "rounding"]
-            print(f"\n{model.ours!r}, {str(dtype)[6:]}\n\n| map | r | d | {' | '.join(columns)} |\n{'| --- ' * (3 + len(columns))}|")
+            print(
+                f"\n{model.ours!r}, {str(dtype)[6:]}\n\n| map | r | d | {' | '.join(columns)} |\n{'| --- ' * (3 + len(columns))}|"
+            )
             for name, radius, distance, errors in table(model, dtype, samples):
                 shown = ("–" if errors[c] is None else f"{errors[c]:.1e}" for c in columns)
                 print(f"| {name} | {radius:g} | {distance:g} | {' | '.join(shown)} |")
