@@ -42,15 +42,18 @@ class PoincareBall(Hyperbolic, ConformalManifold):
     reach = 15.0
 
     def gap(self, x: Tensor) -> Tensor:
-        """1 − ‖x‖²/R², (*batch, 1), in float64, to its last digits: near the boundary it is what says where a point is.
+        """1 − ‖x‖²/R², (*batch, 1), to its last digits, in float64 if need be: near the boundary it is what says where a point is.
 
         Outside of the ball and closer to the boundary than rounding it is ε of the dtype, so that no map divides by 0.
         """
         return self._gap(x).clamp(min=torch.finfo(x.dtype).eps)
 
     def _gap(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.float64)
-        if x.dtype != torch.float64:  # products of such numbers are exact
+        gap = 1.0 + self.curvature * numerics.dot(x, x, 1)
+        if numerics.exceeds(gap, 0.1):
+            return gap
+        if x.dtype != torch.float64:  # products of such numbers are exact in float64
+            wide = x.to(torch.float64)
             return 1.0 + self.curvature * numerics.dot(wide, wide, 1)
         # Coordinates in units of 2⁻¹² R have exact squares and sums, also times 26 bits of K; what remains is small.
         grid = 1.5 * 2.0 ** (52 - 12 + math.ceil(math.log2(self.radius)))
@@ -109,7 +112,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
     def _retracted(self, x: Tensor, u: Tensor) -> _Step:
         gap = self.gap(x).to(x.dtype)
         square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
-        sines = square * (2.0 / (self.radius * gap)).square()
+        sines = square * ((2.0 / self.radius) / gap).square()
         half = 0.5 * sines / (1.0 + (1.0 + sines).sqrt())
 
         def area() -> Tensor:
@@ -134,7 +137,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         u = u * (limit / self.norm(x.detach(), u.detach())).clamp(max=1.0)
         gap = self.gap(x).to(x.dtype)
         square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
-        angle = square * (2.0 / (self.radius * gap)).square()
+        angle = square * ((2.0 / self.radius) / gap).square()
         sinc, versine = numerics.hyperbolic(angle, 1, 2)
         u, square, share = sinc * u, sinc.square() * square, sinc * share
 
@@ -160,8 +163,8 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         With P = 1 + σ (2 − g) and B = 2 x·u/(g R²) it is D = P + B. Where B < 0 these cancel, and not in D = (P² − B²)/(P − B),
         P² − B² = (1 + g σ)² + 4 (‖x‖²‖u‖² − (x·u)²)/(g R²)².
         """
-        scale, shift = 2.0 / (gap * self.radius**2), gap * half
-        total, drift = 1.0 + half * (2.0 - gap), share * scale
+        scale, shift = (2.0 / self.radius**2) / gap, gap * half
+        total, drift = torch.add(1.0 - shift, half, alpha=2.0), share * scale
         if not numerics.exceeds(-half, -0.1):
             product = (1.0 + shift).square() + area() * scale.square()
             larger = total + torch.where(drift < 0, -drift, drift)  # not abs, which has no slope at 0
@@ -182,11 +185,10 @@ class PoincareBall(Hyperbolic, ConformalManifold):
 
     def _carried(self, step: _Step, v: Tensor) -> Tensor:
         """`v` carried along a step, y − x = (u + k x)/D, with ‖y − x‖² = R² σ g(x) g(y)."""
-        both = step.gap * step.other
-        tangent = 2.0 / (step.gap + step.other + step.half * both)
-        bend = tangent.square() * both * (1.0 + step.half)
-        tangent = tangent / (step.total * self.radius**2)
-        return self._turned(step.x, step.u, v, tangent, bend, step.gap, step.other, step.share, step.square)
+        summed = torch.addcmul(step.gap + step.other, step.half * step.gap, step.other)
+        tangent = (2.0 / self.radius**2) / (summed * step.total)
+        scale = summed / (step.total * step.gap.square() * (1.0 + step.half) * self.radius**2)
+        return self._turned(step.x, step.u, v, tangent, scale, step.gap, step.other, step.share, step.square)
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """g(y)/g(x) times `v`, turned in the plane of x and y, (*batch, n).
@@ -196,10 +198,10 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         """
         own, other = (self.gap(a).to(v.dtype) for a in (x, y))
         d = y - x
-        square = numerics.dot(d, d, 1)
-        tangent = 2.0 / ((own + other) * self.radius**2 + square)
-        bend = tangent.square() * (own * other * self.radius**2 + square) * self.radius**2
-        return self._turned(x, d, v, tangent, bend, own, other, numerics.dot(x, d, 1), square)
+        square, unit = numerics.dot(d, d, 1), self.radius**2
+        summed = (own + other) * unit + square
+        scale = summed * other / (own * unit * (own * other * unit + square))
+        return self._turned(x, d, v, 2.0 / summed, scale, own, other, numerics.dot(x, d, 1), square)
 
     def _turned(
         self,
@@ -207,19 +209,18 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         u: Tensor,
         v: Tensor,
         tangent: Tensor,
-        bend: Tensor,
+        scale: Tensor,
         own: Tensor,
         other: Tensor,
         share: Tensor,
         square: Tensor,
     ) -> Tensor:
         """`v` times g(y)/g(x) = `other`/`own` and turned in the plane of `x` and `u`, with τ = `tangent`, x·u = `share`, ‖u‖² = `square`
-        and `bend` = 1 + τ² (‖x‖²‖u‖² − (x·u)²)."""
+        and `scale` = 2τ/(1 + τ² (‖x‖²‖u‖² − (x·u)²)) g(y)/g(x)."""
         xx, xv, uv = (1.0 - own) * self.radius**2, numerics.dot(x, v, 1), numerics.dot(u, v, 1)
-        on_x, on_u = uv + tangent * (share * uv - square * xv), xv + tangent * (xx * uv - share * xv)
-        ratio = other / own
-        scale = 2.0 * ratio * tangent / bend
-        return torch.addcmul(torch.addcmul(ratio * v, x, scale * on_x), u, scale * on_u, value=-1.0)
+        on_x = torch.addcmul(uv, tangent, torch.addcmul(share * uv, square, xv, value=-1.0))
+        on_u = torch.addcmul(xv, tangent, torch.addcmul(xx * uv, share, xv, value=-1.0))
+        return torch.addcmul(torch.addcmul(v * (other / own), x, scale * on_x), u, scale * on_u, value=-1.0)
 
     def half_chord(self, x: Tensor, y: Tensor) -> Tensor:
         """‖x − y‖/(R √(g(x) g(y))), (*batch, 1)."""
@@ -231,7 +232,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         own, other = self.gap(x), self.gap(y)
         d = y - x
         dd = numerics.dot(d, d, 1)
-        square = (dd * (self.radius**-2) / (own * other)).to(x.dtype)
+        square = (dd * self.radius**-2 / (own * other)).to(x.dtype)
         chord = torch.addcmul(own.to(x.dtype) * d, x, dd, value=-(self.radius**-2))
         return shrinkage(square) * chord / other.to(x.dtype)
 
