@@ -97,13 +97,22 @@ def dot(u: Tensor, v: Tensor, ndim: int) -> Tensor:
     """Ambient dot product, (*batch, *event) × (*batch, *event) → (*batch, 1…).
 
     An array with itself goes through the norm, in one pass and without an array of products: two and a half times
-    as fast on a CPU. Where derivatives are wanted it does not: a norm has none at 0, its square has.
+    as fast on a CPU. Where derivatives are wanted it does not: a norm has none at 0, its square has. Rows of a few
+    coordinates are added column by column, twice as fast again: the loop along a row is not worth its start.
     """
     if ndim == 0:
         return u * v
-    if u is v and not derivatives_wanted():
-        return root_of_squares(u, ndim).square()
+    if not derivatives_wanted():
+        if ndim == 1 and u.ndim > 1 and u.shape[-1] <= NARROW and readable(u):
+            first, *others = (u * v).split(1, -1)
+            return sum(others, first)
+        if u is v:
+            return root_of_squares(u, ndim).square()
     return (u * v).sum(_event(ndim), keepdim=True)
+
+
+NARROW = 6
+"""The largest number of coordinates with which a row is narrow."""
 
 
 def norm(a: Tensor, ndim: int) -> Tensor:

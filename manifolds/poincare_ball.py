@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,15 +42,18 @@ class PoincareBall(Hyperbolic, ConformalManifold):
     reach = 15.0
 
     def gap(self, x: Tensor) -> Tensor:
-        """1 − ‖x‖²/R², (*batch, 1), in float64, to its last digits: near the boundary it is what says where a point is.
+        """1 − ‖x‖²/R², (*batch, 1), to its last digits, in float64 if need be: near the boundary it is what says where a point is.
 
         Outside of the ball and closer to the boundary than rounding it is ε of the dtype, so that no map divides by 0.
         """
         return self._gap(x).clamp(min=torch.finfo(x.dtype).eps)
 
     def _gap(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.float64)
-        if x.dtype != torch.float64:  # products of such numbers are exact
+        gap = 1.0 + self.curvature * numerics.dot(x, x, 1)
+        if numerics.exceeds(gap, 0.1):
+            return gap
+        if x.dtype != torch.float64:  # products of such numbers are exact in float64
+            wide = x.to(torch.float64)
             return 1.0 + self.curvature * numerics.dot(wide, wide, 1)
         # Coordinates in units of 2⁻¹² R have exact squares and sums, also times 26 bits of K; what remains is small.
         grid = 1.5 * 2.0 ** (52 - 12 + math.ceil(math.log2(self.radius)))
@@ -70,12 +75,17 @@ class PoincareBall(Hyperbolic, ConformalManifold):
 
     def nearest(self, a: Tensor) -> Tensor:
         """`a`, or what is on its ray at ‖x‖ = (1 − 2ε) R, if `a` is farther out, (*batch, n)."""
-        eps, gap = torch.finfo(a.dtype).eps, self._gap(a)
-        if numerics.exceeds(gap, 2.0 * eps):
-            return a
-        inside = gap > 2.0 * eps
-        size = numerics.norm(torch.where(inside, 1.0, a), 1)
-        return torch.where(inside, a, a * ((1.0 - 2.0 * eps) * self.radius / size))
+        return self._placed(a)[0]
+
+    def _placed(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """`nearest` and its gap in the dtype of `a`."""
+        least, gap = 2.0 * torch.finfo(a.dtype).eps, self._gap(a)
+        if not numerics.exceeds(gap, least):
+            inside = gap > least
+            size = numerics.norm(torch.where(inside, 1.0, a), 1)
+            a = torch.where(inside, a, a * ((1.0 - least) * self.radius / size))
+            gap = torch.where(inside, gap, 2.0 * least)
+        return a, gap.to(a.dtype)
 
     def point_defect(self, x: Tensor) -> Tensor:
         """max(‖x‖/R − 1, 0), (*batch, 1)."""
@@ -97,12 +107,20 @@ class PoincareBall(Hyperbolic, ConformalManifold):
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """Point at the distance R asinh(‖u‖ₓ/R) on the geodesic of `u`, (*batch, n); see `exp`, with sinh θ = ‖u‖ₓ/R."""
+        return self._retracted(x, u).y
+
+    def _retracted(self, x: Tensor, u: Tensor) -> _Step:
         gap = self.gap(x).to(x.dtype)
         square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
-        area = (1.0 - gap) * square * self.radius**2 - share.square()
-        area = numerics.with_value(area.clamp(min=0.0), area)
-        sines = square * (2.0 / (self.radius * gap)).square()
-        return self._along(x, u, gap, 0.5 * sines / (1.0 + (1.0 + sines).sqrt()), share, area)
+        sines = square * ((2.0 / self.radius) / gap).square()
+        half = 0.5 * sines / (1.0 + (1.0 + sines).sqrt())
+
+        def area() -> Tensor:
+            found = (1.0 - gap) * square * self.radius**2 - share.square()
+            clamped: Tensor = numerics.with_value(found.clamp(min=0.0), found)
+            return clamped
+
+        return self._along(x, u, gap, half, square, share, area)
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """x + (s u + g σ x)/D with g = g(x), θ = ‖u‖ₓ/R, s = sinh θ/θ and σ = sinh²(θ/2), (*batch, n), where
@@ -112,54 +130,97 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         It is the geodesic of the hyperboloid seen from (−R, 0, …), or the Möbius sum of x and R tanh(θ/2) u/‖u‖, without the
         cancellation of its terms far out. Steps longer than from one end of the floats to the other are shortened to that.
         """
+        return self._exponential(x, u).y
+
+    def _exponential(self, x: Tensor, u: Tensor) -> _Step:
         limit = -2.0 * math.log(torch.finfo(u.dtype).eps) * self.radius
         u = u * (limit / self.norm(x.detach(), u.detach())).clamp(max=1.0)
         gap = self.gap(x).to(x.dtype)
         square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
-        # ‖x‖²‖u‖² − (x·u)² without cancellation: it is that of x + k u and u for every number k.
-        turned = torch.addcmul(x, u, (share / torch.where(square > 0, square, 1.0)).detach(), value=-1.0)
-        area = numerics.dot(turned, turned, 1) * square - numerics.dot(turned, u, 1).square()
-        sinc, versine = numerics.hyperbolic(square * (2.0 / (self.radius * gap)).square(), 1, 2)
-        half = 0.5 * versine * square * (2.0 / (self.radius * gap)).square()
-        return self._along(x, sinc * u, gap, half, sinc * share, sinc.square() * area)
+        angle = square * ((2.0 / self.radius) / gap).square()
+        sinc, versine = numerics.hyperbolic(angle, 1, 2)
+        u, square, share = sinc * u, sinc.square() * square, sinc * share
 
-    def _along(self, x: Tensor, u: Tensor, gap: Tensor, half: Tensor, share: Tensor, area: Tensor) -> Tensor:
-        """x + (u + g σ x)/D for u of length g R sinh θ/2, with σ = `half`, x·u = `share` and ‖x‖²‖u‖² − (x·u)² = `area`.
+        def area() -> Tensor:  # without cancellation: it is that of x + k u and u for every number k
+            beside = torch.addcmul(x, u, (share / torch.where(square > 0, square, 1.0)).detach(), value=-1.0)
+            return numerics.dot(beside, beside, 1) * square - numerics.dot(beside, u, 1).square()
+
+        return self._along(x, u, gap, 0.5 * versine * angle, square, share, area)
+
+    def _along(
+        self,
+        x: Tensor,
+        u: Tensor,
+        gap: Tensor,
+        half: Tensor,
+        square: Tensor,
+        share: Tensor,
+        area: Callable[[], Tensor],
+    ) -> _Step:
+        """x + (u + g σ x)/D for u of length g R sinh θ/2, with σ = `half`, ‖u‖² = `square`, x·u = `share` and
+        ‖x‖²‖u‖² − (x·u)² = `area`, which short steps do not need.
 
         With P = 1 + σ (2 − g) and B = 2 x·u/(g R²) it is D = P + B. Where B < 0 these cancel, and not in D = (P² − B²)/(P − B),
         P² − B² = (1 + g σ)² + 4 (‖x‖²‖u‖² − (x·u)²)/(g R²)².
         """
-        scale = 2.0 / (gap * self.radius**2)
-        sum_, drift = 1.0 + half * (2.0 - gap), share * scale
-        product = (1.0 + gap * half).square() + area * scale.square()
-        total = sum_ + torch.where(drift < 0, -drift, drift)  # not abs, which has no slope at 0
-        beside = torch.where(drift < 0, product / total, total)
-        return self.nearest(x + (torch.addcmul(u, x, gap * half)) / beside)
+        scale, shift = (2.0 / self.radius**2) / gap, gap * half
+        total, drift = torch.add(1.0 - shift, half, alpha=2.0), share * scale
+        if not numerics.exceeds(-half, -0.1):
+            product = (1.0 + shift).square() + area() * scale.square()
+            larger = total + torch.where(drift < 0, -drift, drift)  # not abs, which has no slope at 0
+            total = torch.where(drift < 0, product / larger, larger)
+        else:
+            total = total + drift
+        y, other = self._placed(torch.addcmul(x, torch.addcmul(u, x, shift), 1.0 / total))
+        return _Step(x, u, y, gap, other, square, share, half, total)
 
     def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Both, with the new point computed once."""
-        y = self.retract(x, u)
-        return y, self.transport_to(x, y, v)
+        """Both; the tangent as in `transport_to`, with products at hand."""
+        step = self._retracted(x, u)
+        return step.y, self._carried(step, v)
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """As `transport_to`, to ``exp(x, u)``, (*batch, n)."""
-        return self.transport_to(x, self.exp(x, u), v)
+        return self._carried(self._exponential(x, u), v)
+
+    def _carried(self, step: _Step, v: Tensor) -> Tensor:
+        """`v` carried along a step, y − x = (u + k x)/D, with ‖y − x‖² = R² σ g(x) g(y)."""
+        summed = torch.addcmul(step.gap + step.other, step.half * step.gap, step.other)
+        tangent = (2.0 / self.radius**2) / (summed * step.total)
+        scale = summed / (step.total * step.gap.square() * (1.0 + step.half) * self.radius**2)
+        return self._turned(step.x, step.u, v, tangent, scale, step.gap, step.other, step.share, step.square)
 
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """g(y)/g(x) times `v`, turned in the plane of x and y, (*batch, n).
 
-        With d = y − x and S a = x (d·a) − d (x·a) the rotation is (1 − τS)⁻¹(1 + τS), where tan of half the angle is
-        τ √(‖x‖²‖d‖² − (x·d)²), τ = 1/(R² − x·y). It is Ungar's gyration, of which the terms would cancel far out.
+        With d = y − x and S a = x (d·a) − d (x·a) the rotation is (1 − τS)⁻¹(1 + τS), where τ √(‖x‖²‖d‖² − (x·d)²) is the tangent of
+        half the angle, τ = 1/(R² − x·y) = 2/((g(x) + g(y)) R² + ‖d‖²). It is Ungar's gyration, of which the terms cancel far out.
         """
         own, other = (self.gap(a).to(v.dtype) for a in (x, y))
         d = y - x
-        xx, xd, dd = (1.0 - own) * self.radius**2, numerics.dot(x, d, 1), numerics.dot(d, d, 1)
-        xv, dv = numerics.dot(x, v, 1), numerics.dot(d, v, 1)
-        tangent = 2.0 / ((own + other) * self.radius**2 + dd)
-        on_x, on_d = dv + tangent * (xd * dv - dd * xv), xv + tangent * (xx * dv - xd * xv)
-        scale = 2.0 * tangent / (1.0 + tangent.square() * (xx * dd - xd.square()))
-        turned = torch.addcmul(torch.addcmul(v, x, scale * on_x), d, scale * on_d, value=-1.0)
-        return turned * (other / own)
+        square, unit = numerics.dot(d, d, 1), self.radius**2
+        summed = (own + other) * unit + square
+        scale = summed * other / (own * unit * (own * other * unit + square))
+        return self._turned(x, d, v, 2.0 / summed, scale, own, other, numerics.dot(x, d, 1), square)
+
+    def _turned(
+        self,
+        x: Tensor,
+        u: Tensor,
+        v: Tensor,
+        tangent: Tensor,
+        scale: Tensor,
+        own: Tensor,
+        other: Tensor,
+        share: Tensor,
+        square: Tensor,
+    ) -> Tensor:
+        """`v` times g(y)/g(x) = `other`/`own` and turned in the plane of `x` and `u`, with τ = `tangent`, x·u = `share`, ‖u‖² = `square`
+        and `scale` = 2τ/(1 + τ² (‖x‖²‖u‖² − (x·u)²)) g(y)/g(x)."""
+        xx, xv, uv = (1.0 - own) * self.radius**2, numerics.dot(x, v, 1), numerics.dot(u, v, 1)
+        on_x = torch.addcmul(uv, tangent, torch.addcmul(share * uv, square, xv, value=-1.0))
+        on_u = torch.addcmul(xv, tangent, torch.addcmul(xx * uv, share, xv, value=-1.0))
+        return torch.addcmul(torch.addcmul(v * (other / own), x, scale * on_x), u, scale * on_u, value=-1.0)
 
     def half_chord(self, x: Tensor, y: Tensor) -> Tensor:
         """‖x − y‖/(R √(g(x) g(y))), (*batch, 1)."""
@@ -171,6 +232,20 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         own, other = self.gap(x), self.gap(y)
         d = y - x
         dd = numerics.dot(d, d, 1)
-        square = (dd * (self.radius**-2) / (own * other)).to(x.dtype)
+        square = (dd * self.radius**-2 / (own * other)).to(x.dtype)
         chord = torch.addcmul(own.to(x.dtype) * d, x, dd, value=-(self.radius**-2))
         return shrinkage(square) * chord / other.to(x.dtype)
+
+
+class _Step(NamedTuple):
+    """A step from x to y = x + (u + k x)/D in the ball: the two gaps, ‖u‖², x·u, sinh² of half its length in units of R, and D."""
+
+    x: Tensor
+    u: Tensor
+    y: Tensor
+    gap: Tensor
+    other: Tensor
+    square: Tensor
+    share: Tensor
+    half: Tensor
+    total: Tensor
