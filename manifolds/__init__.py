@@ -16,6 +16,7 @@ from .parameters.rows import Rows
 from .projective import ProjectiveSpace
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
+from .special_orthogonal import SpecialOrthogonal
 from .spectral_sphere import SpectralSphere
 from .sphere import Sphere
 from .spherical import Spherical, UnitVectors
@@ -40,6 +41,7 @@ __all__ = [
     "QuotientManifold",
     "Rows",
     "ScalingQuotient",
+    "SpecialOrthogonal",
     "SpectralSphere",
     "Sphere",
     "Spherical",
