@@ -19,6 +19,7 @@ from .poincare_ball import PoincareBall
 from .projective import ProjectiveSpace
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
+from .special_orthogonal import SpecialOrthogonal
 from .spectral_sphere import SpectralSphere
 from .sphere import Sphere
 from .spherical import Spherical, UnitVectors
@@ -46,6 +47,7 @@ __all__ = [
     "QuotientManifold",
     "Rows",
     "ScalingQuotient",
+    "SpecialOrthogonal",
     "SpectralSphere",
     "Sphere",
     "Spherical",

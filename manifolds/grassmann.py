@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from ..errors import GeometryError
@@ -20,9 +19,6 @@ from .quotient import QuotientManifold
 from .stiefel import Stiefel
 
 __all__ = ["Grassmann"]
-
-# Nodes and weights of Gauss's rule on [0, 1].
-_NODES, _WEIGHTS = ((0.5 * (a + b)).tolist() for a, b in zip(leggauss(13), (1.0, 0.0), strict=True))
 
 
 @dataclass(frozen=True, repr=False)
@@ -148,16 +144,11 @@ class Grassmann(QuotientManifold, GeodesicManifold, EmbeddedManifold):
         """d g(c) with the aligned `y` = x c + d and g(cos θ) = θ / sin θ, (*batch, n, k).
 
         c is symmetric with the cosines of the principal angles θ as its eigenvalues, and d has the sines as its singular
-        values. g is analytic where cosines are not negative, so no angle is singled out, coinciding or vanishing ones
-        neither: g(c) = ∫₀¹ 2 (1 + t² + 2 t c)⁻¹ dt, and Gauss's rule with 13 nodes is exact to rounding, for its error
-        shrinks with the 26th power of √5 + 2 or more.
+        values.
         """
         facing = self.align(x, y)
         cosine = numerics.symmetric(x.mT @ facing)
-        nodes, weights = (x.new_tensor(a).view(-1, 1, 1) for a in (_NODES, _WEIGHTS))
-        identity = torch.eye(self.k, dtype=x.dtype, device=x.device)
-        kernel = torch.linalg.inv((1.0 + nodes.square()) * identity + 2.0 * nodes * cosine.unsqueeze(-3))
-        return self.project(x, facing) @ (2.0 * weights * kernel).sum(-3)
+        return self.project(x, facing) @ rotations.angle_over_sine(cosine)
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − (u (1 − cos √A)/A + x sin √A/√A) uᵀv with A = uᵀu, (*batch, n, k)."""

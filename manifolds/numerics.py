@@ -43,6 +43,7 @@ __all__ = [
     "safe_sqrt",
     "settle",
     "shortened",
+    "special_polar",
     "squares_fit",
     "svd",
     "symmetric",
@@ -354,13 +355,9 @@ def cholesky(a: Tensor) -> Tensor:
 
 
 def matrix_exp(a: Tensor) -> Tensor:
-    """exp(a), (*batch, k, k) → (*batch, k, k).
-
-    By torch, which is off by up to 1e-10 for a single matrix of norm about 0.02, and right for the same one beside another.
-    """
-    if a[..., 0, 0].numel() == 1:
-        return torch.linalg.matrix_exp(torch.stack([a, a]))[0]
-    return torch.linalg.matrix_exp(a)
+    """exp(a), (*batch, k, k). torch is off by up to 1e-10 for a matrix alone of norm about 0.02, so it is given two."""
+    alone = a[..., 0, 0].numel() == 1
+    return torch.linalg.matrix_exp(torch.stack([a, a]))[0] if alone else torch.linalg.matrix_exp(a)
 
 
 def finite_matrices(a: Tensor) -> Tensor:
@@ -395,7 +392,18 @@ def polar(a: Tensor) -> Tensor:
 
     changes no value and makes one more order of derivatives right; only sums of singular values are divided by.
     """
+    return _polar(a, *svd(a.detach()))
+
+
+def special_polar(a: Tensor) -> Tensor:
+    """Rotation closest to `a`, (*batch, n, n) → (*batch, n, n): `polar`, and where its determinant is −1, with the sign of the
+    smallest singular value and of its left vector turned (Umeyama 1991)."""
     left, singular, right = svd(a.detach())
+    sign = torch.cat([torch.ones_like(singular[..., 1:]), torch.linalg.det(left @ right).sign().unsqueeze(-1)], -1)
+    return _polar(a, left * sign.unsqueeze(-2), singular * sign, right)
+
+
+def _polar(a: Tensor, left: Tensor, singular: Tensor, right: Tensor) -> Tensor:
     value = left @ right
     if not derivatives_wanted():
         return value

@@ -15,6 +15,7 @@ from retract.manifolds import (
     Manifold,
     PoincareBall,
     ProjectiveSpace,
+    SpecialOrthogonal,
     SpectralSphere,
     Sphere,
     Stiefel,
@@ -40,6 +41,7 @@ X, Y = [1.0, 0.0], [0.0, 1.0]
 ORIGIN = [1.0, 0.0, 0.0]
 COLUMN = [[3.0], [4.0], [0.0], [2.0]]
 R2 = 2**-0.5
+QUARTER = [[0.0, -1.0], [1.0, 0.0]]
 ONE, FOUR = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 4.0]]
 
 CASES = [
@@ -193,6 +195,20 @@ CASES = [
             ("inner", (FOUR, FOUR, ONE), [[1.25]]),
         ),
     ),
+    Case(
+        "rotations3",
+        SpecialOrthogonal(),
+        (3, 3),
+        [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
+        known=(
+            ("dist", (ONE, QUARTER), [[math.pi / 2**0.5]]),
+            ("log", (ONE, QUARTER), [[0.0, -math.pi / 2], [math.pi / 2, 0.0]]),
+            ("exp", (QUARTER, [[-math.pi, 0.0], [0.0, -math.pi]]), [[0.0, 1.0], [-1.0, 0.0]]),
+            ("nearest", ([[0.0, 2.0], [1.0, 0.0]],), [[0.0, 1.0], [-1.0, 0.0]]),
+            ("retract", (ONE, [[0.0, -1.0], [1.0, 0.0]]), [[R2, -R2], [R2, R2]]),
+        ),
+    ),
+    Case("rotations4", SpecialOrthogonal(), (4, 4), torch.eye(4).flip(0)[[1, 0, 2, 3]].tolist()),
     Case("geoopt-lorentz", from_geoopt(geoopt.Lorentz()), (5,), [0.5, 1.0, 1.0]),
     Case("geoopt-poincare", from_geoopt(geoopt.PoincareBall()), (5,), [1.0, 1.0]),
     Case("geoopt-spd", from_geoopt(geoopt.SymmetricPositiveDefinite()), (3, 3), [[1.0, 2.0], [2.0, 1.0]]),

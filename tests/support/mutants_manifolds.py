@@ -110,7 +110,7 @@ MUTANTS = [
     ),
     Mutant(
         "logarithm of Grassmann, quadrature",
-        "manifolds/grassmann.py",
+        "manifolds/rotations.py",
         "leggauss(13)",
         "leggauss(5)",
         "tests/manifolds/test_conformance.py::test_law[grassmann2-logarithm_inverts_the_exponential-float64]",
@@ -328,8 +328,36 @@ MUTANTS = [
     Mutant(
         "the exponential of a matrix alone",
         "manifolds/numerics.py",
-        "if a[..., 0, 0].numel() == 1:",
-        "if a[..., 0, 0].numel() == 0:",
+        "alone = a[..., 0, 0].numel() == 1",
+        "alone = a[..., 0, 0].numel() == 0",
         "tests/manifolds/test_spd.py::test_the_exponential_of_a_matrix_alone[(1, 3, 3)]",
+    ),
+    Mutant(
+        "reflections are taken for rotations",
+        "manifolds/numerics.py",
+        "torch.linalg.det(left @ right).sign().unsqueeze(-1)], -1)",
+        "torch.linalg.det(left @ right).abs().unsqueeze(-1)], -1)",
+        "tests/manifolds/test_special_orthogonal.py::test_reflections_are_no_points",
+    ),
+    Mutant(
+        "half of a rotation by almost π is not refined",
+        "manifolds/special_orthogonal.py",
+        "_REFINEMENTS = 2",
+        "_REFINEMENTS = 0",
+        "tests/manifolds/test_special_orthogonal.py::test_logarithms_have_all_digits[3.14159165358979-4]",
+    ),
+    Mutant(
+        "the quaternion of a rotation from its first component",
+        "manifolds/special_orthogonal.py",
+        ".argmax(-1)[..., None, None]",
+        ".mul(0.0).argmax(-1)[..., None, None]",
+        "tests/manifolds/test_special_orthogonal.py::test_logarithms_have_all_digits[3.14159264358979-3]",
+    ),
+    Mutant(
+        "logarithms of distant points on both sides of π",
+        "manifolds/special_orthogonal.py",
+        "        return x @ (2.0 * sine * rotations.angle_over_sine(cosine))\n",
+        "        return x @ (2.0 * sine * cosine.acos() / (1.0 - cosine.square()).sqrt())\n",
+        "tests/manifolds/test_conformance.py::test_law[rotations3-second_derivatives_equal_differences-float64]",
     ),
 ]
