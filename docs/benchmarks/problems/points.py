@@ -6,11 +6,10 @@ import math
 from itertools import product
 
 import torch
-from retract.manifolds import Euclidean, Sphere
+from retract.manifolds import Euclidean, Lorentz, Sphere, SymmetricPositiveDefinite
 from torch import Tensor
 
 from .problem import Draw, Problem
-from .shim import Lorentz, SymmetricPositiveDefinite
 
 __all__ = ["frechet_mean", "hyperbolic_mds", "karcher_mean", "rosenbrock", "thomson"]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from retract.manifolds import SpecialOrthogonal
 from torch import Tensor
 
 from .problem import Draw, Problem
-from .shim import SpecialOrthogonal
 
 __all__ = ["closest_rotations", "ica", "joint_diagonalization", "procrustes", "synchronization"]
 
