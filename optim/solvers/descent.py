@@ -19,8 +19,8 @@ def descend(run: Run, method: LineSearchMethod) -> None:
         d, slope, length, guess = directions.next(here)
         promised = max(promised, -slope)
         trial = method.search(
-            lambda t: objective.along(here, d, length, t),  # noqa: B023 - called before the loop goes on
-            Trial(0.0, here.f, slope, here, None),
+            lambda t: objective.along(here, d, t),  # noqa: B023 - called before the loop goes on
+            Trial(0.0, here.f, slope, here),
             guess,
             run.rounding(here.f),
         )

@@ -226,25 +226,22 @@ class _Call:
                 max_trials=max(1, options["max_eval"] - self.evaluations),
                 shortest=options["tolerance_change"] / self._longest(here.x, d),
             )
-            found = search(lambda t: self._along(here, d, t), Trial(0.0, here.f, slope, here, None), t, 0.0)
+            found = search(lambda t: self._along(here, d, t), Trial(0.0, here.f, slope, here), t, 0.0)
             if found is None or found.state is None:
                 return None, 0.0
             there, t = found.state, found.t
         u = [t * a for a in d]
-        moved = space.carried(here.x, u, there.x, u)
-        self.pairs.carry(here.x, here.gradient, u, there.x, moved, math.sqrt(float(space.inner(here.x, u, u))))
+        self.pairs.carry(here.x, here.gradient, u, there.x, math.sqrt(float(space.inner(here.x, u, u))))
         return there, t
 
     def _along(self, here: State, d: Arrays, t: float) -> Trial:
-        """The trial at `t`, its slope by the derivative of the retraction."""
-        with torch.enable_grad():
-            time = torch.tensor(t, dtype=torch.float64, requires_grad=True)
-            curve = self.space.each("retract", here.x, [time.to(a) * a for a in d])
-        state = self._evaluate([a.detach() for a in curve])[1]
+        """The trial at `t`, as in `Objective.along`."""
+        space, u = self.space, [t * a for a in d]
+        state = self._evaluate(space.each("retract", here.x, u))[1]
         if not (math.isfinite(state.f) and math.isfinite(state.square)):
-            return Trial(t, math.inf, math.nan, None, None)
-        (slope,) = torch.autograd.grad(curve, time, self._egrad())
-        return Trial(t, state.f, float(slope), state, None)
+            return Trial(t, math.inf, math.nan, None)
+        slope = space.inner(state.x, state.gradient, space.carried(here.x, u, state.x, d))
+        return Trial(t, state.f, float(slope), state)
 
     def _evaluate(self, x: Arrays) -> tuple[Any, State]:
         """What the closure returns at `x`, and the state there."""

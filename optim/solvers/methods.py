@@ -145,9 +145,9 @@ class _Conjugate(_Gradients):
     def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
         super().remember(here, d, length, slope, trial)
         assert trial.state is not None
-        assert trial.carried is not None
-        former = self.space.carried(here.x, [trial.t * a for a in d], trial.state.x, here.gradient)
-        self.before = trial.carried, former, here.square
+        both = [torch.stack(arrays) for arrays in zip(d, here.gradient, strict=True)]
+        carried = self.space.carried(here.x, [trial.t * a for a in d], trial.state.x, both)
+        self.before = [a[0] for a in carried], [a[1] for a in carried], here.square
 
     def forget(self) -> bool:
         self.before = None
@@ -201,10 +201,8 @@ class _LimitedMemory(Directions):
 
     def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
         assert trial.state is not None
-        assert trial.carried is not None
         there, t = trial.state, trial.t
-        moved = [t * a for a in trial.carried]
-        self.pairs.carry(here.x, here.gradient, [t * a for a in d], there.x, moved, t * length)
+        self.pairs.carry(here.x, here.gradient, [t * a for a in d], there.x, t * length)
         self.pairs.append(there.gradient)
 
     def forget(self) -> bool:

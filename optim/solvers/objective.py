@@ -15,10 +15,6 @@ from .space import Arrays, Space
 
 __all__ = ["Counts", "Model", "Objective", "State", "Trial"]
 
-# Up to this length of a step of a point, the transported direction stands in for the velocity of the retraction: the slope is then
-# right up to a share of the square of the length.
-_SHORT = 0.1
-
 
 @dataclass
 class Counts:
@@ -46,10 +42,9 @@ class Trial(NamedTuple):
     t: float
     f: float
     slope: float
-    """d/dt of f along the curve; NaN where f is not finite, or was evaluated without its gradient."""
+    """The slope of f along d, transported to the point; NaN where f is not finite."""
     state: State | None
-    carried: Arrays | None
-    """d, transported to the point."""
+    """None where f or its gradient is not finite."""
 
 
 Model = tuple[State, Callable[[Arrays], Arrays]]
@@ -140,23 +135,22 @@ class Objective:
         self.counts.njev += 1
         return slopes
 
-    def along(self, here: State, d: Arrays, length: float, t: float) -> Trial:
-        """The trial at `t` in direction `d` of `length`, with the gradient; waits for a device once."""
-        space = self.space
-        u = [t * a for a in d]
-        slope = None
-        if space.flat or t * length <= _SHORT:
-            value, x, egrad = self._gradients(space.each("retract", here.x, u))
-        else:
-            value, x, egrad, slope = self._with_slope(here.x, d, t)
-        carried = space.carried(here.x, u, x, d)
+    def along(self, here: State, d: Arrays, t: float) -> Trial:
+        """The trial at `t` in direction `d`, with the gradient; waits for a device once.
+
+        The slope is ⟨grad f, T d⟩, with the transport T in place of the derivative of the retraction: it is the slope of the curve up to a
+        share of the square of the step, and the one by which pairs (s, y) have ⟨s, y⟩ > 0 (Huang, Absil & Gallivan 2018).
+        """
+        space, u = self.space, [t * a for a in d]
+        value, x, egrad = self._gradients(space.each("retract", here.x, u))
         gradient = space.each("riemannian_gradient", x, egrad)
-        slope = space.inner(x, gradient, carried) if slope is None else slope
+        # A projection of d does not change its product with a tangent.
+        slope = space.inner(x, gradient, d if space.projects else space.carried(here.x, u, x, d))
         square = space.inner(x, gradient, gradient)
-        f, slope, square = torch.stack([value.to(square), slope.to(square), square]).tolist()
-        if not (math.isfinite(f) and math.isfinite(square)):
-            return Trial(t, math.inf if math.isnan(f) else f, math.nan, None, None)
-        return Trial(t, f, slope, State(x, f, gradient, max(square, 0.0)), carried)
+        f, steepness, length = torch.stack([value.to(square), slope.to(square), square]).tolist()
+        if not (math.isfinite(f) and math.isfinite(length)):
+            return Trial(t, math.inf if math.isnan(f) else f, math.nan, None)
+        return Trial(t, f, steepness, State(x, f, gradient, max(length, 0.0)))
 
     def _gradients(self, x: Arrays) -> tuple[Tensor, Arrays, Arrays]:
         """f, the point without a history, and the Euclidean gradients."""
@@ -167,15 +161,6 @@ class Objective:
         self.counts.nfev += 1
         self.counts.njev += 1
         return value.detach(), [a.detach() for a in x], egrad
-
-    def _with_slope(self, x: Arrays, d: Arrays, t: float) -> tuple[Tensor, Arrays, Arrays, Tensor]:
-        """As `_gradients` on the curve, with the slope by the derivative of the retraction itself."""
-        with torch.enable_grad():
-            time = torch.tensor(t, dtype=d[0].dtype, device=d[0].device, requires_grad=True)
-            curve = self.space.each("retract", x, [time.to(a) * a for a in d])
-        value, y, egrad = self._gradients(curve)
-        (slope,) = torch.autograd.grad(curve, time, egrad)
-        return value, y, egrad, slope
 
     @staticmethod
     def _grad(value: Tensor, x: Sequence[Tensor]) -> Arrays:

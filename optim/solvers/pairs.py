@@ -39,18 +39,23 @@ class Pairs:
         self.stacks = self.last = self._table = None
         return known
 
-    def carry(self, x: Arrays, gradient: Arrays, u: Arrays, y: Arrays, moved: Arrays, length: float) -> None:
-        """Carry all from x to y = retract(x, u), where `u` of `length` has become `moved`; `gradient` is that at x."""
+    def carry(self, x: Arrays, gradient: Arrays, u: Arrays, y: Arrays, length: float) -> None:
+        """Carry all from x to y = retract(x, u), with `u` of `length` as the newest step and `gradient` the one at x."""
         space = self.space
         self._drift += length
-        if self.stacks is None or space.flat or (space.projects and self._drift <= _DRIFT):
-            self.last = moved, space.carried(x, u, y, gradient)
-            return
-        # One transport for all: a manifold does the work that depends on the points once.
-        own = [torch.cat([stack.flatten(0, 1), g.unsqueeze(0)]) for stack, g in zip(self.stacks, gradient, strict=True)]
-        own = space.carried(x, u, y, own)
-        self.stacks, self._table, self._drift = [stack[:-1].unflatten(0, (2, -1)) for stack in own], None, 0.0
-        self.last = moved, [stack[-1] for stack in own]
+        if space.flat:
+            self.last = u, gradient
+        elif space.projects and self._drift <= _DRIFT:
+            self.last = u, space.carried(x, u, y, gradient)
+        else:  # one transport for all: a manifold does the work that depends on the points once
+            own = [torch.stack(both) for both in zip(u, gradient, strict=True)]
+            if self.stacks is not None:
+                own = [torch.cat([stack.flatten(0, 1), a]) for stack, a in zip(self.stacks, own, strict=True)]
+            own = space.carried(x, u, y, own)
+            if self.stacks is not None:
+                self.stacks = [stack[:-2].unflatten(0, (2, -1)) for stack in own]
+            self._table, self._drift = None, 0.0
+            self.last = [stack[-2] for stack in own], [stack[-1] for stack in own]
 
     def append(self, gradient: Arrays) -> None:
         """Append the pair of the last step, which ends in `gradient`."""
@@ -59,7 +64,7 @@ class Pairs:
         fresh = [torch.stack([s, g - before]).unsqueeze(1) for s, before, g in zip(*self.last, gradient, strict=True)]
         self.last = None
         if self.stacks is None:
-            self.stacks, self._table, self._drift = fresh, None, 0.0
+            self.stacks, self._table = fresh, None
         else:
             self.stacks = [torch.cat([stack, pair], 1) for stack, pair in zip(self.stacks, fresh, strict=True)]
 

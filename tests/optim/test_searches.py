@@ -33,7 +33,7 @@ def curve(f):
         (slope,) = torch.autograd.grad(value, x)
         finite = bool(torch.isfinite(value) & torch.isfinite(slope))
         state = State([x.detach()], float(value.detach()), [slope], float(slope**2)) if finite else None
-        return Trial(float(t), float(value.detach()), float(slope) if finite else math.nan, state, None)
+        return Trial(float(t), float(value.detach()), float(slope) if finite else math.nan, state)
 
     return at
 
@@ -96,7 +96,7 @@ def test_slopes_decide_where_values_are_rounded():
 
     def at(t):
         state = State([torch.tensor(t)], 1.0, [torch.tensor(t)], 1.0)
-        return Trial(t, 1.0 + 2.3e-16 * (t > 0), 2e-20 * (t - 1.0), state, None)
+        return Trial(t, 1.0 + 2.3e-16 * (t > 0), 2e-20 * (t - 1.0), state)
 
     found = HagerZhang(curvature=0.1)(at, at(0.0), 0.01, 1e-15)
     assert found.t == pytest.approx(1.0, abs=0.1)
@@ -105,7 +105,7 @@ def test_slopes_decide_where_values_are_rounded():
 
 def test_no_descent_gives_none():
     def rises(t):
-        return Trial(t, t, -1.0 if t == 0 else 1.0, State([], t, [], 1.0), None)
+        return Trial(t, t, -1.0 if t == 0 else 1.0, State([], t, [], 1.0))
 
     for search in (HagerZhang(), StrongWolfe(), Armijo()):
         assert search(rises, rises(0.0), 1.0, 0.0) is None

@@ -55,7 +55,7 @@ def test_betas_are_those_of_the_papers(beta):
     directions = ConjugateGradients(beta=beta).start(space)
     d, slope, length, guess = directions.next(here)
     assert torch.equal(d[0], -here.gradient[0])
-    trial = objective.along(here, d, length, 0.3 * guess)
+    trial = objective.along(here, d, 0.3 * guess)
     directions.remember(here, d, length, slope, trial)
     (x,), (y,), g, before = here.x, trial.state.x, trial.state.gradient[0], here.gradient[0]
     carried, former = (m.transport(x, 0.3 * guess * d[0], v) for v in (d[0], before))
