@@ -381,4 +381,11 @@ MUTANTS = [
         'self._scalars("point_defect", x).amin(-1, keepdim=True)',
         "tests/manifolds/test_product.py::test_what_is_no_part_is_refused",
     ),
+    Mutant(
+        "a retraction of positive definite matrices is of first order",
+        "manifolds/symmetric_positive_definite.py",
+        "return x + u + 0.5 * numerics.symmetric(solved.mT @ solved)",
+        "return x + u + 0.25 * numerics.symmetric(solved.mT @ solved)",
+        "tests/manifolds/test_hessians.py::test_hessians_in_closed_form[spd]",
+    ),
 ]
