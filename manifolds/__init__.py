@@ -13,7 +13,7 @@ from .parameters.declare import declare, declared, project_, undeclare
 from .parameters.factors import Factors, Part
 from .parameters.records import Declaration
 from .parameters.rows import Rows
-from .product import ExponentialProduct, GeodesicProduct, PlainProduct, Product
+from .product import Product
 from .projective import ProjectiveSpace
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
@@ -32,15 +32,12 @@ __all__ = [
     "EmbeddedManifold",
     "Euclidean",
     "ExponentialManifold",
-    "ExponentialProduct",
     "Factors",
     "FixedRank",
     "GeodesicManifold",
-    "GeodesicProduct",
     "Grassmann",
     "Manifold",
     "Part",
-    "PlainProduct",
     "Product",
     "ProjectiveSpace",
     "QuotientManifold",

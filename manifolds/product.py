@@ -25,8 +25,7 @@ class Product(Manifold):
     """The product of manifolds, each with the shape of one of its points. A point is an array (*batch, total) of the entries of its
     parts, one part after the other. The metric is the sum, and every map works part by part.
 
-    ``Product(…)`` returns a `GeodesicProduct` if all parts have geodesics, logarithms and parallel transport in closed form, an
-    `ExponentialProduct` if all have geodesics, else a `PlainProduct`. Where a part is a quotient, functions have to be invariant in that
+    ``Product(…)`` is a `GeodesicManifold` if all parts are, else an `ExponentialManifold` if all parts are. Where a part is a quotient, functions have to be invariant in that
     part, as on the part alone.
 
     Example:

@@ -9,11 +9,8 @@ import torch
 from retract.errors import GeometryError
 from retract.manifolds import (
     Euclidean,
-    ExponentialProduct,
     GeodesicManifold,
-    GeodesicProduct,
     Grassmann,
-    PlainProduct,
     Product,
     SpecialOrthogonal,
     SpectralSphere,
@@ -23,6 +20,7 @@ from retract.manifolds import (
     from_geoopt,
     to_geoopt,
 )
+from retract.manifolds.product import ExponentialProduct, GeodesicProduct, PlainProduct
 from retract.optim import RiemannianAdam, RiemannianSGD
 from torch import nn
 
