@@ -16,6 +16,7 @@ from .parameters.factors import Factors, Part
 from .parameters.records import Declaration
 from .parameters.rows import Rows
 from .poincare_ball import PoincareBall
+from .product import Product
 from .projective import ProjectiveSpace
 from .psi import PSI
 from .quotient import QuotientManifold, ScalingQuotient
@@ -43,6 +44,7 @@ __all__ = [
     "Manifold",
     "Part",
     "PoincareBall",
+    "Product",
     "ProjectiveSpace",
     "QuotientManifold",
     "Rows",

@@ -157,18 +157,19 @@ def _half_of_three(apart: Tensor) -> Tensor:
     The products of the components, four times, are sums of entries of the matrix; the row of the largest component is divided by
     its length (Shepperd 1978). With the cross product V of v the rotation is 1 + V + V²/(1 + w).
     """
-    a, b, c = (apart[..., i, i] for i in range(3))
-    across = [
-        (apart[..., k, j] - apart[..., j, k], apart[..., k, j] + apart[..., j, k]) for j, k in ((1, 2), (2, 0), (0, 1))
-    ]
+    entry = [
+        [apart[..., j, k : k + 1] for k in range(3)] for j in range(3)
+    ]  # (*batch, 1): derivatives of single numbers become float64
+    a, b, c = (entry[i][i] for i in range(3))
+    across = [(entry[k][j] - entry[j][k], entry[k][j] + entry[j][k]) for j, k in ((1, 2), (2, 0), (0, 1))]
     (p, u), (q, v), (r, w) = across
     rows = [[4.0 + a + b + c, p, q, r], [p, a - b - c, w, v], [q, w, b - a - c, u], [r, v, u, c - a - b]]
-    products = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    products = torch.stack([torch.cat(row, -1) for row in rows], -2)
     largest = products.diagonal(dim1=-2, dim2=-1).argmax(-1)[..., None, None].expand(*products.shape[:-2], 1, 4)
     row = products.gather(-2, largest)[..., 0, :]
-    row = row / (numerics.norm(row, 1) * torch.ones_like(row[..., :1]).copysign(row[..., :1]))
-    scalar, (p, q, r) = row[..., :1].unsqueeze(-1), row[..., 1:].unbind(-1)
+    row = row / (numerics.root_of_squares(row, 1) * torch.ones_like(row[..., :1]).copysign(row[..., :1]))
+    scalar, (p, q, r) = row[..., :1].unsqueeze(-1), row[..., 1:].split(1, -1)
     zero = torch.zeros_like(p)
-    cross = torch.stack([torch.stack(one, -1) for one in ([zero, -r, q], [r, zero, -p], [-q, p, zero])], -2)
+    cross = torch.stack([torch.cat(one, -1) for one in ([zero, -r, q], [r, zero, -p], [-q, p, zero])], -2)
     identity = torch.eye(3, dtype=apart.dtype, device=apart.device)
     return identity + cross + cross @ cross / (1.0 + scalar)

@@ -64,7 +64,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
 
     def norm(self, x: Tensor, u: Tensor) -> Tensor:
         """‖L⁻¹u L⁻ᵀ‖, (*batch, 1, 1): no square of `u` is formed, which may overflow or vanish."""
-        return numerics.length(_at_one(x, u)[1], 2).to(x.dtype)
+        return numerics.length(_at_one(x, u)[1].to(x.dtype), 2)
 
     def project(self, x: Tensor, a: Tensor) -> Tensor:
         """(a + aᵀ)/2, (*batch, n, n)."""
@@ -149,7 +149,7 @@ class SymmetricPositiveDefinite(GeodesicManifold):
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """‖log(L⁻¹y L⁻ᵀ)‖, (*batch, 1, 1)."""
         if numerics.differentiated(x) or numerics.differentiated(y):
-            return numerics.length(_of_logarithm(x, y, lambda values: values, lambda q: q)[1], 2).to(x.dtype)
+            return numerics.length(_of_logarithm(x, y, lambda values: values, lambda q: q)[1].to(x.dtype), 2)
         sinh, shift = _sinh(x.double(), y.double())
         finite = numerics.finite_matrices(sinh)
         values = torch.linalg.eigvalsh(torch.where(finite, sinh, 0.0)).asinh() + shift

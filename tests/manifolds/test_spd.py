@@ -129,8 +129,7 @@ def test_optimizers_find_the_mean(make, motion, generator):
     """Of two matrices it is the middle of their geodesic. Moments are carried along, and stay tangent."""
     x, y = SPD.random_point(2, 4, 4, generator=generator, dtype=torch.float64)
     w = nn.Parameter(torch.eye(4, dtype=torch.float64))
-    transport = "parallel" if motion == "exp" else "project"
-    group = {"params": [w], "manifold": SPD, "motion": motion, "transport": transport}
+    group = {"params": [w], "manifold": SPD, "motion": motion}
     optimizer = make([group], lr=0.1, **({"momentum": 0.5} if make is RiemannianSGD else {}))
     for step in range(200):
         optimizer.zero_grad()

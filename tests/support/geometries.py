@@ -14,6 +14,7 @@ from retract.manifolds import (
     Lorentz,
     Manifold,
     PoincareBall,
+    Product,
     ProjectiveSpace,
     SpecialOrthogonal,
     SpectralSphere,
@@ -41,6 +42,7 @@ X, Y = [1.0, 0.0], [0.0, 1.0]
 ORIGIN = [1.0, 0.0, 0.0]
 COLUMN = [[3.0], [4.0], [0.0], [2.0]]
 R2 = 2**-0.5
+PAIR = [0.0, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0, 3.0]
 QUARTER = [[0.0, -1.0], [1.0, 0.0]]
 ONE, FOUR = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 4.0]]
 
@@ -209,6 +211,27 @@ CASES = [
         ),
     ),
     Case("rotations4", SpecialOrthogonal(), (4, 4), torch.eye(4).flip(0)[[1, 0, 2, 3]].tolist()),
+    Case(
+        "product",
+        Product((Sphere(), (3,)), (SymmetricPositiveDefinite(), (2, 2)), (Euclidean(0), ())),
+        (8,),
+        [0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 5.0],
+        known=(
+            ("inner", ([1.0, 0.0, 0.0, 2.0, 0.0, 0.0, 1.0, 5.0], PAIR, PAIR), [4.0 + 0.25 + 9.0]),
+            (
+                "dist",
+                ([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 5.0], [0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 2.0]),
+                [math.hypot(math.pi / 2, 3)],
+            ),
+        ),
+    ),
+    Case(
+        "product-frames",
+        Product((Sphere(), (3,)), (Stiefel(), (3, 2))),
+        (9,),
+        [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0],
+    ),
+    Case("product-spectral", Product((SpectralSphere(), (3, 2)), (Sphere(), (2,))), (8,), [1.0] * 8),
     Case("geoopt-lorentz", from_geoopt(geoopt.Lorentz()), (5,), [0.5, 1.0, 1.0]),
     Case("geoopt-poincare", from_geoopt(geoopt.PoincareBall()), (5,), [1.0, 1.0]),
     Case("geoopt-spd", from_geoopt(geoopt.SymmetricPositiveDefinite()), (3, 3), [[1.0, 2.0], [2.0, 1.0]]),

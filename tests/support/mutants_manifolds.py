@@ -360,4 +360,32 @@ MUTANTS = [
         "        return x @ (2.0 * sine * cosine.acos() / (1.0 - cosine.square()).sqrt())\n",
         "tests/manifolds/test_conformance.py::test_law[rotations3-second_derivatives_equal_differences-float64]",
     ),
+    Mutant(
+        "a product of frames promises logarithms",
+        "manifolds/product.py",
+        "if all(isinstance(manifold, hypothesis) for manifold, _ in parts):",
+        "if any(isinstance(manifold, hypothesis) for manifold, _ in parts):",
+        "tests/manifolds/test_product.py::test_the_kind_is_what_all_parts_are",
+    ),
+    Mutant(
+        "distances in a product add up",
+        "manifolds/product.py",
+        '        return numerics.length(self._scalars("dist", x, y), 1)\n',
+        '        return self._scalars("dist", x, y).sum(-1, keepdim=True)\n',
+        "tests/manifolds/test_product.py::test_products_of_products",
+    ),
+    Mutant(
+        "a product is on its manifold when one part is",
+        "manifolds/product.py",
+        'self._scalars("point_defect", x).amax(-1, keepdim=True)',
+        'self._scalars("point_defect", x).amin(-1, keepdim=True)',
+        "tests/manifolds/test_product.py::test_what_is_no_part_is_refused",
+    ),
+    Mutant(
+        "a retraction of positive definite matrices is of first order",
+        "manifolds/symmetric_positive_definite.py",
+        "return x + u + 0.5 * numerics.symmetric(solved.mT @ solved)",
+        "return x + u + 0.25 * numerics.symmetric(solved.mT @ solved)",
+        "tests/manifolds/test_hessians.py::test_hessians_in_closed_form[spd]",
+    ),
 ]
