@@ -170,7 +170,7 @@ class ConjugateGradients(LineSearchMethod):
 
     Args:
         search: the line search.
-        beta: one of the four.
+        beta: one of these four names.
     """
 
     beta: str = "hager_zhang"
@@ -213,8 +213,8 @@ class _LimitedMemory(Directions):
 
 @dataclass(frozen=True)
 class LBFGS(LineSearchMethod):
-    """Limited-memory BFGS: all pairs are carried along by the transport of the manifold, and used while they are cautious,
-    ⟨s, y⟩ > c ‖g‖ ‖s‖² (Huang, Absil & Gallivan 2018).
+    """Limited-memory BFGS: pairs of a step s and its change y of the gradient are carried along by the transport of the manifold,
+    and used where ⟨s, y⟩ > c ‖g‖ ‖s‖², g the gradient (Huang, Absil & Gallivan 2018).
 
     Example:
         >>> from retract.optim import LBFGS, StrongWolfe
