@@ -62,18 +62,20 @@ def minimize(
         manifold: a `Manifold`, or the same structure of them.
         method: ``"lbfgs"``, ``"conjugate_gradients"``, ``"trust_regions"``, ``"steepest_descent"``, or a method with options of its own, such
             as ``LBFGS(memory=20)``.
-        gtol: end when the gradient is as short as this, in the metric.
-        gtol_rel: end when it is as short as this share of its length at x0; None: 1e-9 in float64, 1e-4 in float32.
+        gtol: end when the gradient is as short as this, in the metric. `gtol_rel` holds too: the first of both ends the run.
+        gtol_rel: end when it is as short as this share of its length at x0; None: 1e-9 in float64, 1e-4 in float32; 0: never.
         xtol: end when a step is as short as this.
         ftol: end when a step lowers f by at most this share of max(|f|, 1); 0: never.
         max_iter: the most iterations.
         max_time: the most seconds; the step at hand is finished.
-        callback: called as ``callback(x, record)`` at the start and after every iteration; ``StopIteration`` ends the run.
+        callback: called as ``callback(x, record)`` at the start and after every iteration, with the `Record` of the history; x is not to be
+            written to. ``StopIteration`` ends the run with success.
         display: whether to print a line per iteration.
 
     Returns:
-        The result; its `success` says whether a tolerance was reached, and its `message` why the run ended. If f or the callback raises
-        after the start, the result is what was reached so far, with the exception in `exception`; KeyboardInterrupt too.
+        The result; its `success` says whether a tolerance was reached, f cannot be lowered any more, or the callback ended the run, and
+        its `message` why the run ended. If f or the callback raises after the start, the result is what was reached so far, with the
+        exception in `exception`; KeyboardInterrupt too.
 
     Raises:
         ProblemError: f is not finite at x0, returns no real number, does not depend on x, or cannot be differentiated twice as

@@ -19,7 +19,7 @@ _IDLE = 50
 
 
 class Record(NamedTuple):
-    """A line of the history: what is known after an iteration; the first one is the start.
+    """A line of the history: what is known after an iteration, in ``history[0]`` at the start.
 
     Example:
         >>> import torch
@@ -75,7 +75,7 @@ class OptimizeResult:
     nhev: int
     """Products with the Hessian."""
     success: bool
-    """Whether a tolerance was reached, or f cannot be lowered any more in its dtype."""
+    """Whether a tolerance was reached, f cannot be lowered any more in its dtype, or the callback ended the run."""
     message: str
     """Why the run ended."""
     history: list[Record] = field(repr=False)

@@ -117,9 +117,9 @@ class _Wolfe(Search):
 class HagerZhang(_Wolfe):
     """Wolfe's conditions, of which slopes alone decide where values are lost in rounding errors (Hager & Zhang 2005, §4).
 
-    So it goes on where f changes in its last digits only: gradients end at 1e-10 of their start and not at its square root. The trial
-    expands until f rises or falls too little, and is then the minimizer of a cubic through values and slopes, or of a secant through
-    slopes, kept inside of the bracket.
+    So it goes on where f changes in its last digits only, and gradients fall to 1e-10 of the first one; comparing values ends at
+    1e-8. The trial expands until f rises or falls too little, and is then the minimizer of a cubic through values and slopes, or of a
+    secant through slopes, kept inside of the bracket.
 
     Example:
         >>> from retract.optim import HagerZhang
