@@ -33,7 +33,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         >>> PoincareBall().exp(x, torch.tensor([[1.0, 0.0]]))  # the metric is 4 u·v at 0, so this is 2 long
         tensor([[0.7616, 0.0000]])
         >>> PoincareBall().dist(x, torch.tensor([[0.76159416, 0.0]]))
-        tensor([[2.0000]])
+        tensor([[2.]])
 
     Raises:
         GeometryError: a curvature that is not a negative number.

@@ -2,6 +2,7 @@
 
 import math
 import runpy
+from fractions import Fraction
 from pathlib import Path
 
 import geoopt
@@ -190,7 +191,7 @@ def test_a_tangent_stays_as_it_is_under_projection(radius):
     """Far out the projection multiplies rounding errors by cosh², 7e9 at the distance 12."""
     x = far_point(Lorentz(), radius, torch.float32)
     u = Lorentz().log(x, far_point(Lorentz(), 0.1, torch.float32).roll(1).abs())
-    u = torch.cat([(x[1:] @ u[1:] / x[0]).view(1), u[1:]])
+    u = torch.cat([(x[1:] @ u[1:] / x[0]).view(1) * (1.0 + torch.finfo(u.dtype).eps), u[1:]])  # rounded another way
     assert torch.equal(Lorentz().project(x, u), u)
     off = u + torch.eye(5)[0] * 1e-2 * u.norm()
     assert not torch.equal(Lorentz().project(x, off), off)
@@ -224,12 +225,22 @@ def test_where_the_floats_of_a_ball_end(curvature, dtype):
 @pytest.mark.parametrize("radius", [3.0, 15.0, 30.0])
 def test_the_gap_has_all_digits(radius, curvature):
     """1 − ‖x‖²/R² of stored numbers, against fractions."""
-    from fractions import Fraction
-
     ball = PoincareBall(curvature)
-    x = far_point(PoincareBall(), radius, torch.float64) * ball.radius
-    exact = 1 + Fraction(curvature) * sum(Fraction(a) ** 2 for a in x.tolist())
-    assert float(ball.gap(x)) == pytest.approx(float(exact), rel=1e-15 + 1e-19 * math.exp(radius))
+    for size in range(1, 8):
+        x = far_point(PoincareBall(), radius, torch.float64, size) * ball.radius
+        exact = 1 + Fraction(curvature) * sum(Fraction(a) ** 2 for a in x.tolist())
+        assert float(ball.gap(x)) == pytest.approx(float(exact), rel=1e-15 + 1e-19 * math.exp(radius), abs=0)
+
+
+@pytest.mark.parametrize("manifold", MODELS, ids=repr)
+def test_geodesics_to_the_middle(manifold):
+    """From far out, up to what one rounding of the tangent changes, which turns it."""
+    for radius in (1.0, 5.0, 10.0, 14.0):
+        x, middle = (far_point(manifold, r, torch.float64) for r in (radius, 0.0))
+        rounding = torch.finfo(x.dtype).eps * math.sinh(radius)
+        if isinstance(manifold, Lorentz):
+            rounding *= math.cosh(radius)
+        assert manifold.dist(manifold.exp(x, manifold.log(x, middle)), middle) < 4 * rounding, radius
 
 
 @pytest.mark.parametrize("curvature", [0.0, 1.0, math.nan, -math.inf])
