@@ -61,10 +61,20 @@ class Lorentz(Hyperbolic):
     def _flat(self, x: Tensor, u: Tensor) -> Tensor:
         """(R u₀/x₀, ū − x̄ u₀/x₀), (*batch, n): a vector of R^n, with products that are those of `u` in the metric.
 
-        ‖ū‖² − u₀² loses the square of the digits that are lost here, since far out both terms are much larger.
+        ‖ū‖² − u₀² loses the square of the digits that are lost here, since far out both terms are much larger; and so that these are
+        not lost either, it is computed in float64 there, with u₀ = x̄·ū/x₀.
         """
-        rate = u[..., :1] / x[..., :1]
-        return torch.cat([self.radius * rate, torch.addcmul(u[..., 1:], x[..., 1:], rate, value=-1.0)], -1)
+        if numerics.exceeds(-x[..., :1], -_FAR * self.radius):
+            return self._level(x[..., 1:], u[..., 1:], u[..., :1] / x[..., :1])
+        space, tangent = (a[..., 1:].to(torch.float64) for a in (x, u))
+        return self._level(space, tangent, self._rate(space, tangent)).to(u.dtype)
+
+    def _rate(self, x: Tensor, u: Tensor) -> Tensor:
+        """u₀/x₀ of the coordinates but the first."""
+        return numerics.dot(x, u, 1) / (self.radius**2 + numerics.dot(x, x, 1))
+
+    def _level(self, x: Tensor, u: Tensor, rate: Tensor) -> Tensor:
+        return torch.cat([self.radius * rate, torch.addcmul(u, x, rate, value=-1.0)], -1)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """−u₀v₀ + ū·v̄, (*batch, 1), for tangents."""
@@ -173,9 +183,8 @@ class Lorentz(Hyperbolic):
         # multiplied by their sum it is a sum of squares, x₀² times that of the tangent at x with the space coordinates ȳ − x̄.
         product, spatial = time * other, numerics.dot(x, y, 1)
         total = product + spatial + self.radius**2
-        rate = numerics.dot(x, chord, 1) / time.square()
-        across = torch.addcmul(chord, x, rate, value=-1.0)
-        square = numerics.dot(across, across, 1) + self.radius**2 * rate.square()
+        flat = self._level(x, chord, self._rate(x, chord))
+        square = numerics.dot(flat, flat, 1)
         beside = total > 0.5 * product
         half = torch.where(
             beside, time.square() * square / torch.where(beside, total, 1.0), product - spatial - self.radius**2
@@ -203,6 +212,10 @@ class Lorentz(Hyperbolic):
         share = numerics.dot(along, across, 1) + rate * (self.radius**2 * lapse - drop)
         moved = torch.addcmul(space, a.x + a.y, share / (2.0 * self.radius**2 + drop))
         return _tangent(a.other, a.y, moved).to(v.dtype)
+
+
+_FAR = 16.0
+"""Points with x₀ below this, in units of R, have tangents that have lost no more than a digit."""
 
 
 class _Apart(NamedTuple):

@@ -33,7 +33,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         >>> PoincareBall().exp(x, torch.tensor([[1.0, 0.0]]))  # the metric is 4 u·v at 0, so this is 2 long
         tensor([[0.7616, 0.0000]])
         >>> PoincareBall().dist(x, torch.tensor([[0.76159416, 0.0]]))
-        tensor([[2.0000]])
+        tensor([[2.]])
 
     Raises:
         GeometryError: a curvature that is not a negative number.
@@ -46,12 +46,12 @@ class PoincareBall(Hyperbolic, ConformalManifold):
 
         Outside of the ball and closer to the boundary than rounding it is ε of the dtype, so that no map divides by 0.
         """
-        return self._gap(x).clamp(min=torch.finfo(x.dtype).eps)
-
-    def _gap(self, x: Tensor) -> Tensor:
         gap = 1.0 + self.curvature * numerics.dot(x, x, 1)
-        if numerics.exceeds(gap, 0.1):
+        if numerics.exceeds(gap, _INSIDE):
             return gap
+        return self._exact_gap(x).clamp(min=torch.finfo(x.dtype).eps)
+
+    def _exact_gap(self, x: Tensor) -> Tensor:
         if x.dtype != torch.float64:  # products of such numbers are exact in float64
             wide = x.to(torch.float64)
             return 1.0 + self.curvature * numerics.dot(wide, wide, 1)
@@ -79,7 +79,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
 
     def _placed(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """`nearest` and its gap in the dtype of `a`."""
-        least, gap = 2.0 * torch.finfo(a.dtype).eps, self._gap(a)
+        least, gap = 2.0 * torch.finfo(a.dtype).eps, self.gap(a)
         if not numerics.exceeds(gap, least):
             inside = gap > least
             size = numerics.norm(torch.where(inside, 1.0, a), 1)
@@ -171,7 +171,9 @@ class PoincareBall(Hyperbolic, ConformalManifold):
             total = torch.where(drift < 0, product / larger, larger)
         else:
             total = total + drift
-        y, other = self._placed(torch.addcmul(x, torch.addcmul(u, x, shift), 1.0 / total))
+        y, other = torch.addcmul(x, torch.addcmul(u, x, shift), 1.0 / total), gap / total
+        if not numerics.exceeds(other, _INSIDE):
+            y, other = self._placed(y)
         return _Step(x, u, y, gap, other, square, share, half, total)
 
     def retract_and_transport(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,6 +237,10 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         square = (dd * self.radius**-2 / (own * other)).to(x.dtype)
         chord = torch.addcmul(own.to(x.dtype) * d, x, dd, value=-(self.radius**-2))
         return shrinkage(square) * chord / other.to(x.dtype)
+
+
+_INSIDE = 0.1
+"""Gaps above this have lost no more than a digit."""
 
 
 class _Step(NamedTuple):

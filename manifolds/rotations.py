@@ -8,13 +8,15 @@ from torch import Tensor
 
 from . import numerics
 
-__all__ = ["angle_over_sine", "swing", "trigonometric", "turn"]
+__all__ = ["angle_over_sine", "orthogonalised", "swing", "trigonometric", "turn"]
 
 # Padé's approximant of the exponential of degree 7 is exact to rounding up to this norm (Higham 2005, Table 2.3).
 _PADE = [17297280.0, 8648640.0, 1995840.0, 277200.0, 25200.0, 1512.0, 56.0, 1.0]
 _PADE_RADIUS = 0.95
 # Newton's steps that take an orthogonal matrix off by 0.03, as at the longest steps, to rounding.
 _ORTHOGONALISATIONS = 4
+# Newton's steps that take a matrix of norm √2 to rounding.
+_STEPS = 8
 # Nodes and weights of Gauss's rule on [0, 1].
 _NODES, _WEIGHTS = ((0.5 * (a + b)).tolist() for a, b in zip(leggauss(13), (1.0, 0.0), strict=True))
 
@@ -45,6 +47,18 @@ def turn(a: Tensor) -> Tensor:
     for _ in range(_ORTHOGONALISATIONS):
         turned = turned - 0.5 * ((gap := turned + turned.mT + turned.mT @ turned) + turned @ gap)
     return torch.where(finite, turned, torch.nan)
+
+
+def orthogonalised(a: Tensor) -> Tensor:
+    """The orthonormal polar factor of `a`, (*batch, n, p), with singular values between 1 and √2, without derivatives: by Newton's steps
+    q ← q (3 − qᵀq)/2, which take a tenth of the time of a decomposition and converge quadratically."""
+    for _ in range(_STEPS):
+        gap = a.mT @ a
+        gap.diagonal(dim1=-2, dim2=-1).sub_(1.0)
+        a = a - 0.5 * (a @ gap)
+        if float(gap.abs().amax()) <= torch.finfo(a.dtype).eps ** 0.5:  # the step has squared it
+            break
+    return a
 
 
 def swing(x: Tensor, u: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,6 +60,9 @@ class SpecialOrthogonal(EmbeddedManifold, GeodesicManifold):
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """The rotation closest to x + u, (*batch, n, n). Of second order: angles θ in place of arctan θ."""
         moved = x + u
+        short = numerics.readable(u) and not numerics.derivatives_wanted() and u.numel() > 0
+        if short and float(numerics.root_of_squares(u, 2).amax()) <= 1.0:  # (x + u)ᵀ(x + u) = 1 + uᵀu
+            return numerics.hold_still(u, rotations.orthogonalised(moved), moved, 2)
         return numerics.hold_still(u, numerics.special_polar(moved), moved, 2)
 
     def point_defect(self, x: Tensor) -> Tensor:

@@ -64,8 +64,9 @@ def transported(x, y, v):
 class Sheet:
     """Numbers of the hyperboloid of curvature −1, and the exact points and tangents that they stand for."""
 
-    ours = Lorentz()
-    others = {"geoopt": geoopt.Lorentz(k=torch.tensor(1.0, dtype=torch.float64))}
+    def __init__(self):
+        self.ours = Lorentz()
+        self.others = {"geoopt": geoopt.Lorentz(k=torch.tensor(1.0, dtype=torch.float64))}
 
     def point(self, numbers):
         space = [mp.mpf(a) for a in numbers[1:]]
@@ -86,11 +87,12 @@ class Sheet:
 class Ball(Sheet):
     """Numbers of the ball; exact points and tangents are those of the hyperboloid, of which it is a picture."""
 
-    ours = PoincareBall()
-    others = {
-        "geoopt": geoopt.PoincareBall(c=torch.tensor(1.0, dtype=torch.float64)),
-        "pymanopt": pymanopt.manifolds.PoincareBall(DIMENSION),
-    }
+    def __init__(self):
+        self.ours = PoincareBall()
+        self.others = {
+            "geoopt": geoopt.PoincareBall(c=torch.tensor(1.0, dtype=torch.float64)),
+            "pymanopt": pymanopt.manifolds.PoincareBall(DIMENSION),
+        }
 
     def point(self, numbers):
         p = [mp.mpf(a) for a in numbers]
@@ -147,6 +149,15 @@ def drawn(model, dtype, radius, distance, generator):
     )
 
 
+def exact(name, x, u, y, v):
+    """What the map should give at exact points and tangents."""
+    if name in ("dist", "log"):
+        return dist(x, y) if name == "dist" else log(x, y)
+    if name == "transport_to":
+        return transported(x, y, v)
+    return length(u) if name == "norm" else exp(x, u)
+
+
 def error(model, name, found, right, x, y):
     """Of the numbers `found` against the exact result."""
     if not all(map(math.isfinite, found)):
@@ -173,13 +184,7 @@ def cell(model, dtype, radius, distance, name, samples):
         if dist(at, to) == 0:
             return None
         tangent, other = model.tangent(at, u.tolist()), model.tangent(at, v.tolist())
-        right = {
-            "dist": lambda: dist(at, to),
-            "norm": lambda: length(tangent),
-            "log": lambda: log(at, to),
-            "exp": lambda: exp(at, tangent),
-            "transport_to": lambda: transported(at, to, other),
-        }[name]()
+        right = exact(name, at, tangent, to, other)
         for library, manifold in libraries.items():
             found = called(library, manifold, name, x, u, y, v)
             worst[library] = None if found is None else max(worst[library], error(model, name, found, right, at, to))

@@ -8,6 +8,7 @@ import mutants_optim
 import mutants_psi
 import mutants_slices
 import mutants_solvers
+import mutants_spaces
 
 MUTANTS = [
     *mutants_manifolds.MUTANTS,
@@ -17,5 +18,6 @@ MUTANTS = [
     *mutants_psi.MUTANTS,
     *mutants_slices.MUTANTS,
     *mutants_solvers.MUTANTS,
+    *mutants_spaces.MUTANTS,
     *mutants_experiments.MUTANTS,
 ]
