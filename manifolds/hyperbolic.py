@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GeometryError
-from . import numerics
+from . import series
 from .geodesic import GeodesicManifold
 
 __all__ = ["Hyperbolic"]
@@ -73,7 +73,7 @@ def shrinkage(square: Tensor) -> Tensor:
     near = square < _NEAR
     small, far = torch.where(near, square, 0.0), torch.where(near, 1.0, square)
     root = far.sqrt()
-    return torch.where(near, numerics.polynomial(small, _SERIES), root.asinh() / (root * (1.0 + far).sqrt()))
+    return torch.where(near, series.polynomial(small, _SERIES), root.asinh() / (root * (1.0 + far).sqrt()))
 
 
 # shrinkage: below this h² twelve terms of its series, with second derivatives, are exact.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import numerics
+from . import numerics, series
 from .hyperbolic import Hyperbolic, shrinkage
 
 __all__ = ["Lorentz"]
@@ -155,7 +155,7 @@ class Lorentz(Hyperbolic):
         """
         u = self._shortened(x, u)
         square = self.inner(x, u, u) * self.radius**-2
-        cosine, sinc = numerics.hyperbolic(square, 0, 1)
+        cosine, sinc = series.hyperbolic(square, 0, 1)
         return self._moved(x, u, square, torch.addcmul(cosine * x[..., 1:], u[..., 1:], sinc))
 
     def _shortened(self, x: Tensor, u: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ class Lorentz(Hyperbolic):
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v + ⟨u, v⟩ₓ/R² ((sinh θ/θ) x + ((cosh θ − 1)/θ²) u), (*batch, n)."""
         u = self._shortened(x, u)
-        sinc, versine = numerics.hyperbolic(self.inner(x, u, u) * self.radius**-2, 1, 2)
+        sinc, versine = series.hyperbolic(self.inner(x, u, u) * self.radius**-2, 1, 2)
         share = self.inner(x, u, v) * self.radius**-2
         return _carried(x, u, v, self.exp(x, u), share * sinc, share * versine)
 

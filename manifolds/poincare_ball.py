@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import numerics
+from . import numerics, series
 from .conformal import ConformalManifold
 from .hyperbolic import Hyperbolic, shrinkage
 
@@ -138,7 +138,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         gap = self.gap(x).to(x.dtype)
         square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
         angle = square * ((2.0 / self.radius) / gap).square()
-        sinc, versine = numerics.hyperbolic(angle, 1, 2)
+        sinc, versine = series.hyperbolic(angle, 1, 2)
         u, square, share = sinc * u, sinc.square() * square, sinc * share
 
         def area() -> Tensor:  # without cancellation: it is that of x + k u and u for every number k

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from . import numerics
+from . import numerics, series
 from .embedded import EmbeddedManifold
 from .geodesic import GeodesicManifold
 
@@ -54,7 +54,7 @@ class Spherical(GeodesicManifold):
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """cos θ · x + (sin θ / θ) u with θ = ‖u‖ₓ, (*batch, n)."""
         u = self._shortened(x, u)
-        cosine, sinc = numerics.circular(self.inner(x, u, u), 0, 1)
+        cosine, sinc = series.circular(self.inner(x, u, u), 0, 1)
         return torch.addcmul(cosine * x, u, sinc)
 
     def _shortened(self, x: Tensor, u: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class Spherical(GeodesicManifold):
         apart, together = (numerics.dot(a, a, 1) for a in (x - facing, x + facing))
         near = apart < _NEAR * together
         tangent = torch.where(near, apart, 0.0) / torch.where(near, together, 1.0)
-        short = (1.0 + tangent) * numerics.polynomial(tangent, _ARCTANGENT)
+        short = (1.0 + tangent) * series.polynomial(tangent, _ARCTANGENT)
         far = (torch.where(near, 1.0, square) for square in (apart, together, self.inner(x, part, part)))
         half_sine, half_cosine, length = (numerics.safe_sqrt(square) for square in far)
         long = 2.0 * torch.atan2(half_sine, half_cosine) / torch.where(length > 0, length, 1.0)
@@ -91,7 +91,7 @@ class Spherical(GeodesicManifold):
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v − ⟨u, v⟩ₓ (((1 − cos θ)/θ²) u + (sin θ/θ) x), (*batch, n)."""
         u = self._shortened(x, u)
-        sinc, versine = numerics.circular(self.inner(x, u, u), 1, 2)
+        sinc, versine = series.circular(self.inner(x, u, u), 1, 2)
         share = -self.inner(x, u, v)
         along = torch.addcmul(v, u, share * versine)
         return torch.addcmul(along, x, share * sinc)
