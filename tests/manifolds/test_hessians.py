@@ -36,6 +36,7 @@ SECOND_ORDER = {
         "product",
     ),
     *("rotations3", "rotations4"),
+    *("lorentz", "lorentz-flatter", "poincare", "poincare-line"),
 }
 
 

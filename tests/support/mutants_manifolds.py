@@ -125,8 +125,8 @@ MUTANTS = [
     Mutant(
         "square of a length at 0",
         "manifolds/numerics.py",
-        "    if not derivatives_wanted():\n        if ndim == 1 and u.ndim > 1",
-        "    if u is v or not derivatives_wanted():\n        if ndim == 1 and u.ndim > 1",
+        "            return root_of_squares(u, ndim).square()\n    return (u * v)",
+        "            return root_of_squares(u, ndim).square()\n    if u is v:\n        return root_of_squares(u, ndim).square()\n    return (u * v)",
         "tests/manifolds/test_conformance.py::test_law[sphere-second_derivatives_equal_differences-float64]",
     ),
     Mutant(
