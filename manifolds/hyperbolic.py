@@ -21,9 +21,10 @@ __all__ = ["Hyperbolic"]
 class Hyperbolic(GeodesicManifold):
     """Hypothesis: points are vectors, and the space is complete, simply connected and of constant curvature K < 0.
 
-    Its geodesics are those of the hyperboloid, cosh θ · x + (sinh θ / θ) u with θ = ‖u‖ₓ/R and R = 1/√−K, and each pair of points
-    is on one of them. The retraction is on the geodesic of u too, at the distance R asinh θ: with α = √(1 + θ²) in place of cosh θ
-    and 1 in place of sinh θ / θ. It has no acceleration at its start, and no length of u takes it out of the range of floats.
+    Its geodesics are those of the hyperboloid, cosh θ · x + (sinh θ / θ) u with θ = ‖u‖ₓ/R and R = 1/√−K, and each pair
+    of points is on one of them. The retraction is on the geodesic of u too, at the distance R asinh θ: with √(1 + θ²)
+    in place of cosh θ and 1 in place of sinh θ / θ. It has no acceleration at its start, and no length of u takes
+    it out of the range of floats.
 
     Raises:
         GeometryError: a curvature that is not a negative number.
@@ -33,7 +34,7 @@ class Hyperbolic(GeodesicManifold):
     """K, the sectional curvature of every plane."""
     event_ndim = 1
     reach: ClassVar[float]
-    """Length ‖u‖ₓ/R up to which the maps have digits, from a point near the origin in float32: `max_tangent_norm` in units of R."""
+    """`max_tangent_norm` in units of R: up to it the maps have digits near the origin in float32."""
 
     def __post_init__(self) -> None:
         if not -float("inf") < self.curvature < 0.0:
@@ -55,8 +56,8 @@ class Hyperbolic(GeodesicManifold):
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """2R asinh(`half_chord`), (*batch, 1): accurate for tiny distances too, where an arc cosine has no digits.
 
-        Where the points coincide it has no derivative: the first comes out as 0, the shortest subgradient. Its square has
-        all of them: ``dist(x, y)**2 / 2`` has the gradient ``-log(y, x)``, and the metric as its Hessian there.
+        Where the points coincide it has no derivative: the first comes out as 0, the shortest subgradient. Its square
+        has all of them: ``dist(x, y)**2 / 2`` has the gradient ``-log(y, x)``, and the metric as its Hessian there.
         """
         return 2.0 * self.radius * self.half_chord(x, y).asinh()
 

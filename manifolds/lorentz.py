@@ -18,16 +18,17 @@ __all__ = ["Lorentz"]
 
 @dataclass(frozen=True)
 class Lorentz(Hyperbolic):
-    """The hyperboloid ⟨x, x⟩_L = 1/K, x₀ > 0, (*batch, n), n ≥ 2: hyperbolic space of dimension n − 1 and curvature K < 0.
+    """The hyperboloid ⟨x, x⟩_L = 1/K, x₀ > 0, (*batch, n), n ≥ 2: hyperbolic space of curvature K < 0.
 
-    With the Minkowski product ⟨a, b⟩_L = −a₀b₀ + a₁b₁ + … and R = 1/√−K
+    Its dimension is n − 1. With the Minkowski product ⟨a, b⟩_L = −a₀b₀ + a₁b₁ + … and R = 1/√−K
 
         T_x = {u : ⟨x, u⟩_L = 0},    ⟨u, v⟩ₓ = ⟨u, v⟩_L,    R_x(u) = √(1 + ‖u‖²/R²) x + u.
 
-    The first coordinate follows from the others, x₀ = √(R² + ‖x̄‖²) and u₀ = x̄·ū/x₀ for a tangent, and every map computes that of
-    its result anew, so points and tangents stay where they belong. Rounding the coordinates of a point at the distance r from
-    (R, 0, …) moves it by ε R sinh(r/R), and turns a tangent by ε cosh(r/R): far out the maps have that error, and tangents have no digits
-    from r = R log(2/ε) on, 16.6 R in float32 and 36.7 R in float64. ``geoopt.Lorentz(k)`` is ``Lorentz(curvature=-1/k)``.
+    The first coordinate follows from the others, x₀ = √(R² + ‖x̄‖²) and u₀ = x̄·ū/x₀ for a tangent, and every map
+    computes that of its result anew, so points and tangents stay where they belong. Rounding the coordinates of a point
+    at the distance r from (R, 0, …) moves it by ε R sinh(r/R), and turns a tangent by ε cosh(r/R): far out the maps
+    have that error, and tangents have no digits from r = R log(2/ε) on, 16.6 R in float32 and 36.7 R in float64.
+    ``geoopt.Lorentz(k)`` is ``Lorentz(curvature=-1/k)``.
 
     Example:
         >>> import torch
@@ -61,8 +62,8 @@ class Lorentz(Hyperbolic):
     def _flat(self, x: Tensor, u: Tensor) -> Tensor:
         """(R u₀/x₀, ū − x̄ u₀/x₀), (*batch, n): a vector of R^n, with products that are those of `u` in the metric.
 
-        ‖ū‖² − u₀² loses the square of the digits that are lost here, since far out both terms are much larger; and so that these are
-        not lost either, it is computed in float64 there, with u₀ = x̄·ū/x₀.
+        ‖ū‖² − u₀² loses the square of the digits that are lost here, since far out both terms are much larger; and so
+        that these are not lost either, it is computed in float64 there, with u₀ = x̄·ū/x₀.
         """
         if numerics.exceeds(-x[..., :1], -_FAR * self.radius):
             return self._level(x[..., 1:], u[..., 1:], u[..., :1] / x[..., :1])
@@ -151,7 +152,8 @@ class Lorentz(Hyperbolic):
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """cosh θ · x + (sinh θ / θ) u with θ = ‖u‖ₓ/R, (*batch, n).
 
-        θ is no longer than a quarter of the exponents of the dtype, 22 in float32 and 177 in float64, so that the squares fit.
+        θ is no longer than a quarter of the exponents of the dtype, 22 in float32 and 177 in float64, so that the
+        squares fit.
         """
         u = self._shortened(x, u)
         square = self.inner(x, u, u) * self.radius**-2
@@ -172,15 +174,16 @@ class Lorentz(Hyperbolic):
     def _apart(self, x: Tensor, y: Tensor) -> _Apart:
         """The geometry of two points, in float64.
 
-        Far from the origin it is differences of the coordinates that say how near two points are, and tangential ones count
-        cosh(r/R) times as much as radial ones.
+        Far from the origin it is differences of the coordinates that say how near two points are, and tangential ones
+        count cosh(r/R) times as much as radial ones.
         """
         x, y = (a[..., 1:].to(torch.float64) for a in (x, y))
         time, other = self._time(x), self._time(y)
         chord = y - x
         lapse = numerics.dot(chord, x + y, 1) / (time + other)
-        # ⟨y − x, y − x⟩_L/2 = R² (cosh(d/R) − 1) = x₀y₀ − x̄·ȳ − R². The two terms cancel but where the points are on opposite sides, and
-        # multiplied by their sum it is a sum of squares, x₀² times that of the tangent at x with the space coordinates ȳ − x̄.
+        # ⟨y − x, y − x⟩_L/2 = R² (cosh(d/R) − 1) = x₀y₀ − x̄·ȳ − R². The terms cancel but where the points are on
+        # opposite sides, and multiplied by their sum it is a sum of squares, x₀² times that of the tangent at x with
+        # the space coordinates ȳ − x̄.
         product, spatial = time * other, numerics.dot(x, y, 1)
         total = product + spatial + self.radius**2
         flat = self._level(x, chord, self._rate(x, chord))
@@ -219,7 +222,7 @@ _FAR = 16.0
 
 
 class _Apart(NamedTuple):
-    """Two points, in float64: coordinates but the first, x̄ and ȳ, the first, x₀ and y₀, their differences, and sinh²(d/2R)."""
+    """Of two points, in float64: x̄, ȳ (all coordinates but the first), x₀, y₀, ȳ − x̄, y₀ − x₀ and sinh²(d/2R)."""
 
     x: Tensor
     y: Tensor

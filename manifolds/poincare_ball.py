@@ -23,9 +23,10 @@ class PoincareBall(Hyperbolic, ConformalManifold):
 
         ⟨u, v⟩ₓ = 4 u·v / g(x)²,    g(x) = 1 − ‖x‖²/R².
 
-    A point at the distance r from 0 has ‖x‖ = R tanh(r/2R), which is 1 − 2 exp(−r/R) far out: floats end at the distance
-    R log(1/ε), 15.9 R in float32 and 36.0 R in float64, and what is farther out is put there. Rounding the coordinates of a point moves it by
-    ε R exp(r/R)/2. `Lorentz` holds points at 20 R in float32. ``geoopt.PoincareBall(c)`` is ``PoincareBall(curvature=-c)``.
+    A point at the distance r from 0 has ‖x‖ = R tanh(r/2R), which is 1 − 2 exp(−r/R) far out: floats end at the
+    distance R log(1/ε), 15.9 R in float32 and 36.0 R in float64, and what is farther out is put there. Rounding the
+    coordinates of a point moves it by ε R exp(r/R)/2. `Lorentz` holds points at 20 R in float32.
+    ``geoopt.PoincareBall(c)`` is ``PoincareBall(curvature=-c)``.
 
     Example:
         >>> import torch
@@ -42,9 +43,10 @@ class PoincareBall(Hyperbolic, ConformalManifold):
     reach = 15.0
 
     def gap(self, x: Tensor) -> Tensor:
-        """1 − ‖x‖²/R², (*batch, 1), to its last digits, in float64 if need be: near the boundary it is what says where a point is.
+        """1 − ‖x‖²/R², (*batch, 1), to its last digits, in float64 if need be.
 
-        Outside of the ball and closer to the boundary than rounding it is ε of the dtype, so that no map divides by 0.
+        Near the boundary it is what says where a point is. Outside of the ball and closer to the boundary than rounding
+        it is ε of the dtype, so that no map divides by 0.
         """
         gap = 1.0 + self.curvature * numerics.dot(x, x, 1)
         if numerics.exceeds(gap, _INSIDE):
@@ -106,7 +108,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         return numerics.random_normal(shape, generator, dtype, device, place)
 
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
-        """Point at the distance R asinh(‖u‖ₓ/R) on the geodesic of `u`, (*batch, n); see `exp`, with sinh θ = ‖u‖ₓ/R."""
+        """As `exp` with sinh θ = ‖u‖ₓ/R: the point at R asinh(‖u‖ₓ/R) on the geodesic of `u`, (*batch, n)."""
         return self._retracted(x, u).y
 
     def _retracted(self, x: Tensor, u: Tensor) -> _Step:
@@ -127,8 +129,9 @@ class PoincareBall(Hyperbolic, ConformalManifold):
 
             D = cosh²(θ/2) + 2 s x·u/(g R²) + σ ‖x‖²/R².
 
-        It is the geodesic of the hyperboloid seen from (−R, 0, …), or the Möbius sum of x and R tanh(θ/2) u/‖u‖, without the
-        cancellation of its terms far out. Steps longer than from one end of the floats to the other are shortened to that.
+        It is the geodesic of the hyperboloid seen from (−R, 0, …), or the Möbius sum of x and R tanh(θ/2) u/‖u‖,
+        without the cancellation of its terms far out. Steps longer than from one end of the floats to the other are
+        shortened to that.
         """
         return self._exponential(x, u).y
 
@@ -160,8 +163,8 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         """x + (u + g σ x)/D for u of length g R sinh θ/2, with σ = `half`, ‖u‖² = `square`, x·u = `share` and
         ‖x‖²‖u‖² − (x·u)² = `area`, which short steps do not need.
 
-        With P = 1 + σ (2 − g) and B = 2 x·u/(g R²) it is D = P + B. Where B < 0 these cancel, and not in D = (P² − B²)/(P − B),
-        P² − B² = (1 + g σ)² + 4 (‖x‖²‖u‖² − (x·u)²)/(g R²)².
+        With P = 1 + σ (2 − g) and B = 2 x·u/(g R²) it is D = P + B. Where B < 0 these cancel, and not in
+        D = (P² − B²)/(P − B), P² − B² = (1 + g σ)² + 4 (‖x‖²‖u‖² − (x·u)²)/(g R²)².
         """
         scale, shift = (2.0 / self.radius**2) / gap, gap * half
         total, drift = torch.add(1.0 - shift, half, alpha=2.0), share * scale
@@ -195,8 +198,9 @@ class PoincareBall(Hyperbolic, ConformalManifold):
     def transport_to(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """g(y)/g(x) times `v`, turned in the plane of x and y, (*batch, n).
 
-        With d = y − x and S a = x (d·a) − d (x·a) the rotation is (1 − τS)⁻¹(1 + τS), where τ √(‖x‖²‖d‖² − (x·d)²) is the tangent of
-        half the angle, τ = 1/(R² − x·y) = 2/((g(x) + g(y)) R² + ‖d‖²). It is Ungar's gyration, of which the terms cancel far out.
+        With d = y − x and S a = x (d·a) − d (x·a) the rotation is (1 − τS)⁻¹(1 + τS), where τ √(‖x‖²‖d‖² − (x·d)²) is
+        the tangent of half the angle, τ = 1/(R² − x·y) = 2/((g(x) + g(y)) R² + ‖d‖²). It is Ungar's gyration, of which
+        the terms cancel far out.
         """
         own, other = (self.gap(a).to(v.dtype) for a in (x, y))
         d = y - x
@@ -217,8 +221,8 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         share: Tensor,
         square: Tensor,
     ) -> Tensor:
-        """`v` times g(y)/g(x) = `other`/`own` and turned in the plane of `x` and `u`, with τ = `tangent`, x·u = `share`, ‖u‖² = `square`
-        and `scale` = 2τ/(1 + τ² (‖x‖²‖u‖² − (x·u)²)) g(y)/g(x)."""
+        """`v` times g(y)/g(x) = `other`/`own` and turned in the plane of `x` and `u`, with τ = `tangent`, x·u =
+        `share`, ‖u‖² = `square` and `scale` = 2τ/(1 + τ² (‖x‖²‖u‖² − (x·u)²)) g(y)/g(x)."""
         xx, xv, uv = (1.0 - own) * self.radius**2, numerics.dot(x, v, 1), numerics.dot(u, v, 1)
         on_x = torch.addcmul(uv, tangent, torch.addcmul(share * uv, square, xv, value=-1.0))
         on_u = torch.addcmul(xv, tangent, torch.addcmul(xx * uv, share, xv, value=-1.0))
@@ -230,7 +234,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         return numerics.length(y - x, 1) / scale.to(x.dtype)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """(h/√(1 + h²))⁻¹ asinh h (g(x) d − x ‖d‖²/R²)/g(y) with d = y − x and h = ‖d‖/(R √(g(x) g(y))), (*batch, n)."""
+        """asinh h/(h √(1 + h²)) (g(x) d − x ‖d‖²/R²)/g(y), (*batch, n), with d = y − x and h = `half_chord`."""
         own, other = self.gap(x), self.gap(y)
         d = y - x
         dd = numerics.dot(d, d, 1)
@@ -244,7 +248,7 @@ _INSIDE = 0.1
 
 
 class _Step(NamedTuple):
-    """A step from x to y = x + (u + k x)/D in the ball: the two gaps, ‖u‖², x·u, sinh² of half its length in units of R, and D."""
+    """A step from x to y = x + (u + g σ x)/D, with the gaps of both, ‖u‖², x·u, σ and D."""
 
     x: Tensor
     u: Tensor

@@ -1,13 +1,14 @@
-"""Errors of hyperbolic geometry near and far, against 80 digits: retract, geoopt and pymanopt on the same inputs, as Markdown.
+"""Errors of hyperbolic maps near and far against 80 digits: retract, geoopt, pymanopt on the same inputs, as Markdown.
 
     .venv/bin/python docs/benchmarks/hyperbolic_accuracy.py [--samples 8]
 
-x is at the distance r from the origin, y at the distance d from x in a random direction, u a tangent of length d, v one of length 1.
-All are rounded to the dtype first, and exact results are those of the rounded numbers; on the hyperboloid all coordinates but the
-first say which point it is. Errors: of `dist` and `norm` relative; of `log` and `transport_to` the length of the difference in the
-metric, over that of the exact tangent; of `exp` the distance from the exact point. Each is the worst of some samples. The last column is how
-far one rounding of its coordinates moves the farther one of x and y, (ε/2) sinh r. A dash: a library has no such map. There
-is no row where x and y are the same floats, or too far out for a ball of floats.
+x is at the distance r from the origin, y at the distance d from x in a random direction, u a tangent of length d, v one
+of length 1. All are rounded to the dtype first, and exact results are those of the rounded numbers; on the hyperboloid
+all coordinates but the first say which point it is. Errors: of `dist` and `norm` relative; of `log` and `transport_to`
+the length of the difference in the metric, over that of the exact tangent; of `exp` the distance from the exact point.
+Each is the worst of some samples. The last column is how far one rounding of its coordinates moves the farther one of x
+and y, (ε/2) sinh r. A dash: a library has no such map. There is no row where x and y are the same floats, or too far
+out for a ball of floats.
 """
 
 import argparse
@@ -172,7 +173,7 @@ def error(model, name, found, right, x, y):
 
 
 def cell(model, dtype, radius, distance, name, samples):
-    """The worst error of each library, and "rounding", how far one rounding moves a point, by name; None: the dtype has no such points."""
+    """By name, the worst error of each library and how far one "rounding" moves a point; None: no such points exist."""
     generator = random.Random(f"{radius} {distance}")
     libraries = {"retract": model.ours, **model.others}
     worst = dict.fromkeys([*libraries, "rounding"], 0.0)
@@ -211,7 +212,8 @@ def main():
         for dtype in (torch.float64, torch.float32):
             columns = ["retract", *model.others, "rounding"]
             print(
-                f"\n{model.ours!r}, {str(dtype)[6:]}\n\n| map | r | d | {' | '.join(columns)} |\n{'| --- ' * (3 + len(columns))}|"
+                f"\n{model.ours!r}, {str(dtype)[6:]}\n\n| map | r | d | {' | '.join(columns)} |\n"
+                f"{'| --- ' * (3 + len(columns))}|"
             )
             for name, radius, distance, errors in table(model, dtype, samples):
                 shown = ("–" if errors[c] is None else f"{errors[c]:.1e}" for c in columns)

@@ -1,9 +1,9 @@
-"""Time of a step on hyperbolic rows, float32, against geoopt's optimizers on the same rows; interleaved, medians, as Markdown.
+"""Time of a step on hyperbolic rows, float32, against geoopt's optimizers; interleaved, medians, as Markdown.
 
-    .venv/bin/python docs/benchmarks/hyperbolic_step_time.py [--rounds 15] [--fused]
+    .venv/bin/python docs/benchmarks/hyperbolic_step_time.py [--rounds 15]
 
-geoopt's retraction of the ball and of the hyperboloid is x + u, projected, of first order; this library's is of second order, and
-on the geodesic. Without --fused the optimizers call the maps of the manifold, with it they take the row kernels.
+geoopt's retraction of the ball and of the hyperboloid is x + u, projected, of first order; this library's is of second
+order, and on the geodesic. There are no row kernels for these manifolds: both libraries call maps.
 """
 
 import argparse
@@ -29,27 +29,25 @@ def seconds(optimizer):
     return perf_counter() - start
 
 
-def pair(ours, theirs, options, manifold, other, size, fused):
+def pair(ours, theirs, options, manifold, other, size):
     """Both optimizers, each with the same points and gradients."""
     x = manifold.random_point(*size, generator=torch.Generator().manual_seed(0))
     w, p = torch.nn.Parameter(x.clone()), geoopt.ManifoldParameter(x.clone(), manifold=other)
     w.grad = 1e-2 * torch.randn(size, generator=torch.Generator().manual_seed(1))
     p.grad = w.grad.clone()
-    group = {"params": [w], "manifold": manifold, "fused": fused, "foreach": False}
-    return ours([group], **options), theirs([p], **options)
+    return ours([{"params": [w], "manifold": manifold}], **options), theirs([p], **options)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--fused", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print("| rows | manifold | optimizer | ms | geoopt, ms | faster |\n| --- | --- | --- | --- | --- | --- |")
     for size in SIZES:
         for name, (manifold, other) in MANIFOLDS.items():
             for title, (ours, theirs, options) in OPTIMIZERS.items():
-                both = pair(ours, theirs, options, manifold, other, size, given.fused)
+                both = pair(ours, theirs, options, manifold, other, size)
                 times = [[seconds(optimizer) for optimizer in both] for _ in range(given.rounds + 2)][2:]
                 own, its = (median(column) for column in zip(*times, strict=True))
                 ratio = median(b / a for a, b in times)

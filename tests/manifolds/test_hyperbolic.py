@@ -32,7 +32,7 @@ def far_point(manifold, radius, dtype, size=4):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("model", ["Sheet", "Ball"])
 def test_never_less_accurate_than_the_better_of_geoopt_and_pymanopt(model, dtype, samples):
-    """With a floor of four roundings of the result, and of its coordinates where it is a point or a tangent at another one."""
+    """With a floor of four roundings of the result, and of coordinates where it is a point or a tangent elsewhere."""
     eps = torch.finfo(dtype).eps
     rows = list(accuracy["table"](accuracy[model](), dtype, samples))
     assert len(rows) >= 50
@@ -67,7 +67,7 @@ def test_distances_on_the_hyperboloid_at_radius_20_in_float32(x, y, expected):
 @pytest.mark.parametrize("manifold", [Lorentz(), Lorentz(-0.25), PoincareBall(), PoincareBall(-2.0)], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_retraction_is_on_the_geodesic(manifold, dtype, generator):
-    """At R asinh(‖u‖/R), for short and for very long u, where the exponential of the same length is far outside of the floats."""
+    """At R asinh(‖u‖/R), for short and for very long u, where the exponential has left the floats."""
     radius = manifold.radius
     x = manifold.random_point(6, 4, generator=generator, dtype=dtype)
     u = manifold.random_tangent(x, generator=generator)
@@ -81,7 +81,7 @@ def test_the_retraction_is_on_the_geodesic(manifold, dtype, generator):
 
 
 def test_both_models_are_one_space(generator):
-    """x̄/(1 + x₀) takes the hyperboloid to the ball: distances, geodesics and lengths of transported vectors are the same."""
+    """x̄/(1 + x₀) takes the hyperboloid to the ball, with distances, geodesics and transports."""
 
     def seen(x):
         return x[..., 1:] / (1.0 + x[..., :1])
@@ -166,7 +166,7 @@ def test_a_thousand_steps_in_float32(manifold, make, motion):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("manifold", MODELS, ids=repr)
 def test_gradients_far_out(manifold, dtype):
-    """That of half the squared distance is minus the logarithm, up to what one rounding changes; at coincident points it is 0."""
+    """That of half the squared distance is minus the logarithm, up to rounding of coordinates; 0 at one point."""
     radius = 8.0 if dtype == torch.float64 else 4.0
     x, y = far_point(manifold, radius, dtype), far_point(manifold, 0.5 * radius, dtype).flip(-1)
     if isinstance(manifold, Lorentz):
@@ -200,7 +200,7 @@ def test_a_tangent_stays_as_it_is_under_projection(radius):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("curvature", [-1.0, -3.0])
 def test_where_the_floats_of_a_ball_end(curvature, dtype):
-    """Steps across the boundary end at the distance R log(1/ε); what rounding put outside of the ball is treated as there."""
+    """Steps across the boundary end at the distance R log(1/ε); what rounding put outside counts as there."""
     ball, eps = PoincareBall(curvature), torch.finfo(dtype).eps
     origin, e = torch.zeros(4, dtype=dtype), far_point(PoincareBall(), 100.0, dtype) * ball.radius
     end = ball.radius * math.log(1.0 / eps)
