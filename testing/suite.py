@@ -74,7 +74,7 @@ def check_manifold(
     ...     check_manifold(Halfway(), (5,), dtypes=[torch.float64])
     ... except AssertionError as error:
     ...     print(*(line.partition(":")[0] for line in str(error).splitlines() if "not hold" in line), sep="\\n")
-    2 of 39 laws do not hold for Halfway()
+    2 of 40 laws do not hold for Halfway()
     gradient_is_of_second_order does not hold for Halfway(), points of shape (3, 5) in torch.float64
     retraction_agrees_to_first_order does not hold for Halfway(), points of shape (3, 5) in torch.float64
 

@@ -13,22 +13,23 @@ def descend(run: Run, method: LineSearchMethod) -> None:
     """Make steps until `Stopped` is raised."""
     objective = run.objective
     directions = method.start(objective.space)
-    promised = 0.0
+    promised: float | None = None
     while True:
         here = run.state
         d, slope, length, guess = directions.next(here)
-        promised = max(promised, -slope)
-        trial = method.search(
-            lambda t: objective.along(here, d, t),  # noqa: B023 - called before the loop goes on
-            Trial(0.0, here.f, slope, here),
-            guess,
-            run.rounding(here.f),
-        )
+        if promised is None:
+            promised = -slope * guess
+
+        def curve(t: float) -> Trial:
+            trial = objective.along(here, d, t)  # noqa: B023 - called before the loop goes on
+            run.check_bounded(trial.f)
+            return trial
+
+        trial = method.search(curve, Trial(0.0, here.f, slope, here), guess, run.rounding(here.f))
         if trial is None or trial.state is None:
-            if not directions.forget():
+            if not (directions.forget() or run.coarser()):
                 raise run.exhausted(promised)
-            promised = -slope
             continue
         directions.remember(here, d, length, slope, trial)
-        promised = 0.0
+        promised = None
         run.accept(trial.state, trial.t * length)

@@ -46,7 +46,7 @@ class RiemannianLBFGS(torch.optim.Optimizer):
         ...     loss.backward()
         ...     return loss
         >>> loss = optimizer.step(closure)
-        >>> round(float(closure()), 6)  # two unit vectors with the coordinate −1
+        >>> round(closure().item(), 6)  # two unit vectors with the coordinate −1
         -2.0
 
     Args:
@@ -90,7 +90,7 @@ class RiemannianLBFGS(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; `param_group` is not written to.
+        """Add a group; `param_group` is not written to. The next step starts anew, without pairs.
 
         Raises:
             OptionError: options of its own; sharded parameters.
@@ -129,6 +129,7 @@ class RiemannianLBFGS(torch.optim.Optimizer):
             raise
         self._table.update(table)
         self._marks.add(group["params"])
+        self.state.clear()  # pairs belong to a point of all parameters
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_table": self._table, "_marks": self._marks}
@@ -270,7 +271,10 @@ class _Call:
 
     def _longest(self, x: Arrays, u: Arrays) -> float:
         """The length of the longest tangent of a point."""
-        return max(float(m.norm(a, b).max()) for m, a, b in zip(self.space.manifolds, x, u, strict=True))
+        return max(
+            (float(m.norm(a, b).max()) for m, a, b in zip(self.space.manifolds, x, u, strict=True) if a.numel()),
+            default=0.0,
+        )
 
     def _recall(self, x: Arrays) -> None:
         """Take the pairs of the last call, unless the parameters have moved since."""

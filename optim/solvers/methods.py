@@ -134,9 +134,9 @@ class _Conjugate(_Gradients):
             return None
         elif self.beta == "hestenes_stiefel":
             beta = max(0.0, yg / dy)
-        else:  # Hager & Zhang 2005, eqs. 1.3, 1.5, 1.6
-            least = -1.0 / (math.sqrt(dd) * min(0.01, math.sqrt(square)))
-            beta = max((yg - 2.0 * dg * yy / dy) / dy, least)
+        else:  # Hager & Zhang 2005, eq. 1.3, with the bound of their later one, which has no unit
+            assert self.last is not None
+            beta = max((yg - 2.0 * dg * yy / dy) / dy, 0.4 * self.last[1] / dd)
         slope, long = beta * dg - gg, math.sqrt(max(gg + beta * (beta * dd - 2.0 * dg), 0.0))
         if not slope < -1e-10 * long * math.sqrt(gg):
             return None
@@ -160,8 +160,8 @@ class ConjugateGradients(LineSearchMethod):
     2022). A direction that does not descend is replaced by −g.
 
     With y = g − T(g₋) of the last gradient g₋, β is ‖g‖²/‖g₋‖² (``"fletcher_reeves"``), max(0, ⟨g, y⟩/‖g₋‖²) (``"polak_ribiere"``, its
-    variant PR+), max(0, ⟨g, y⟩/⟨d, y⟩) (``"hestenes_stiefel"``) or ⟨y − 2 d ‖y‖²/⟨d, y⟩, g⟩/⟨d, y⟩ (``"hager_zhang"``, with its lower
-    bound).
+    variant PR+), max(0, ⟨g, y⟩/⟨d, y⟩) (``"hestenes_stiefel"``) or ⟨y − 2 d ‖y‖²/⟨d, y⟩, g⟩/⟨d, y⟩ (``"hager_zhang"``, at least
+    0.4 ⟨d, g₋⟩/‖d‖²).
 
     Example:
         >>> from retract.optim import ConjugateGradients
@@ -186,7 +186,7 @@ class ConjugateGradients(LineSearchMethod):
         return _Conjugate(space, self.beta)
 
 
-class _LimitedMemory(Directions):
+class _LimitedMemory(_Gradients):
     def __init__(self, space: Space, memory: int, caution: float) -> None:
         super().__init__(space)
         self.pairs = Pairs(space, memory, lambda sy, ss, square: sy > caution * math.sqrt(square) * ss and sy > 0)
@@ -196,17 +196,18 @@ class _LimitedMemory(Directions):
         if found is not None and found[1] < 0:
             return *found, 1.0
         self.pairs.forget()
-        d, slope, length = _steepest(here)
-        return d, slope, length, 1.0 / length
+        return super().next(here)
 
     def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
+        super().remember(here, d, length, slope, trial)
         assert trial.state is not None
         there, t = trial.state, trial.t
         self.pairs.carry(here.x, here.gradient, [t * a for a in d], there.x, t * length)
         self.pairs.append(there.gradient)
 
     def forget(self) -> bool:
-        return self.pairs.forget()
+        self.pairs.forget()
+        return super().forget()
 
 
 @dataclass(frozen=True)
@@ -260,8 +261,8 @@ class TrustRegions:
         'differences'
 
     Args:
-        max_radius: the largest radius; None: the root of the number of coordinates.
-        radius: the first one; None: an eighth of that.
+        max_radius: the largest radius.
+        radius: the first one; None: an eighth of the root of the number of coordinates.
         accept: steps are taken whose decrease is this share of the model's, in [0, 1/4).
         kappa, theta: a step is exact enough when the residual has fallen by min(κ, (‖g‖/‖g₀‖)^θ), with g₀ at the start; θ = 1 makes the
             order of convergence 2.
@@ -269,7 +270,7 @@ class TrustRegions:
         hessian: ``"pullback"``, ``"differences"``, or ``"auto"``: the first if it works at the start.
     """
 
-    max_radius: float | None = None
+    max_radius: float = math.inf
     """The largest radius."""
     radius: float | None = None
     """The first radius."""
@@ -285,10 +286,10 @@ class TrustRegions:
     """Where Hessian products come from."""
 
     def __post_init__(self) -> None:
-        for name in ("max_radius", "radius"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < math.inf:
-                raise OptionError(f"{name}={value!r} is not a positive number or None")
+        if not self.max_radius > 0.0:
+            raise OptionError(f"max_radius={self.max_radius!r} is not a positive number")
+        if self.radius is not None and not 0.0 < self.radius < math.inf:
+            raise OptionError(f"radius={self.radius!r} is not a positive number or None")
         if not 0.0 <= self.accept < 0.25:
             raise OptionError(f"accept={self.accept!r} is outside [0, 1/4)")
         if not 0.0 < self.kappa < 1.0 or not self.theta >= 0.0:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from ...errors import GeometryError, OptionError, ProblemError
 from ...manifolds import Manifold
@@ -22,7 +22,7 @@ from .trust_regions import descend_in_regions
 
 __all__ = ["minimize"]
 
-_GTOL_REL = {torch.float64: 1e-9, torch.float32: 1e-4}
+_DTYPES = (torch.float64, torch.float32)
 
 
 def minimize(
@@ -63,13 +63,14 @@ def minimize(
         method: ``"lbfgs"``, ``"conjugate_gradients"``, ``"trust_regions"``, ``"steepest_descent"``, or a method with options of its own, such
             as ``LBFGS(memory=20)``.
         gtol: end when the gradient is as short as this, in the metric. `gtol_rel` holds too: the first of both ends the run.
-        gtol_rel: end when it is as short as this share of its length at x0; None: 1e-9 in float64, 1e-4 in float32; 0: never.
+        gtol_rel: end when it is as short as this share of its length at x0; None: 1e-9, or 1e-4 if f or a tensor of x0 is in float32;
+            0: never.
         xtol: end when a step is as short as this.
         ftol: end when a step lowers f by at most this share of max(|f|, 1); 0: never.
         max_iter: the most iterations.
         max_time: the most seconds; the step at hand is finished.
-        callback: called as ``callback(x, record)`` at the start and after every iteration, with the `Record` of the history; x is not to be
-            written to. ``StopIteration`` ends the run with success.
+        callback: called as ``callback(x, record)`` at the start and after every iteration, with a copy of x and the `Record` of the
+            history. ``StopIteration`` ends the run with success.
         display: whether to print a line per iteration.
 
     Returns:
@@ -87,17 +88,17 @@ def minimize(
     manifolds = _manifolds(leaves, tree, manifold)
     chosen = named(method)
     _check(gtol=gtol, gtol_rel=gtol_rel, xtol=xtol, ftol=ftol, max_iter=max_iter, max_time=max_time)
-    dtype = leaves[0].dtype
 
     def nested(x: Arrays) -> Any:
         return tree_unflatten(x, tree)
 
     objective = Objective(lambda x: f(nested(x)), Space(manifolds))
-    with torch.no_grad(), full_precision():
+    with torch.inference_mode(False), torch.no_grad(), full_precision():
         state = objective.start([a.detach().clone() for a in leaves])
+        if gtol_rel is None:
+            gtol_rel = 1e-9 if objective.eps == torch.finfo(torch.float64).eps else 1e-4
         run = Run(
-            objective, state, gtol, _GTOL_REL[dtype] if gtol_rel is None else gtol_rel, xtol, ftol, max_iter, max_time,
-            display, torch.finfo(dtype).eps,
+            objective, state, gtol, gtol_rel, xtol, ftol, max_iter, max_time, display,
             None if callback is None else lambda x, record: callback(nested(x), record),
         )  # fmt: skip
         message, success, exception = _run(run, chosen)
@@ -112,28 +113,30 @@ def _run(run: Run, method: LineSearchMethod | TrustRegions) -> tuple[str, bool, 
     """Why the run ended, whether with success, and the exception that ended it."""
     try:
         run.accept(run.state, 0.0)
+    except Stopped as end:
+        return str(end), end.success, None
+    try:
         if isinstance(method, TrustRegions):
             descend_in_regions(run, method)
         else:
             descend(run, method)
     except Stopped as end:
         return str(end), end.success, None
-    except StopIteration as end:
-        return str(end) or "the callback ended the run", True, None
-    except ProblemError:
-        raise
     except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, ProblemError) and len(run.history) == 1:
+            raise  # nothing was reached
         return f"{type(error).__name__}: {error}", False, error
     raise AssertionError("a method returned without the end of its run")
 
 
-def _manifolds(leaves: list[Any], tree: Any, manifold: Any) -> list[Manifold]:
+def _manifolds(leaves: list[Any], tree: TreeSpec, manifold: Any) -> list[Manifold]:
     """The manifold of each leaf; raises for what is no point."""
-    manifolds, structure = tree_flatten(manifold)
-    if structure != tree:
+    try:
+        manifolds = tree.flatten_up_to(manifold)
+    except ValueError as error:
         raise GeometryError(
-            f"manifold has the structure {structure}, and x0 {tree}: give one manifold per tensor, in the same dicts, lists and tuples"
-        )
+            f"the structure of manifold is not that of x0 ({error}): give one manifold per tensor, in the same dicts, lists and tuples"
+        ) from None
     if not leaves:
         raise GeometryError("x0 has no tensors")
     for i, (x, own) in enumerate(zip(leaves, manifolds, strict=True)):
@@ -142,10 +145,12 @@ def _manifolds(leaves: list[Any], tree: Any, manifold: Any) -> list[Manifold]:
             raise GeometryError(
                 f"the manifold of {name} is {own!r}, and not a Manifold such as Sphere() or Euclidean()"
             )
-        if not isinstance(x, Tensor) or x.dtype not in _GTOL_REL:
-            kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        if not isinstance(x, Tensor) or x.dtype not in _DTYPES:
+            kind, remedy = (
+                (str(x.dtype), "double()") if isinstance(x, Tensor) else (type(x).__name__, "torch.as_tensor()")
+            )
             raise GeometryError(
-                f"{name} is {kind}, and solvers need tensors of float32 or float64; convert it with double()"
+                f"{name} is {kind}, and solvers need tensors of float32 or float64; convert it with {remedy}"
             )
         own.check_point(x.detach(), name)
     return manifolds

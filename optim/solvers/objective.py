@@ -58,6 +58,8 @@ class Objective:
     function: Callable[[Arrays], Any]
     space: Space
     counts: Counts = field(default_factory=Counts)
+    eps: float = 0.0
+    """The rounding error of f and of the arrays, that of the coarsest dtype among them; known from `start` on."""
 
     def value(self, x: Arrays) -> float:
         """f(x), without derivatives."""
@@ -68,14 +70,23 @@ class Objective:
         """The state at `x`.
 
         Raises:
-            ProblemError: f(x) is not finite, is no scalar tensor, or does not depend on x.
+            ProblemError: f(x) is not finite, is no scalar tensor, or does not depend on x; its gradient is not finite, or has no square in
+                its dtype.
         """
-        state = self._state(*self._gradients(x))
+        value, x, egrad = self._gradients(x)
+        self.eps = max(torch.finfo(a.dtype).eps for a in (value, *x))
+        state = self._state(value, x, egrad)
         if not math.isfinite(state.f):
             raise ProblemError(f"f(x0) = {state.f}: the start has to be where f is finite; choose another x0")
-        if not math.isfinite(state.square):
+        largest = max((float(g.abs().max()) for g in state.gradient if g.numel()), default=0.0)
+        if not math.isfinite(largest):
             raise ProblemError(
                 "the gradient at x0 is not finite, although f is: f has no derivative there; choose another x0"
+            )
+        if state.square == math.inf or (state.square == 0.0 and largest > 0.0):
+            raise ProblemError(
+                f"the gradient at x0 has entries up to {largest:.1e}, and the square of its length is {state.square} in {x[0].dtype}; "
+                "multiply f by a constant"
             )
         return state
 
@@ -106,34 +117,32 @@ class Objective:
 
     def differences(self, x: Arrays) -> Model:
         """As `pullback`, with H v as the difference of first derivatives of the pullback at h v and at 0, over h: one gradient each."""
-        space = self.space
-        step = torch.finfo(x[0].dtype).eps ** 0.5
-        here = self.state(x)
-        first = self._slopes(x, [torch.zeros_like(a) for a in x])
+        value, first = self._slopes(x, [torch.zeros_like(a) for a in x])
 
         def product(v: Arrays) -> Arrays:
             self.counts.nhev += 1
-            size = math.sqrt(float(space.inner(x, v, v)))
+            size = math.sqrt(float(self.space.inner(x, v, v)))
             if size == 0.0:
                 return v
-            h = step / size
-            ahead = self._slopes(x, [h * a for a in v])
+            h = self.eps**0.5 / size
+            _, ahead = self._slopes(x, [h * a for a in v])
             return self._raised(x, [(b - a) / h for a, b in zip(first, ahead, strict=True)])
 
-        return here, product
+        return self._state(value, x, first), product
 
     def _raised(self, x: Arrays, second: Arrays) -> Arrays:
         """The tangent whose inner products are the dot products with `second`: on quotients that is not horizontal by itself."""
         return self.space.each("project", x, self.space.each("riemannian_gradient", x, second))
 
-    def _slopes(self, x: Arrays, u: Arrays) -> Arrays:
-        """The first derivatives of u ↦ f(retract(x, u))."""
+    def _slopes(self, x: Arrays, u: Arrays) -> tuple[Tensor, Arrays]:
+        """u ↦ f(retract(x, u)) and its first derivatives."""
         with torch.enable_grad():
             u = [a.requires_grad_() for a in u]
-            slopes = self._grad(self._scalar(self.function(self.space.each("retract", x, u))), u)
+            value = self._scalar(self.function(self.space.each("retract", x, u)))
+            slopes = self._grad(value, u)
         self.counts.nfev += 1
         self.counts.njev += 1
-        return slopes
+        return value.detach(), slopes
 
     def along(self, here: State, d: Arrays, t: float) -> Trial:
         """The trial at `t` in direction `d`, with the gradient; waits for a device once.
@@ -147,7 +156,9 @@ class Objective:
         # A projection of d does not change its product with a tangent.
         slope = space.inner(x, gradient, d if space.projects else space.carried(here.x, u, x, d))
         square = space.inner(x, gradient, gradient)
-        f, steepness, length = torch.stack([value.to(square), slope.to(square), square]).tolist()
+        dtype = torch.promote_types(value.dtype, square.dtype)
+        numbers = [one.to(square.device, dtype) for one in (value, slope, square)]
+        f, steepness, length = torch.stack(numbers).tolist()
         if not (math.isfinite(f) and math.isfinite(length)):
             return Trial(t, math.inf if math.isnan(f) else f, math.nan, None)
         return Trial(t, f, steepness, State(x, f, gradient, max(length, 0.0)))
@@ -180,6 +191,6 @@ class Objective:
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
             kind = f"a tensor of {value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ProblemError(
-                f"f returned {kind}, and it has to return a real number as a tensor; sum it, or take its mean"
+                f"f returned {kind}, and it has to return one real number as a tensor, computed by torch's functions; sum it, or take its mean"
             )
         return value.reshape(())

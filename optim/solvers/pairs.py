@@ -17,7 +17,7 @@ Keep = Callable[[float, float, float], bool]
 """(⟨s, y⟩, ⟨s, s⟩, ‖g‖²) ↦ whether a pair is kept."""
 
 # Where a transport is the projection at the new point, tangents that stay as they are along a way of length ℓ have inner products that
-# are off by a share of ℓ² at most: so they are carried at these distances only, and their inner products are taken once.
+# are off by a share of ℓ² at most, with ℓ in radii of curvature: so they are carried at these distances only, and their inner products are taken once.
 _DRIFT = 0.3
 
 
@@ -45,7 +45,7 @@ class Pairs:
         self._drift += length
         if space.flat:
             self.last = u, gradient
-        elif space.projects and self._drift <= _DRIFT:
+        elif space.projects and self._drift <= _DRIFT * space.reach:
             self.last = u, space.carried(x, u, y, gradient)
         else:  # one transport for all: a manifold does the work that depends on the points once
             own = [torch.stack(both) for both in zip(u, gradient, strict=True)]

@@ -61,7 +61,7 @@ class OptimizeResult:
     """
 
     x: Any
-    """The best point that was reached, shaped like x0."""
+    """The point that was reached, shaped like x0."""
     fun: float
     """f(x)."""
     grad_norm: float
@@ -105,7 +105,6 @@ class Run:
     max_iter: int
     max_time: float
     display: bool
-    eps: float
     callback: Callable[[Arrays, Record], Any] | None = None
     history: list[Record] = field(default_factory=list)
     began: float = field(default_factory=perf_counter)
@@ -113,10 +112,17 @@ class Run:
     """The lowest value and the shortest gradient so far."""
     idle: int = 0
     """Iterations since either was lowered."""
+    terms: float = 0.0
+    """The size of the terms that f is the sum of, if it was found to be larger than f."""
 
     def rounding(self, f: float) -> float:
         """The size of rounding errors of f."""
-        return 10.0 * self.eps * abs(f)
+        return 10.0 * self.objective.eps * max(abs(f), self.terms)
+
+    def coarser(self) -> bool:
+        """Take f for a sum of terms as large as its largest value so far, which cancel where f is small; whether that is new."""
+        before, self.terms = self.terms, max(abs(record.fun) for record in self.history)
+        return self.terms > max(before, abs(self.state.f))
 
     @property
     def tolerance(self) -> float:
@@ -134,7 +140,10 @@ class Run:
         if self.display:
             print(f"{number:6d}  f = {state.f: .12e}  |g| = {norm:.2e}  step {step:.2e}  evaluations {counts.nfev}")
         if self.callback is not None:
-            self.callback(state.x, record)
+            try:
+                self.callback([a.clone() for a in state.x], record)
+            except StopIteration as end:
+                raise Stopped(str(end) or "the callback ended the run", success=True) from None
         if norm <= self.tolerance:
             raise Stopped("the gradient is as short as asked for", success=True)
         if number and step <= self.xtol:
@@ -142,14 +151,21 @@ class Run:
         if number and self.ftol > 0 and 0.0 <= before.f - state.f <= self.ftol * max(abs(before.f), abs(state.f), 1.0):
             raise Stopped("f has changed as little as asked for", success=True)
         low, short = self.best
-        self.idle = 0 if state.f < low - self.eps * abs(low) or norm < short else self.idle + 1
+        self.idle = 0 if state.f < low - self.objective.eps * abs(low) or norm < short else self.idle + 1
         self.best = min(low, state.f), min(short, norm)
         if self.idle >= _IDLE:
-            raise self.exhausted(0.0)
+            if not self.coarser():
+                raise self.exhausted(0.0)
+            self.idle = 0
         if number >= self.max_iter:
             raise Stopped(f"max_iter={self.max_iter} iterations were made")
         if perf_counter() - self.began >= self.max_time:
             raise Stopped(f"max_time={self.max_time} seconds have passed")
+
+    def check_bounded(self, f: float) -> None:
+        """Raise `Stopped` where f is −∞."""
+        if f == -math.inf:
+            raise Stopped("f falls to −∞: it is not bounded below")
 
     def exhausted(self, promised: float) -> Stopped:
         """The end of a run that finds no lower point, where a step of the method promised to lower f by `promised`."""

@@ -163,7 +163,7 @@ class StrongWolfe(_Wolfe):
     Args:
         decrease, max_trials: as in `Search`.
         curvature: c₂: |f'(t)| has to fall to this share of |f'(0)|, in (decrease, 1).
-        shortest: brackets shorter than this end the search.
+        shortest: brackets as short as this end the search.
     """
 
     max_trials: int = 25
@@ -196,7 +196,7 @@ class StrongWolfe(_Wolfe):
         stuck = False
         while trials > 0:
             near, far = min(one.t for one in bracket), max(one.t for one in bracket)
-            if far - near < self.shortest:
+            if far - near <= self.shortest:
                 break
             t = _cubic(bracket[0], bracket[1], near, far)
             margin = 0.1 * (far - near)
@@ -225,15 +225,22 @@ def _cubic(a: Trial, b: Trial, low: float, high: float) -> float:
     if a.t > b.t:
         a, b = b, a
     width = b.t - a.t
+    if width == 0.0:
+        return 0.5 * (low + high)
     first = a.slope + b.slope - 3.0 * (a.f - b.f) / (a.t - b.t)
-    square = first**2 - a.slope * b.slope
+    size = max(abs(first), abs(a.slope), abs(b.slope))
+    if not 0.0 < size < math.inf:
+        return 0.5 * (low + high)
+    size = math.ldexp(1.0, math.frexp(size)[1] - 1)  # a power of 2, in units of which squares are numbers
+    first, left, right = first / size, a.slope / size, b.slope / size
+    square = first**2 - left * right
     if not square >= 0.0:
         return 0.5 * (low + high)
     second = math.sqrt(square)
-    divisor = b.slope - a.slope + 2.0 * second
+    divisor = right - left + 2.0 * second
     if divisor == 0.0:
         return 0.5 * (low + high)
-    return min(max(b.t - width * ((b.slope + second - first) / divisor), low), high)
+    return min(max(b.t - width * ((right + second - first) / divisor), low), high)
 
 
 def _between(low: Trial, high: Trial, rounding: float) -> float:

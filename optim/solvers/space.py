@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...manifolds import ConformalManifold, EmbeddedManifold, Euclidean, Manifold
+from ...manifolds import ConformalManifold, EmbeddedManifold, Euclidean, Hyperbolic, Manifold, SpectralSphere
 
 __all__ = ["Arrays", "Space", "combined"]
 
@@ -28,6 +28,8 @@ class Space:
         self._dots = [isinstance(m, EmbeddedManifold | Euclidean) for m in self.manifolds]
         self.flat = all(isinstance(m, Euclidean) for m in self.manifolds)
         """Whether all points are in flat space, where tangents stay as they are."""
+        self.reach = min(map(_reach, self.manifolds), default=1.0)
+        """The smallest radius of curvature, by which lengths of steps are short or long."""
         self.projects = all(isinstance(m, Euclidean) or _projects(m) for m in self.manifolds)
         """Whether tangents are transported by projections at the new point, which change them by a share of the square of the way."""
 
@@ -41,7 +43,7 @@ class Space:
             torch.dot(b.reshape(-1), c.reshape(-1)) if dot else m.inner(a, b, c).sum()
             for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True)
         ]
-        return found[0] if len(found) == 1 else torch.stack([one.to(found[0]) for one in found]).sum()
+        return sum((one.to(found[0].device) for one in found[1:]), found[0])
 
     def table(self, x: Arrays, u: Arrays, v: Arrays) -> Tensor:
         """The inner products of all tangents of a stack `u` with all of a stack `v`, (k, l)."""
@@ -49,11 +51,8 @@ class Space:
         for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True):
             if isinstance(m, ConformalManifold) and not dot:
                 b, dot = b / m.conformal_factor(a), True
-            if dot:
-                one = b.flatten(1) @ c.flatten(1).T
-            else:
-                one = torch.stack([m.inner(a, b, each).flatten(1).sum(1) for each in c], 1)
-            total = total + one.to(x[0])
+            one = _rows(b) @ _rows(c).T if dot else torch.stack([_rows(m.inner(a, b, each)).sum(1) for each in c], 1)
+            total = total + one.to(x[0].device)
         return total
 
     def carried(self, x: Arrays, u: Arrays, y: Arrays, v: Arrays) -> Arrays:
@@ -64,6 +63,11 @@ class Space:
         ]
 
 
+def _reach(manifold: Manifold) -> float:
+    """The radius of curvature of `manifold`: 1 but for those that have a size."""
+    return manifold.radius if isinstance(manifold, Hyperbolic | SpectralSphere) else 1.0
+
+
 def _projects(manifold: Manifold) -> bool:
     """Whether the transport of `manifold` is the projection at the new point, which is at hand."""
     own = type(manifold)
@@ -71,6 +75,11 @@ def _projects(manifold: Manifold) -> bool:
         own.transport is EmbeddedManifold.transport
         and own.retract_and_transport is EmbeddedManifold.retract_and_transport
     )
+
+
+def _rows(stack: Tensor) -> Tensor:
+    """The arrays of a stack as rows, also those without dimensions."""
+    return stack.unsqueeze(-1).flatten(1)
 
 
 def combined(*terms: tuple[float, Arrays]) -> Arrays:

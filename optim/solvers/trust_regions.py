@@ -36,56 +36,70 @@ def descend_in_regions(run: Run, method: TrustRegions) -> None:
     """Make steps until `Stopped` is raised."""
     objective, space = run.objective, run.objective.space
     size = sum(a.numel() for a in run.state.x)
-    largest = method.max_radius or math.sqrt(size)
-    radius = min(method.radius or largest / 8, largest)
+    radius = min(method.radius or math.sqrt(size) / 8, method.max_radius)
     limit = method.max_inner or 10 * size
-    model = _model(objective, method.hessian, run.state.x)
-    here, product = model(run.state.x)
+    model, (here, product) = _model(objective, method.hessian, run.state.x)
     while True:
+        first = radius
         while True:
             norm = math.sqrt(here.square)
             share = min(method.kappa, (norm / run.history[0].grad_norm) ** method.theta)
             # No step has to be more exact than the end of the run: below that are rounding errors of the gradient.
             target = max(norm * share, 0.1 * run.tolerance)
-            step = _truncated(objective.space, here, product, radius, target, limit)
-            f = objective.value(space.each("retract", here.x, step.u))
+            step = _truncated(space, here, product, radius, target, limit)
+            x = space.each("retract", here.x, step.u)
+            f = objective.value(x)
+            run.check_bounded(f)
             rounding = run.rounding(here.f)
             ratio = (here.f - f + rounding) / (step.decrease + rounding)
             length = math.sqrt(step.square)
             if not ratio >= 0.25:  # also where f is not finite
                 radius = min(radius, length) / 4
             elif ratio > 0.75 and step.at_the_edge:
-                radius = min(2 * radius, largest)
+                radius = min(2 * radius, method.max_radius)
             if ratio > method.accept and f <= here.f + rounding:
-                break
-            if radius * math.sqrt(here.square) <= rounding or radius < run.eps * 1e-3:
-                raise run.exhausted(step.decrease)
-        here, product = model(space.each("retract", here.x, step.u))
+                there, further = model(x)
+                if math.isfinite(there.square):
+                    break
+                radius = min(radius, length) / 4
+            if radius * math.sqrt(here.square) <= rounding or radius < objective.eps * 1e-3 * min(first, 1.0):
+                if not run.coarser():
+                    raise run.exhausted(step.decrease)
+                radius = first
+        here, product = there, further
         run.accept(here, length)
 
 
-def _model(objective: Objective, hessian: str, x: Arrays) -> Callable[[Arrays], Model]:
-    """Where the models of a run come from: for ``"auto"`` second derivatives of the pullback if they are right at `x`, otherwise
-    differences."""
-    if hessian == "differences":
-        return objective.differences
+def _model(objective: Objective, hessian: str, x: Arrays) -> tuple[Callable[[Arrays], Model], Model]:
+    """Where the models of a run come from, with the one at `x`: for ``"auto"`` second derivatives of the pullback if they are right at
+    `x`, otherwise differences."""
     try:
-        fault = _fault(objective, x)
+        differences = objective.differences(x)
+    except RuntimeError as error:
+        raise ProblemError(
+            f"trust regions need a retraction that can be differentiated ({error}); use method='lbfgs'"
+        ) from error
+    if hessian == "differences":
+        return objective.differences, differences
+    try:
+        pullback = objective.pullback(x)
+        fault = _fault(objective.space, pullback, differences)
     except RuntimeError as error:
         fault = f"f or a retraction cannot be differentiated twice ({error})"
     if fault is None:
-        return objective.pullback
+        return objective.pullback, pullback
     if hessian == "auto":
-        return objective.differences
+        return objective.differences, differences
     raise ProblemError(f"{fault}; use TrustRegions(hessian='differences')")
 
 
-def _fault(objective: Objective, x: Arrays) -> str | None:
-    """What is wrong with second derivatives at `x`, if anything: along the gradient they have to equal differences, since a
-    torch.autograd.Function whose backward pass has no derivative leaves them out without a word; and they have to be symmetric."""
-    space = objective.space
-    (here, product), (_, differences) = objective.pullback(x), objective.differences(x)
-    g, v = here.gradient, space.each("project", x, [a.sin() for a in x])
+def _fault(space: Space, pullback: Model, model: Model) -> str | None:
+    """What is wrong with the second derivatives of `pullback`, if anything: along the gradient they have to equal those of `model`, which
+    are differences, since a torch.autograd.Function whose backward pass has no derivative leaves them out without a word; and they have to
+    be symmetric."""
+    (here, product), (_, differences) = pullback, model
+    x, g = here.x, here.gradient
+    v = space.each("project", x, [a.sin() for a in x])
 
     def size(u: Arrays) -> float:
         return math.sqrt(float(space.inner(x, u, u)))

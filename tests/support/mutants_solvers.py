@@ -13,7 +13,7 @@ MUTANTS = [
     Mutant(
         "pairs on a manifold are never carried",
         "optim/solvers/pairs.py",
-        "elif space.projects and self._drift <= _DRIFT:",
+        "elif space.projects and self._drift <= _DRIFT * space.reach:",
         "elif space.projects:",
         "tests/optim/test_lbfgs.py::test_pairs_are_tangent_at_one_point[stiefel]",
     ),
