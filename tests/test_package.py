@@ -112,16 +112,17 @@ def test_the_quick_tier_names_folders():
 
 
 def test_import_is_light():
-    """On top of torch: under 0.15 s of this process, and geoopt, numba and the experiments' packages stay out. Best of five."""
+    """On top of torch: under 0.12 s of this process, and geoopt, numba and the experiments' packages stay out. Best of five, without
+    collections of torch's objects, which come when they come."""
     code = (
-        "import torch, sys, time; t = time.process_time(); import retract; t = time.process_time() - t\n"
+        "import gc, torch, sys, time; gc.disable(); t = time.process_time(); import retract; t = time.process_time() - t\n"
         "assert not {'geoopt', 'numba', 'matplotlib', 'rich', 'typer', 'sklearn', 'retract.testing'} & set(sys.modules)\n"
         "assert retract.testing.check_manifold and 'pytest' not in sys.modules; print(t)"
     )
     times = [
         float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout) for _ in range(5)
     ]
-    assert min(times) < 0.15, times
+    assert min(times) < 0.12, times
 
 
 def test_docstring_examples_run():

@@ -1,9 +1,9 @@
 """Deterministic solvers: functions of points on manifolds, minimized to the last digits without a learning rate."""
 
+from .algorithms import LBFGS, ConjugateGradients, SteepestDescent, TrustRegions
 from .lbfgs import RiemannianLBFGS
-from .methods import LBFGS, ConjugateGradients, SteepestDescent, TrustRegions
 from .minimize import minimize
-from .run import OptimizeResult, Record
+from .progress import OptimizeResult, Record
 from .searches import Armijo, HagerZhang, Search, StrongWolfe
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .methods import LineSearchMethod
+from .algorithms import LineSearchMethod
 from .objective import Trial
-from .run import Run
+from .progress import Run
 
 __all__ = ["descend"]
 

@@ -13,10 +13,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from ...errors import GeometryError, OptionError, ProblemError
 from ...manifolds import Manifold
 from ...manifolds.numerics import full_precision
+from .algorithms import LineSearchMethod, TrustRegions, named
 from .descent import descend
-from .methods import LineSearchMethod, TrustRegions, named
 from .objective import Objective
-from .run import OptimizeResult, Record, Run, Stopped
+from .progress import OptimizeResult, Record, Run, Stopped
 from .space import Arrays, Space
 from .trust_regions import descend_in_regions
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 
 from ...errors import ProblemError
-from .methods import TrustRegions
+from .algorithms import TrustRegions
 from .objective import Model, Objective, State
-from .run import Run
+from .progress import Run
 from .space import Arrays, Space, combined
 
 __all__ = ["descend_in_regions"]

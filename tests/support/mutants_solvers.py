@@ -47,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         "the last gradient of conjugate gradients stays where it was",
-        "optim/solvers/methods.py",
+        "optim/solvers/algorithms.py",
         "[a[0] for a in carried], [a[1] for a in carried], here.square\n",
         "[a[0] for a in carried], here.gradient, here.square\n",
         "tests/optim/test_solver_methods.py::test_betas_are_those_of_the_papers[hager_zhang]",
@@ -82,7 +82,7 @@ MUTANTS = [
     ),
     Mutant(
         "a run wanders in rounding errors",
-        "optim/solvers/run.py",
+        "optim/solvers/progress.py",
         "        if self.idle >= _IDLE:\n",
         "        if False:\n",
         "tests/optim/test_solvers.py::test_rounding_ends_a_run_with_success",
