@@ -128,6 +128,15 @@ def test_units_of_values(method, scale):
     assert two.nit <= 2 * one.nit
 
 
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
+def test_conjugate_gradients_do_not_depend_on_the_unit_of_f(scale):
+    """Multiplied by a power of 2: the same path, bit by bit. Few searches near the minimizer make the bound of β active."""
+    for seed in range(5):
+        x0 = start(Sphere(), (8,), seed=seed)
+        one, two = (minimize(lambda x, s=s: s * quadratic(x), x0, Sphere(), "conjugate_gradients") for s in (1, scale))
+        assert [record.fun * scale for record in one.history] == [record.fun for record in two.history]
+
+
 def test_gradients_without_a_square():
     for scale in (1e-200, 1e200):
         with pytest.raises(ProblemError, match="multiply f by a constant"):
