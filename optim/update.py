@@ -33,7 +33,7 @@ def update(manifold: Manifold, rule: Rule, x: Tensor, egrad: Tensor, memory: Mem
     where D is the option `shape`, if there is one, which forgets the length of u, R the retraction or the exponential, and T
     the transport. With ``tangent="step"`` or ``"none"`` γ is the Euclidean gradient, on a scaling quotient in units of the
     points' size, and only u is projected, or nothing. On a scaling quotient x, γ and v are first moved to the representative
-    that the option `radius` selects. `memory` is changed in place; `x` and `egrad` are not.
+    that the option `radius` selects. `memory` is changed in place, and so is `x` on Euclidean points, unless autograd records the step; `egrad` is not.
     """
     flat = isinstance(manifold, Euclidean)
     late, shape = not flat and options["tangent"] != "gradient", options["shape"] if manifold.event_ndim else None

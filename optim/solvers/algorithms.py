@@ -15,7 +15,15 @@ from .pairs import Pairs
 from .searches import HagerZhang, Search
 from .space import Arrays, Space, combined
 
-__all__ = ["LBFGS", "ConjugateGradients", "Directions", "LineSearchMethod", "SteepestDescent", "TrustRegions"]
+__all__ = [
+    "LBFGS",
+    "ConjugateGradients",
+    "Directions",
+    "LineSearchMethod",
+    "SteepestDescent",
+    "TrustRegions",
+    "steepest",
+]
 
 
 class Directions(ABC):
@@ -37,7 +45,8 @@ class Directions(ABC):
         """Start anew from the gradient; whether there was something to forget."""
 
 
-def _steepest(here: State) -> tuple[Arrays, float, float]:
+def steepest(here: State) -> tuple[Arrays, float, float]:
+    """The negative gradient at `here`, its slope and its length."""
     return combined((-1.0, here.gradient)), -here.square, math.sqrt(here.square)
 
 
@@ -75,7 +84,7 @@ class _Gradients(Directions):
         return 1.0 / length if self.last is None else self.last[0] * self.last[1] / slope
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
-        d, slope, length = _steepest(here)
+        d, slope, length = steepest(here)
         return d, slope, length, self.guess(slope, length)
 
     def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
@@ -115,7 +124,7 @@ class _Conjugate(_Gradients):
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
         found = self._conjugate(here) if self.before is not None else None
-        d, slope, length = found or _steepest(here)
+        d, slope, length = found or steepest(here)
         return d, slope, length, self.guess(slope, length)
 
     def _conjugate(self, here: State) -> tuple[Arrays, float, float] | None:

@@ -18,10 +18,11 @@ from ...manifolds.parameters.shards import is_sharded
 from ..execution.points import PointSet, Table
 from ..groups import Marks
 from ..tables import check_values, described, table_of, taken
+from .algorithms import steepest
 from .objective import State, Trial
 from .pairs import Pairs
 from .searches import StrongWolfe
-from .space import Arrays, Space, combined
+from .space import Arrays, Space
 
 __all__ = ["RiemannianLBFGS"]
 
@@ -169,9 +170,8 @@ class _Call:
         self.layouts = [points.layouts() for points in self.points]
         self.space = Space([points.manifold for points in self.points])
         self.closure = closure
-        self.state = optimizer.state[
-            self.points[0].parts[0]
-        ]  # as in torch, where loading casts it to a parameter's dtype
+        lead = self.points[0].parts[0]  # as in torch, where loading casts the state to its dtype
+        self.state = optimizer.state[lead]
         self.pairs = Pairs(self.space, self.options["history_size"], lambda sy, ss, square: sy > 1e-10)
         self.evaluations = 0
 
@@ -184,7 +184,7 @@ class _Call:
             return loss
         for iteration in range(1, options["max_iter"] + 1):
             state["n_iter"] += 1
-            d, slope = self._direction(here)
+            d, slope, length = self._direction(here)
             if slope > -options["tolerance_change"]:
                 break
             t = float(options["lr"])
@@ -192,7 +192,7 @@ class _Call:
                 lengths = [m.norm(a, g).sum() for m, a, g in zip(space.manifolds, here.x, here.gradient, strict=True)]
                 t *= min(1.0, 1.0 / float(sum(lengths)))
             last = iteration == options["max_iter"]
-            there, t = self._move(here, d, slope, t, last)
+            there, t = self._move(here, d, slope, length, t, last)
             if there is None:
                 break
             before, here = here, there
@@ -208,14 +208,16 @@ class _Call:
         self._keep(here.x)
         return loss
 
-    def _direction(self, here: State) -> tuple[Arrays, float]:
+    def _direction(self, here: State) -> tuple[Arrays, float, float]:
+        """The direction at `here`, its slope and its length."""
         if self.state["n_iter"] == 1:
             self.pairs.forget()
         self.pairs.append(here.gradient)
-        found = self.pairs.direction(here.x, here.gradient, here.square)
-        return found[:2] if found is not None else (combined((-1.0, here.gradient)), -here.square)
+        return self.pairs.direction(here.x, here.gradient, here.square) or steepest(here)
 
-    def _move(self, here: State, d: Arrays, slope: float, t: float, last: bool) -> tuple[State | None, float]:
+    def _move(
+        self, here: State, d: Arrays, slope: float, length: float, t: float, last: bool
+    ) -> tuple[State | None, float]:
         """The state after a step along `d`, None if a search has found none, and how far it went; carries the pairs to it."""
         options, space = self.options, self.space
         if options["line_search_fn"] is None:
@@ -231,8 +233,7 @@ class _Call:
             if found is None or found.state is None:
                 return None, 0.0
             there, t = found.state, found.t
-        u = [t * a for a in d]
-        self.pairs.carry(here.x, here.gradient, u, there.x, math.sqrt(float(space.inner(here.x, u, u))))
+        self.pairs.carry(here.x, here.gradient, [t * a for a in d], there.x, t * length)
         return there, t
 
     def _along(self, here: State, d: Arrays, t: float) -> Trial:
@@ -241,8 +242,7 @@ class _Call:
         state = self._evaluate(space.each("retract", here.x, u))[1]
         if not (math.isfinite(state.f) and math.isfinite(state.square)):
             return Trial(t, math.inf, math.nan, None)
-        slope = space.inner(state.x, state.gradient, space.carried(here.x, u, state.x, d))
-        return Trial(t, state.f, float(slope), state)
+        return Trial(t, state.f, float(space.slope(here.x, u, state.x, d, state.gradient)), state)
 
     def _evaluate(self, x: Arrays) -> tuple[Any, State]:
         """What the closure returns at `x`, and the state there."""

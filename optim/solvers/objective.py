@@ -153,8 +153,7 @@ class Objective:
         space, u = self.space, [t * a for a in d]
         value, x, egrad = self._gradients(space.each("retract", here.x, u))
         gradient = space.each("riemannian_gradient", x, egrad)
-        # A projection of d does not change its product with a tangent.
-        slope = space.inner(x, gradient, d if space.projects else space.carried(here.x, u, x, d))
+        slope = space.slope(here.x, u, x, d, gradient)
         square = space.inner(x, gradient, gradient)
         dtype = torch.promote_types(value.dtype, square.dtype)
         numbers = [one.to(square.device, dtype) for one in (value, slope, square)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...manifolds import ConformalManifold, EmbeddedManifold, Euclidean, Hyperbolic, Manifold, SpectralSphere
+from ...manifolds import ConformalManifold, EmbeddedManifold, Euclidean, Manifold, SpectralSphere
 
 __all__ = ["Arrays", "Space", "combined"]
 
@@ -28,8 +28,8 @@ class Space:
         self._dots = [isinstance(m, EmbeddedManifold | Euclidean) for m in self.manifolds]
         self.flat = all(isinstance(m, Euclidean) for m in self.manifolds)
         """Whether all points are in flat space, where tangents stay as they are."""
-        self.reach = min(map(_reach, self.manifolds), default=1.0)
-        """The smallest radius of curvature, by which lengths of steps are short or long."""
+        self.reach = min([1.0, *(m.radius for m in self.manifolds if isinstance(m, SpectralSphere))])
+        """The smallest radius of a manifold on which tangents are projected, by which ways are short or long."""
         self.projects = all(isinstance(m, Euclidean) or _projects(m) for m in self.manifolds)
         """Whether tangents are transported by projections at the new point, which change them by a share of the square of the way."""
 
@@ -55,17 +55,16 @@ class Space:
             total = total + one.to(x[0].device)
         return total
 
+    def slope(self, x: Arrays, u: Arrays, y: Arrays, d: Arrays, gradient: Arrays) -> Tensor:
+        """⟨gradient, T d⟩ at y = retract(x, u), with `d` transported to it: a projection does not change products with a tangent."""
+        return self.inner(y, gradient, d if self.projects else self.carried(x, u, y, d))
+
     def carried(self, x: Arrays, u: Arrays, y: Arrays, v: Arrays) -> Arrays:
         """The tangent `v` at x, or a stack of them, transported to y = retract(x, u)."""
         return [
             m.project(b, c) if _projects(m) else m.transport(a, along, c)
             for m, a, along, b, c in zip(self.manifolds, x, u, y, v, strict=True)
         ]
-
-
-def _reach(manifold: Manifold) -> float:
-    """The radius of curvature of `manifold`: 1 but for those that have a size."""
-    return manifold.radius if isinstance(manifold, Hyperbolic | SpectralSphere) else 1.0
 
 
 def _projects(manifold: Manifold) -> bool:
