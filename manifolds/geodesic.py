@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ class GeodesicManifold(ExponentialManifold):
 
     injectivity_radius: float = math.inf
     """Length up to which geodesics are the shortest. Law: `log` inverts `exp` below it."""
+    row_kernel: ClassVar[Literal["rays", "vectors", "lines", "ball", "sheet"] | None] = None
+    """Which formulas of the row kernels (`optim.kernels`) are those of this class, whose points are vectors: on a `Spherical`
+    manifold those of vectors modulo positive scaling, of unit vectors, or of unit vectors modulo sign; on a `Hyperbolic` one those
+    of the ball or of the sheet. Each class says so for itself, for a subclass may have other maps; None: its points are stepped by
+    the maps of the class, on the reference path."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.row_kernel = vars(cls).get("row_kernel")
 
     @abstractmethod
     def log(self, x: Tensor, y: Tensor) -> Tensor:

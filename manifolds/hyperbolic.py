@@ -50,6 +50,10 @@ class Hyperbolic(GeodesicManifold):
         return float((-self.curvature) ** -0.5)
 
     @abstractmethod
+    def longest_step(self, dtype: torch.dtype) -> float:
+        """The length beyond which `exp` shortens a tangent, since its end has no place among the numbers of `dtype`."""
+
+    @abstractmethod
     def half_chord(self, x: Tensor, y: Tensor) -> Tensor:
         """sinh(d/2R) for the distance d of `x` and `y`, (*batch, 1); its square has all derivatives at y = x."""
 

@@ -44,6 +44,11 @@ class Lorentz(Hyperbolic):
     """
 
     reach = 20.0
+    row_kernel = "sheet"
+
+    def longest_step(self, dtype: torch.dtype) -> float:
+        """A quarter of the exponents of `dtype`, R log(max)/4."""
+        return 0.25 * math.log(torch.finfo(dtype).max) * self.radius
 
     def event_error(self, event: Sequence[int]) -> str | None:
         """As in `Manifold.event_error`; a point has a coordinate besides the first."""
@@ -161,8 +166,7 @@ class Lorentz(Hyperbolic):
         return self._moved(x, u, square, torch.addcmul(cosine * x[..., 1:], u[..., 1:], sinc))
 
     def _shortened(self, x: Tensor, u: Tensor) -> Tensor:
-        limit = 0.25 * math.log(torch.finfo(u.dtype).max) * self.radius
-        return u * (limit / self.norm(x.detach(), u.detach())).clamp(max=1.0)
+        return u * (self.longest_step(u.dtype) / self.norm(x.detach(), u.detach())).clamp(max=1.0)
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v + ⟨u, v⟩ₓ/R² ((sinh θ/θ) x + ((cosh θ − 1)/θ²) u), (*batch, n)."""

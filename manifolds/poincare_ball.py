@@ -41,6 +41,11 @@ class PoincareBall(Hyperbolic, ConformalManifold):
     """
 
     reach = 15.0
+    row_kernel = "ball"
+
+    def longest_step(self, dtype: torch.dtype) -> float:
+        """2R log(1/ε), from one end of the floats to the other."""
+        return -2.0 * math.log(torch.finfo(dtype).eps) * self.radius
 
     def gap(self, x: Tensor) -> Tensor:
         """1 − ‖x‖²/R², (*batch, 1), to its last digits, in float64 if need be.
@@ -136,8 +141,7 @@ class PoincareBall(Hyperbolic, ConformalManifold):
         return self._exponential(x, u).y
 
     def _exponential(self, x: Tensor, u: Tensor) -> _Step:
-        limit = -2.0 * math.log(torch.finfo(u.dtype).eps) * self.radius
-        u = u * (limit / self.norm(x.detach(), u.detach())).clamp(max=1.0)
+        u = u * (self.longest_step(u.dtype) / self.norm(x.detach(), u.detach())).clamp(max=1.0)
         gap = self.gap(x).to(x.dtype)
         square, share = numerics.dot(u, u, 1), numerics.dot(x, u, 1)
         angle = square * ((2.0 / self.radius) / gap).square()

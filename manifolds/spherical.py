@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,14 +26,6 @@ class Spherical(GeodesicManifold):
     event_ndim = 1
     compact = True
     injectivity_radius = math.pi
-    row_kernel: ClassVar[Literal["rays", "vectors", "lines"] | None] = None
-    """Which formulas of the row kernels (`optim.kernels.algebra`) are those of this class: of vectors modulo positive scaling,
-    of unit vectors, or of unit vectors modulo sign. Each class says so for itself, for a subclass may have other maps; None: its
-    points are stepped by the maps of the class, on the reference path."""
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        cls.row_kernel = vars(cls).get("row_kernel")
 
     def event_error(self, event: Sequence[int]) -> str | None:
         """As in `Manifold.event_error`; a vector of one coordinate has nowhere to go."""

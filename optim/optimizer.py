@@ -187,7 +187,7 @@ class RiemannianOptimizer(torch.optim.Optimizer):
             >>> group = {"params": [w], "names": ["w"], "manifold": retract.manifolds.Stiefel()}
             >>> retract.optim.RiemannianSGD([group], lr=0.1).paths()
             parameter  on         path       why
-            w          Stiefel()  reference  there is no row kernel for Stiefel(), only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel
+            w          Stiefel()  reference  there is no row kernel for Stiefel(), only for PSI, Sphere, ProjectiveSpace, PoincareBall, Lorentz and classes with a row_kernel
         """
         return Paths(
             path

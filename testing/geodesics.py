@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
-from ..manifolds import EmbeddedManifold, ExponentialManifold, GeodesicManifold, checks
+from ..manifolds import EmbeddedManifold, ExponentialManifold, GeodesicManifold, Spherical, checks
+from ..optim import RiemannianSGD
+from ..optim.execution.dispatch import kernel_for
+from ..optim.rules import Momentum
 from .setting import Setting, law
 
 
@@ -90,3 +94,24 @@ def parallel_transport_is_isometric(s: Setting) -> None:
     still = m.parallel_transport(s.x, torch.zeros_like(s.u), s.v)
     s.same(still, s.v, "parallel_transport(x, 0, v) against v")
     s.same(m.transport_to(s.x, s.x, s.v), s.v, "transport_to(x, x, v) against v")
+
+
+@law(GeodesicManifold)
+def row_kernels_have_its_formulas(s: Setting) -> None:
+    """Where row_kernel is not None, steps of the row kernels, if there are any for the dtype and the device, are those of the maps."""
+    lists = isinstance(s.m, Spherical)
+    if s.m.row_kernel is None or (not lists and isinstance(kernel_for(s.m, s.dtype, s.device, Momentum()), str)):
+        return
+    for motion in ("retract", "exp"):
+        ends: list[Tensor] = []
+        for rows in (False, True):
+            w = nn.Parameter(s.x.reshape(-1, s.x.shape[-1]).clone())
+            path = {"foreach": rows, "fused": False} if lists else {"fused": rows}
+            group = {"params": [w], "manifold": s.m, "motion": motion, **path}
+            optimizer = RiemannianSGD([group], lr=0.3, momentum=0.9)
+            for tangent in (s.u, s.v):
+                factor = s.m.conformal_factor(s.x) if isinstance(s.m, Spherical) else 1.0
+                w.grad = (tangent / factor).reshape(w.shape)
+                optimizer.step()
+            ends.append(torch.cat([w.detach(), optimizer.state[w]["momentum_buffer"]]))
+        s.same(ends[0], ends[1], f"two steps with motion={motion!r} by its maps against those by the row kernels")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import jvp
 
 from ..manifolds import Spherical, numerics
-from ..optim import RiemannianSGD
 from .setting import Setting, law
 
 
@@ -34,21 +32,3 @@ def alignment_gives_a_representative_of_the_same_length(s: Setting) -> None:
     s.same(numerics.norm(facing, 1), numerics.norm(s.x, 1), "‖f y‖ against ‖x‖")
     s.same(s.m.dist(y, facing), 0 * s.m.dist(s.x, y), "dist(y, f y) against 0")
     s.same(s.m.alignment(s.x, s.x) * s.x, s.x, "alignment(x, x) x against x")
-
-
-@law(Spherical)
-def row_kernels_have_its_formulas(s: Setting) -> None:
-    """Where row_kernel is not None, steps of the row kernels are those of the maps."""
-    if s.m.row_kernel is None:
-        return
-    for motion in ("retract", "exp"):
-        ends: list[Tensor] = []
-        for foreach in (False, True):
-            w = nn.Parameter(s.x.reshape(-1, s.x.shape[-1]).clone())
-            group = {"params": [w], "manifold": s.m, "motion": motion, "foreach": foreach, "fused": False}
-            optimizer = RiemannianSGD([group], lr=0.3, momentum=0.9)
-            for tangent in (s.u, s.v):
-                w.grad = (tangent / s.m.conformal_factor(s.x)).reshape(w.shape)
-                optimizer.step()
-            ends.append(torch.cat([w.detach(), optimizer.state[w]["momentum_buffer"]]))
-        s.same(ends[0], ends[1], f"two steps with motion={motion!r} by its maps against those by the row kernels")

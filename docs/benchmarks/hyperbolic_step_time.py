@@ -1,9 +1,10 @@
 """Time of a step on hyperbolic rows, float32, against geoopt's optimizers; interleaved, medians, as Markdown.
 
-    .venv/bin/python docs/benchmarks/hyperbolic_step_time.py [--rounds 15]
+    .venv/bin/python docs/benchmarks/hyperbolic_step_time.py [--rounds 15] [--maps]
 
 geoopt's retraction of the ball and of the hyperboloid is x + u, projected, of first order; this library's is of second
-order, and on the geodesic. There are no row kernels for these manifolds: both libraries call maps.
+order, and on the geodesic. With `--maps` steps take the reference path, which calls maps as geoopt does; otherwise a row kernel,
+where Numba is installed.
 """
 
 import argparse
@@ -29,25 +30,27 @@ def seconds(optimizer):
     return perf_counter() - start
 
 
-def pair(ours, theirs, options, manifold, other, size):
+def pair(ours, theirs, options, manifold, other, size, own):
     """Both optimizers, each with the same points and gradients."""
     x = manifold.random_point(*size, generator=torch.Generator().manual_seed(0))
     w, p = torch.nn.Parameter(x.clone()), geoopt.ManifoldParameter(x.clone(), manifold=other)
     w.grad = 1e-2 * torch.randn(size, generator=torch.Generator().manual_seed(1))
     p.grad = w.grad.clone()
-    return ours([{"params": [w], "manifold": manifold}], **options), theirs([p], **options)
+    return ours([{"params": [w], "manifold": manifold}], **own, **options), theirs([p], **options)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--maps", action="store_true")
     given = parser.parse_args()
+    own = {"fused": False, "foreach": False} if given.maps else {}
     torch.set_num_threads(1)
     print("| rows | manifold | optimizer | ms | geoopt, ms | faster |\n| --- | --- | --- | --- | --- | --- |")
     for size in SIZES:
         for name, (manifold, other) in MANIFOLDS.items():
             for title, (ours, theirs, options) in OPTIMIZERS.items():
-                both = pair(ours, theirs, options, manifold, other, size)
+                both = pair(ours, theirs, options, manifold, other, size, own)
                 times = [[seconds(optimizer) for optimizer in both] for _ in range(given.rounds + 2)][2:]
                 own, its = (median(column) for column in zip(*times, strict=True))
                 ratio = median(b / a for a, b in times)

@@ -6,7 +6,7 @@ path           runs
 *reference*    one point set at a time through `update.update`: all manifolds and rules; always with `capturable` or
                `differentiable`
 *foreach*      rows of many parameters through torch's functions for lists: PSI, Sphere, ProjectiveSpace, on any device
-*fused*        row kernels: the same manifolds, on devices with a backend
+*fused*        row kernels: the same manifolds and hyperbolic space, on devices with a backend
 torch          Euclidean points whose rule torch has, on torch's path of the same name
 =============  ====================================================================================================
 
@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from ...errors import OptionError, install
-from ...manifolds import Euclidean, Manifold, Spherical
+from ...manifolds import Euclidean, Hyperbolic, Manifold, Spherical
 from ...manifolds.parameters.shards import is_sharded
-from ..kernels.launch import Kernel
+from ..kernels.launch import Kernel, is_constant
 from ..options import Options, needs_reference, read_by
 from ..rules import Adam, Rule
 from .euclidean import Torch, torch_has
@@ -40,7 +40,7 @@ from .points import PointSet, State, check_state, passed_over, point_sets
 from .reference import Reference
 from .rows import Fused, Lists
 
-__all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "has_rows", "paths"]
+__all__ = ["BACKENDS", "Group", "Path", "Paths", "check_path", "has_lists", "paths"]
 
 TINY = 2**14
 """Elements up to which torch's foreach path is faster than its fused path on a CPU: 6 µs a tensor against 12 at 64 elements,
@@ -50,6 +50,11 @@ BACKENDS = {
     "cuda": ("triton", "..kernels.triton_rows", (torch.float16, torch.bfloat16, torch.float32, torch.float64)),
 }
 """Row kernels by type of device: the package that they need, their module, a `launch.Kernel`, and the dtypes they support."""
+HYPERBOLIC_BACKENDS = {
+    "cpu": ("numba", "..kernels.numba_hyperbolic", (torch.float32,)),
+    "cuda": ("triton", "..kernels.triton_hyperbolic", (torch.float32,)),
+}
+"""Those of hyperbolic rows. They have float64 for sums of float32; for float64 the maps have more digits."""
 _DECISIVE = read_by("plan")
 
 
@@ -64,23 +69,30 @@ def _kernel(package: str, module: str) -> Kernel | str:
         return f"{package} cannot be imported ({error}); fix that, or reinstall it with {install('fused')}"
 
 
-def has_rows(manifold: Manifold) -> bool:
-    """Whether the row kernels have the formulas of `manifold`."""
+def has_lists(manifold: Manifold) -> bool:
+    """Whether `lists` has the formulas of `manifold`; there are row kernels for it too."""
     return isinstance(manifold, Spherical) and manifold.row_kernel is not None
 
 
 def kernel_for(manifold: Manifold, dtype: torch.dtype, device: torch.device, rule: Rule) -> Kernel | str:
     """The row kernels for such points, or the reason why there are none."""
+    hyperbolic = isinstance(manifold, Hyperbolic) and manifold.row_kernel is not None
     if len(rule.stored) > 1:
         return f"row kernels support one vector per point, and {type(rule).__name__} has {len(rule.stored)}"
-    if not has_rows(manifold):
-        return f"there is no row kernel for {manifold!r}, only for PSI, Sphere, ProjectiveSpace and classes with a row_kernel"
-    if device.type not in BACKENDS:
+    if not has_lists(manifold) and not hyperbolic:
+        return (
+            f"there is no row kernel for {manifold!r}, only for PSI, Sphere, ProjectiveSpace, PoincareBall, Lorentz and classes "
+            "with a row_kernel"
+        )
+    if hyperbolic and not (type(rule) is Adam or is_constant(rule)):
+        return f"row kernels for {manifold!r} support rules with the same coefficients for all points, and Adam"
+    backends = HYPERBOLIC_BACKENDS if hyperbolic else BACKENDS
+    if device.type not in backends:
         return f"there are no row kernels for {device.type}"
-    package, module, dtypes = BACKENDS[device.type]
+    package, module, dtypes = backends[device.type]
     if dtype not in dtypes:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        return f"row kernels on {device.type} support {names}, not {str(dtype).removeprefix('torch.')}"
+        return f"row kernels for {manifold!r} on {device.type} support {names}, not {str(dtype).removeprefix('torch.')}"
     return _kernel(package, module)
 
 
@@ -99,7 +111,7 @@ def check_path(points: PointSet, rule: Rule, options: Options) -> None:
             raise OptionError(
                 f"fused=True on {points.name}: {found}. Or leave fused at None for the fastest available path"
             )
-    if options["foreach"] and not isinstance(manifold, Euclidean) and not has_rows(manifold):
+    if options["foreach"] and not isinstance(manifold, Euclidean) and not has_lists(manifold):
         raise OptionError(
             f"foreach=True on {points.name}: torch's functions for lists support PSI, Sphere, ProjectiveSpace, classes with a "
             f"row_kernel and flat space, not {manifold!r}. Leave foreach at None"
@@ -134,11 +146,11 @@ def choose(operand: Operand, rule: Rule, options: Options) -> tuple[str, str]:
         path = "torch fused" if fused else "torch foreach" if foreach else "torch"
         return path, f"{part.numel()} elements" if automatic else "as asked for"
     found = kernel_for(manifold, part.dtype, part.device, rule)
-    if automatic and has_rows(manifold) and part.is_cpu and operand.strided:
+    if automatic and has_lists(manifold) and part.is_cpu and operand.strided:
         return "foreach", "its rows are strided, and kernels would copy them"
     if (fused or automatic) and not isinstance(found, str):
         return "fused", found.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
-    if not has_rows(manifold):
+    if not has_lists(manifold):
         return "reference", found if isinstance(found, str) else "foreach=False"
     if automatic or foreach or fused:
         return "foreach", "as asked for" if foreach else str(found)

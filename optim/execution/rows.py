@@ -10,9 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...manifolds import Spherical
+from ...manifolds import Hyperbolic, Spherical
 from ..kernels import lists, sums
-from ..kernels.launch import COEFFICIENTS, GRADIENT, POINTS, Kernel, Update, X, is_constant, table_of, update_of
+from ..kernels.launch import (
+    COEFFICIENTS,
+    GRADIENT,
+    POINTS,
+    Kernel,
+    Update,
+    X,
+    hyperbolic_update_of,
+    is_constant,
+    table_of,
+    update_of,
+)
 from ..options import Options, read_by
 from ..rules import Adam, Memory, Momentum, Rule
 from ..update import ambient
@@ -43,11 +54,15 @@ class _Rows(ArrayPlan):
         key = (batch, dtype, *(options.get(name) for name in _READ))
         known = type(self.rule) in (Adam, Momentum) and not isinstance(options["lr"], Tensor)
         if not known or key != self._last[0]:
-            assert isinstance(self.manifold, Spherical)
             fresh, step = batch
             memory = Memory(dtype, fresh, step=None if step is None else torch.tensor(step))
             moving = any(name in self.state_names for name in self.rule.vectors)
-            self._last = key, (update_of(self.manifold, self.rule, options, memory, moving), memory)
+            if isinstance(self.manifold, Hyperbolic):
+                update: Any = hyperbolic_update_of(self.manifold, self.rule, options, memory, moving)
+            else:
+                assert isinstance(self.manifold, Spherical)
+                update = update_of(self.manifold, self.rule, options, memory, moving)
+            self._last = key, (update, memory)
         found: tuple[Update, Memory] = self._last[1]
         return found
 
@@ -126,7 +141,7 @@ class Fused(_Rows):
             if sizes not in self._schedules:
                 self._schedules[sizes] = self._kernel.schedule(part)
             update, memory = self.update(batch, params[0].dtype, options)
-            if update.choices.per_point:
+            if self._calls_rule:
                 assert stack is not None
                 coefficients = lists.coefficients_per_point(stack.select(members), update, self.rule, memory, options)
                 ends = np.cumsum(part[:, POINTS])

@@ -27,7 +27,7 @@ from ...manifolds.parameters.shards import Cut, cut_of, is_sharded
 from ..options import Options, needs_reference
 from ..rules import Rule
 from ..update import is_penalised
-from .dispatch import Group, has_rows
+from .dispatch import Group, has_lists
 from .operands import Operand, has_rows_of_matrices, make_operand
 from .plan import Plan
 from .points import PointSet, State, check_state, point_sets
@@ -142,7 +142,7 @@ def _sharded(points: PointSet, penalty: bool, capturable: bool, reference: bool,
         if local[0] is not None and all(rows == local[0] for rows in local):
             return LocalPoints(points, local[0], "penalised" if penalty else "local")
         divided = all(_cuts_coordinates(part, cut, points) for part, cut in zip(points.parts, cuts, strict=True))
-        if divided and has_rows(points.manifold) and not (penalty or capturable or reference):
+        if divided and has_lists(points.manifold) and not (penalty or capturable or reference):
             return LocalPoints(points, points.rows, "summed")
     return GatheredPoints(points)
 

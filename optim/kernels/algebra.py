@@ -24,7 +24,7 @@ from types import FunctionType, SimpleNamespace
 import torch
 from torch import cos, full_like, sin, sqrt, where
 
-__all__ = ["adam", "bind", "carry", "clipped", "combination", "direction", "motion", "rescaling", "sinc"]
+__all__ = ["FUNCTIONS", "adam", "bind", "carry", "clipped", "combination", "direction", "motion", "rescaling", "sinc"]
 
 
 def power_below(r):
@@ -32,10 +32,10 @@ def power_below(r):
     return torch.ldexp(torch.ones_like(r), -torch.frexp(r).exponent)
 
 
-def bind(operations, compiled=lambda function: function):
-    """The functions of this module with `operations` in place of torch's, each passed through `compiled`, as a namespace."""
+def bind(functions, operations, compiled=lambda function: function):
+    """`functions` with `operations` in place of torch's, each passed through `compiled`, as a namespace."""
     names = dict(operations)
-    for function in (rescaling, clipped, adam, direction, sinc, motion, carry, combination):
+    for function in functions:
         bound = FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__)
         bound.__module__, bound.__doc__ = function.__module__, function.__doc__
         names[function.__name__] = compiled(bound)
@@ -182,3 +182,7 @@ def combination(s, kept, vg, vx, along, ug, ux, k_x, k_u, t_v, t_x, t_u):
     y_x, y_g, y_v = k_x + k_u * (ux + along * vx), k_u * (ug + along * vg), k_u * along * kept
     w_x, w_g, w_v = both * vx + t_u * ux + t_x, both * vg + t_u * ug, both * kept
     return y_x, y_g, y_v, w_x, w_g, w_v
+
+
+FUNCTIONS = (rescaling, clipped, adam, direction, sinc, motion, carry, combination)
+"""The functions to bind, each after those that it calls."""

@@ -1,7 +1,7 @@
 """The arguments of a row kernel: a table of addresses, and the update as choices and numbers.
 
-A row kernel moves points that are rows of contiguous matrices, in one pass over memory, for manifolds that are locally
-isometric to the unit sphere. A backend is a module with the two functions of `Kernel`.
+A row kernel moves points that are rows of contiguous matrices, in one pass over memory: one for manifolds that are locally
+isometric to the unit sphere, and one for hyperbolic space. A backend is a module with the two functions of `Kernel`.
 
 **The table**, int64, (matrices, 8), one row per matrix of points:
 
@@ -21,7 +21,7 @@ column          holds
 Either all matrices of a table have a vector or none; norms and second moments exist wherever the update reads them. All
 arrays are contiguous, row-major and of one dtype, on one device. A held norm of −1 is to be set by this step.
 
-The formulas are in `algebra`; sums are in float32 or better. A step with lr = 0 and a zero gradient must not change a bit.
+The formulas are in `algebra` and `hyperbolic`; sums are in float32 or better. A step with lr = 0 and a zero gradient must not change a bit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from ...manifolds import Spherical
+from ...manifolds import Hyperbolic, Spherical
 from ..options import Options
 from ..rules import Adam, Coefficients, Memory, Rule
 from ..update import band
@@ -47,10 +47,14 @@ __all__ = [
     "SQUARE",
     "VECTOR",
     "Choices",
+    "HyperbolicChoices",
+    "HyperbolicNumbers",
+    "HyperbolicUpdate",
     "Kernel",
     "Numbers",
     "Update",
     "X",
+    "hyperbolic_update_of",
     "is_constant",
     "table_of",
     "update_of",
@@ -108,11 +112,52 @@ class Numbers(NamedTuple):
     eps: float
 
 
+class HyperbolicChoices(NamedTuple):
+    """What `Choices` is for hyperbolic rows; the fields of a name have the same meaning."""
+
+    sheet: bool
+    """Whether points are on the hyperboloid; otherwise they are in the ball."""
+    exp: bool
+    adam: bool
+    inside: bool
+    project: bool
+    parallel: bool
+    clip: bool
+    moving: bool
+
+
+class HyperbolicNumbers(NamedTuple):
+    """What `Numbers` is for hyperbolic rows."""
+
+    sign: float
+    limit: float
+    keep: float
+    take: float
+    along: float
+    ahead: float
+    unit: float
+    """R²."""
+    longest: float
+    """The longest step of the exponential."""
+    beta2: float
+    rest: float
+    rate: float
+    correction: float
+    eps: float
+
+
 class Update(NamedTuple):
     """One step of all rows of a table."""
 
     choices: Choices
     numbers: Numbers
+
+
+class HyperbolicUpdate(NamedTuple):
+    """One step of all hyperbolic rows of a table."""
+
+    choices: HyperbolicChoices
+    numbers: HyperbolicNumbers
 
 
 class Kernel(Protocol):
@@ -121,7 +166,7 @@ class Kernel(Protocol):
     def schedule(self, table: np.ndarray) -> Any:
         """What the backend prepares once for all tables with these last two columns; passed to every step."""
 
-    def step(self, table: np.ndarray, schedule: Any, update: Update, dtype: torch.dtype, device: torch.device) -> None:
+    def step(self, table: np.ndarray, schedule: Any, update: Any, dtype: torch.dtype, device: torch.device) -> None:
         """One step of every row of `table`, in place; returns when it is done or queued on the current stream."""
 
 
@@ -145,13 +190,13 @@ def is_constant(rule: Rule) -> bool:
 
 def update_of(manifold: Spherical, rule: Rule, options: Options, memory: Memory, moving: bool) -> Update:
     """The options of a group as choices and numbers, for a `manifold` with row kernels; `moving` as in `Choices`."""
-    lr, limit = float(options["lr"]), options["max_point_norm"]
-    unit, exp, transport = manifold.row_kernel != "rays", options["motion"] == "exp", options["transport"]
+    lr, exp, transport = float(options["lr"]), options["motion"] == "exp", options["transport"]
+    unit = manifold.row_kernel != "rays"
     if transport == "manifold":
         transport = "project" if unit and not exp else "parallel"
     transported = transport != "none" and moving
     held = not unit and options["radius"] != "free"
-    adam = type(rule) is Adam
+    adam, clip = type(rule) is Adam, options["max_point_norm"] is not None
     per_point = not adam and not is_constant(rule)
     choices = Choices(
         unit=unit,
@@ -164,19 +209,44 @@ def update_of(manifold: Spherical, rule: Rule, options: Options, memory: Memory,
         hold=held and lr != 0,
         free=not unit and not held and lr != 0,
         store_radius=held,
-        clip=limit is not None,
+        clip=clip,
         per_point=per_point,
-        measures=adam or limit is not None or (per_point and rule.reads_lengths),
+        measures=adam or clip or (per_point and rule.reads_lengths),
         moving=moving,
         additive=not unit and not exp and not transported,
     )
-    options = {**options, "lr": lr}
-    coefficients, rest = Coefficients(), (0.0, 0.0, 0.0, 1.0, 0.0)
-    if isinstance(rule, Adam) and adam:
+    return Update(choices, Numbers(*_numbers(rule, options, memory, *band(memory.dtype))))
+
+
+def hyperbolic_update_of(
+    manifold: Hyperbolic, rule: Rule, options: Options, memory: Memory, moving: bool
+) -> HyperbolicUpdate:
+    """As `update_of`, for hyperbolic rows."""
+    transport, adam = options["transport"], type(rule) is Adam
+    transported = transport != "none" and moving
+    choices = HyperbolicChoices(
+        sheet=manifold.row_kernel == "sheet",
+        exp=options["motion"] == "exp",
+        adam=adam,
+        inside=options.get("eps_form") == "inside",
+        project=transported and transport == "project",
+        parallel=transported and transport != "project",
+        clip=options["max_point_norm"] is not None,
+        moving=moving,
+    )
+    longest = manifold.longest_step(memory.dtype)
+    return HyperbolicUpdate(choices, HyperbolicNumbers(*_numbers(rule, options, memory, manifold.radius**2, longest)))
+
+
+def _numbers(rule: Rule, options: Options, memory: Memory, *own: float) -> list[float]:
+    """The numbers of a step in their order, with those of a geometry, its `own`, before those of Adam."""
+    options = {**options, "lr": float(options["lr"])}
+    limit, coefficients, rest = options["max_point_norm"], Coefficients(), (0.0, 0.0, 0.0, 1.0, 0.0)
+    if isinstance(rule, Adam) and type(rule) is Adam:
         assert memory.step is not None
         beta1, rest = options["betas"][0], rule.factors(memory.step.item(), options)
         coefficients = Coefficients(beta1, 1.0 - beta1)
-    elif not per_point:
+    elif is_constant(rule):
         coefficients = rule(torch.empty(0), memory, options)
     sign, limit = -1.0 if options["maximize"] else 1.0, math.inf if limit is None else limit
-    return Update(choices, Numbers(*map(float, (sign, limit, *coefficients, *band(memory.dtype), *rest))))
+    return [*map(float, (sign, limit, *coefficients, *own, *rest))]

@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Any
 
 import numba
 import numpy as np
 import torch
-from numba import types
 
 from . import algebra, launch
 from . import numba_loops as loops
 from .launch import COEFFICIENTS, COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, Choices, Numbers, Update, X
+from .numba_jobs import CHOICES, COUNTER, Job, compiled
 from .threads import share
 
 __all__ = ["schedule", "step"]
@@ -27,12 +26,6 @@ BLOCK = 2**12
 """Elements that are summed in the precision of the rows before their sum is added to a float64."""
 ROUGH = 1.0
 """The multiple of x in a step of unit vectors above which rounding shows in the norm of the row."""
-TASK = 2**15
-"""Elements per task, about; 4,096 cost a tenth more on ResNet-50's weights."""
-COUNTER, CHOICES = 6, 7
-"""Indices in `Job.words`, which has: table and its length, task starts and their number, numbers, bytes per coordinate,
-counter of tasks taken, choices."""
-
 _WORDS, _NUMBERS = CHOICES + len(Choices._fields), len(Numbers._fields)
 
 
@@ -52,6 +45,7 @@ def _power_below(r):
 
 
 _row_algebra = algebra.bind(
+    algebra.FUNCTIONS,
     {
         "sqrt": math.sqrt,
         "sin": math.sin,
@@ -219,75 +213,23 @@ def _entry(zero, narrow, digest):
 
 _kernels: dict[torch.dtype, tuple[int, tuple[float, float]]] = {}
 _ENTRIES = {torch.float32: _entry(np.float32(0), True, _DIGEST), torch.float64: _entry(np.float64(0), False, _DIGEST)}
-_compiled: list[Any] = []
 
 
 def _kernel(dtype: torch.dtype) -> tuple[int, tuple[float, float]]:
     """The address of the row kernel for `dtype`, compiled or loaded, and the two constants of the dtype that it reads."""
     if dtype not in _kernels:
-        entry = _ENTRIES[dtype]
-        signature, info = types.void(types.int64), torch.finfo(dtype)  # the int64 is a pointer
-        try:
-            compiled = numba.cfunc(signature, cache=True, **loops.OPTIONS)(entry)
-        except (RuntimeError, OSError):  # there is no folder for the cache
-            compiled = numba.cfunc(signature, **loops.OPTIONS)(entry)
-        assert compiled.address is not None
-        _compiled.append(compiled)  # it owns the code at the address
-        _kernels[dtype] = compiled.address, (float(info.tiny) ** 0.5, float(info.eps))
+        info = torch.finfo(dtype)
+        _kernels[dtype] = compiled(_ENTRIES[dtype]), (float(info.tiny) ** 0.5, float(info.eps))
     return _kernels[dtype]
-
-
-class Job:
-    """The arguments of the kernel in memory, reused from step to step."""
-
-    def __init__(self, table: np.ndarray) -> None:
-        self.starts = _starts(table)
-        self.numbers = np.zeros(_NUMBERS + 2)
-        self.update: Update | None = None
-        self.words = np.array(
-            (0, len(table), _at(self.starts), len(self.starts), _at(self.numbers), 0, 0, *[0] * len(Choices._fields))
-        )
-        self.address = _at(self.words)
-
-    def write(self, table: np.ndarray, update: Update, dtype: torch.dtype, constants: tuple[float, float]) -> None:
-        """Write what has changed since the last step."""
-        self.words[0], self.words[COUNTER] = _at(table), 0
-        if update is not self.update:
-            self.update = update
-            self.words[5], self.words[CHOICES:] = dtype.itemsize, update.choices
-            self.numbers[:] = (*update.numbers, *constants)
-
-
-def _starts(table: np.ndarray) -> np.ndarray:
-    """The start of each task, (tasks + 1, 2): matrix and row. A task is whole rows, of about `TASK` elements."""
-    starts, filled = [(0, 0)], 0
-    sizes = table[:, [POINTS, COORDINATES]].tolist()
-    for matrix, (points, n) in enumerate(sizes):
-        row = 0
-        while row < points:
-            rows = min(points - row, max(1, -(-(TASK - filled) // n)))
-            row += rows
-            filled += rows * n
-            if filled >= TASK:
-                starts.append((matrix, row))
-                filled = 0
-    if filled:
-        starts.append((len(sizes) - 1, sizes[-1][0]))
-    return np.array(starts, dtype=np.int64)
-
-
-def _at(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def schedule(table: np.ndarray) -> Job:
     """The arguments that steps of `table` reuse."""
-    return Job(table)
+    return Job(table, len(Choices._fields), _NUMBERS + 2)
 
 
 def step(table: np.ndarray, schedule: Job, update: Update, dtype: torch.dtype, device: torch.device) -> None:
     """One step of every row, in place, on as many threads as torch uses."""
     kernel, constants = _kernel(dtype)
-    schedule.write(table, update, dtype, constants)
+    schedule.write(table, update, dtype.itemsize, constants)
     share(kernel, schedule.address, min(torch.get_num_threads(), len(schedule.starts) - 1))

@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 
 from . import algebra
-from .launch import Update
+from .launch import HyperbolicUpdate, Update
 
 __all__ = [
+    "OPERATIONS",
     "aligned",
     "arrays",
     "cells",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-def cells(update: Update, table: np.ndarray, tiny: float, rounding: float) -> np.ndarray:
+def cells(update: Update | HyperbolicUpdate, table: np.ndarray, tiny: float, rounding: float) -> np.ndarray:
     """The buffer that a kernel reads, as int64: the numbers of `update`, √tiny, the machine epsilon, and the table."""
     return np.concatenate([np.array([*update.numbers, tiny**0.5, rounding]).view(np.int64), table.ravel()])
 
@@ -87,19 +88,23 @@ def _full_like(a, value):
     return tl.full(a.shape, value, a.dtype)
 
 
+@triton.jit
+def _exp(a):
+    return tl.exp(a)
+
+
 # The interpreter replaces the functions of `tl` while a kernel runs, so they must be looked up at that time.
-_row = algebra.bind(
-    {
-        "sqrt": _sqrt,
-        "sin": _sin,
-        "cos": _cos,
-        "where": _where,
-        "full_like": _full_like,
-        "power_below": _power,
-        "tl": tl,
-    },
-    triton.jit,
-)
+OPERATIONS = {
+    "sqrt": _sqrt,
+    "sin": _sin,
+    "cos": _cos,
+    "exp": _exp,
+    "where": _where,
+    "full_like": _full_like,
+    "power_below": _power,
+    "tl": tl,
+}
+_row = algebra.bind(algebra.FUNCTIONS, OPERATIONS, triton.jit)
 _rescaling, _clipped, _adam, _direction = _row.rescaling, _row.clipped, _row.adam, _row.direction
 _motion, _carry, _combination = _row.motion, _row.carry, _row.combination
 

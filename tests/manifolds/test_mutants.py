@@ -117,7 +117,7 @@ MUTANTS = [
     ("sphere", Sphere, "__repr__", lambda m: "Sphere", basics.repr_evaluates),
     ("sphere", Sphere, "inner", lambda m, x, u, v: 4 * (u * v).sum(-1, True), spherical.direction_is_a_local_isometry),
     ("sphere", Sphere, "alignment", lambda m, x, y: -torch.ones_like(y[..., :1]), spherical.alignment_gives_a_representative_of_the_same_length),
-    ("sphere", Sphere, "row_kernel", "rays", spherical.row_kernels_have_its_formulas),
+    ("sphere", Sphere, "row_kernel", "rays", geodesics.row_kernels_have_its_formulas),
     ("fixed-rank3", FixedRank, "total_space", property(lambda m: Euclidean(2)), quotients.gradients_of_invariant_functions_are_horizontal),
     ("fixed-rank3", FixedRank, "project", ambient, quotients.horizontal_and_vertical_make_up_a_tangent),
     ("fixed-rank3", FixedRank, "transport", lambda m, x, u, v: v, basics.transport_is_a_vector_transport),

@@ -64,7 +64,7 @@ def test_bound_functions_are_others():
     def operation(name):
         return lambda *arguments: calls.append(name) or getattr(algebra, name)(*arguments)
 
-    bound = algebra.bind({name: operation(name) for name in names})
+    bound = algebra.bind(algebra.FUNCTIONS, {name: operation(name) for name in names})
     xx, xu, uu = torch.tensor([[1.0], [0.0], [0.04]], dtype=torch.float64)
     choices = SimpleNamespace(unit=True, exp=True)
     ours = bound.motion(xx, xu, uu, xx, xx, 1e-16, choices)

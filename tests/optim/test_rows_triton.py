@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed")
 pytestmark = pytest.mark.slow
 
-TESTS = pathlib.Path(__file__).with_name("triton_rows.py")
+TESTS = [pathlib.Path(__file__).with_name(name) for name in ("triton_rows.py", "triton_rows_hyperbolic.py")]
 COMPILE = """
 import sys
 import triton
@@ -39,6 +39,20 @@ for name in ("_rows", "sum_pieces", "solve_rows", "move_pieces"):
     ptx = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
     assert name == "solve_rows" or ("ld.global.v2.b64" if dtype == tl.float64 else "ld.global.v4") in ptx, f"{name} does not load 16 bytes at once"
 """
+COMPILE_HYPERBOLIC = """
+import sys
+import triton
+from retract.optim.kernels import triton_hyperbolic
+from retract.optim.kernels.launch import HyperbolicChoices
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+names = sys.argv[1].split()
+constants = {"ROWS": 128, "BLOCK": 8, "C": HyperbolicChoices(*(name in names for name in HyperbolicChoices._fields))}
+kernel = triton_hyperbolic._matrix
+source = ASTSource(fn=kernel, signature={"buffer": "*i64", "matrix": "i32", **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
+assert "ld.global" in triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+"""
 WITHOUT_A_COMPILER = """
 import torch
 from retract.manifolds import PSI
@@ -54,7 +68,7 @@ def run(*command, **environment):
         env=os.environ | environment,
         capture_output=True,
         text=True,
-        cwd=TESTS.parents[2],
+        cwd=TESTS[0].parents[2],
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -63,7 +77,9 @@ def run(*command, **environment):
 
 def run_tests(device, *options):
     interpret = {} if device.type == "cuda" else {"TRITON_INTERPRET": "1"}
-    run("-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", str(device), *options, str(TESTS), **interpret)
+    run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device", str(device), *options, *map(str, TESTS), **interpret
+    )
 
 
 def test_the_kernels_are_the_reference(device):
@@ -96,6 +112,16 @@ def test_the_compiler_takes_the_kernels(dtype, choices, tmp_path):
     run("-c", COMPILE, dtype, choices, TRITON_CACHE_DIR=str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "choices",
+    ["parallel moving", pytest.param("sheet exp adam inside parallel clip moving", marks=pytest.mark.long)],
+)
+def test_the_compiler_takes_the_kernels_of_hyperbolic_rows(choices, tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("Triton's compiler is for Linux")
+    run("-c", COMPILE_HYPERBOLIC, choices, TRITON_CACHE_DIR=str(tmp_path))
+
+
 def test_the_check_for_a_gpu_says_that_there_is_none():
-    page = run(str(TESTS.parents[2] / "docs/benchmarks/gpu_check.py"), CUDA_VISIBLE_DEVICES="")
+    page = run(str(TESTS[0].parents[2] / "docs/benchmarks/gpu_check.py"), CUDA_VISIBLE_DEVICES="")
     assert page == "No GPU here: nothing checked, nothing timed.\n"

@@ -8,6 +8,7 @@ from retract.optim.kernels import algebra
 from retract.optim.kernels.launch import COEFFICIENTS, COORDINATES, GRADIENT, POINTS, RADIUS, SQUARE, VECTOR, X
 
 row = algebra.bind(
+    algebra.FUNCTIONS,
     {
         "sqrt": np.sqrt,
         "sin": np.sin,
@@ -15,7 +16,7 @@ row = algebra.bind(
         "where": np.where,
         "full_like": np.full_like,
         "power_below": lambda r: np.ldexp(1.0, -np.frexp(r)[1]),
-    }
+    },
 )
 
 
