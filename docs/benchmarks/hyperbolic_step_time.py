@@ -30,13 +30,13 @@ def seconds(optimizer):
     return perf_counter() - start
 
 
-def pair(ours, theirs, options, manifold, other, size, own):
+def pair(ours, theirs, options, manifold, other, size, path):
     """Both optimizers, each with the same points and gradients."""
     x = manifold.random_point(*size, generator=torch.Generator().manual_seed(0))
     w, p = torch.nn.Parameter(x.clone()), geoopt.ManifoldParameter(x.clone(), manifold=other)
     w.grad = 1e-2 * torch.randn(size, generator=torch.Generator().manual_seed(1))
     p.grad = w.grad.clone()
-    return ours([{"params": [w], "manifold": manifold}], **own, **options), theirs([p], **options)
+    return ours([{"params": [w], "manifold": manifold}], **path, **options), theirs([p], **options)
 
 
 def main():
@@ -44,13 +44,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--maps", action="store_true")
     given = parser.parse_args()
-    own = {"fused": False, "foreach": False} if given.maps else {}
+    path = {"fused": False, "foreach": False} if given.maps else {}
     torch.set_num_threads(1)
     print("| rows | manifold | optimizer | ms | geoopt, ms | faster |\n| --- | --- | --- | --- | --- | --- |")
     for size in SIZES:
         for name, (manifold, other) in MANIFOLDS.items():
             for title, (ours, theirs, options) in OPTIMIZERS.items():
-                both = pair(ours, theirs, options, manifold, other, size, own)
+                both = pair(ours, theirs, options, manifold, other, size, path)
                 times = [[seconds(optimizer) for optimizer in both] for _ in range(given.rounds + 2)][2:]
                 own, its = (median(column) for column in zip(*times, strict=True))
                 ratio = median(b / a for a, b in times)

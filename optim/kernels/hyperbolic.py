@@ -87,22 +87,20 @@ def motion(gap, xx, xu, uu, xw, uw, unit, longest, C):
             if C.exp:
                 t_u = shorter * shorter * versine * uw / unit
         return k_x, k_u, t_v, t_x, t_u, gap
-    half = 0.5 * square / (1.0 + sqrt(1.0 + square))
+    over = 1.0 / (1.0 + sqrt(1.0 + square))
+    half, over = 0.5 * square * over, 2.0 * over
     if C.exp:
         half = 0.5 * square * versine
+        over = 1.0 / (1.0 + half)
     xu, uu, uw = stretch * xu, stretch * stretch * uu, stretch * uw
     shift = gap * half
-    total, drift, area = 1.0 + 2.0 * half - shift, slope * xu, xx * uu - xu * xu
-    area = where(area < 0, full_like(area, 0.0), area)
-    product, sum = (1.0 + shift) * (1.0 + shift) + area * slope * slope, total + where(drift < 0, -drift, drift)
-    inverse = 1.0 / where(drift < 0, product / sum, sum)
+    inverse = 1.0 / (1.0 + 2.0 * half - shift + slope * xu)
     other = gap * inverse
     if C.parallel:
-        summed = gap + other + half * gap * other
-        tangent, turn = 2.0 * inverse / (unit * summed), 0.25 * unit * slope * slope * inverse * summed / (1.0 + half)
+        summed, k = gap + other + half * gap * other, slope * slope * inverse * over
         t_v = inverse
-        t_x = turn * (uw + tangent * (xu * uw - uu * xw))
-        t_u = -turn * stretch * (xw + tangent * (xx * uw - xu * xw))
+        t_x = k * (0.25 * unit * summed * uw + 0.5 * inverse * (xu * uw - uu * xw))
+        t_u = -k * stretch * (0.25 * unit * summed * xw + 0.5 * inverse * (xx * uw - xu * xw))
     return 1.0 + shift * inverse, stretch * inverse, t_v, t_x, t_u, other
 
 

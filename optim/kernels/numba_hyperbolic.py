@@ -1,4 +1,4 @@
-"""Row kernels for hyperbolic rows on the CPU, in Numba: float32, with sums and all arithmetic in float64.
+"""Row kernels for hyperbolic rows on the CPU, in Numba: float32, with the algebra of a row in float64, and sums where it matters.
 
 Rows are taken in blocks that fit in cache: the dot products of all rows of a block, then the algebra for all of them in one
 loop, which is vectorized, then the linear combinations. Each kernel is compiled for its choices.
@@ -34,6 +34,8 @@ __all__ = ["schedule", "step"]
 
 ROWS, BLOCK = 64, 2**12
 """The most rows and, unless one row is longer, elements of a block."""
+NEAR = 0.75
+"""‖x‖²/R² above which a row of the ball, and its block, is stepped in float64."""
 NARROW = 8
 """Up to this many coordinates a kernel is compiled for their number: loops that short are half as fast."""
 _NUMBERS = len(HyperbolicNumbers._fields)
@@ -60,44 +62,39 @@ _motion, _combination = _algebra.motion, _algebra.combination
 
 
 @_inlined
-def _sums(x, g, v, start, stop, C, wide):
-    """x·x in float64, and x·g, x·v, g·g, g·v and v·v in the type of `wide`, over the coordinates from `start` to `stop`."""
-    real, xx, xg, xv, gg, gv, vv = type(wide), 0.0, wide, wide, wide, wide, wide
-    for i in range(start, stop):
-        a, b = real(x[i]), real(g[i])
-        xx += np.float64(x[i]) * np.float64(x[i])
-        xg += a * b
-        gg += b * b
-        if C.moving:
-            c = real(v[i])
-            xv += a * c
-            gv += b * c
-            vv += c * c
-    return xx, float(xg), float(xv), float(gg), float(gv), float(vv)
+def _products(x, g, v, n, rows, p, C, wide):
+    """The dot products of each row, and the first coordinate of its gradient, into the columns of `p`, summed in the type of `wide`."""
+    real, first = type(wide), 1 if C.sheet else 0
+    for r in range(rows):
+        xx, xg, xv, gg, gv, vv = wide, wide, wide, wide, wide, wide
+        for i in range(r * n + first, r * n + n):
+            a, b = real(x[i]), real(g[i])
+            xx += a * a
+            xg += a * b
+            gg += b * b
+            if C.moving:
+                c = real(v[i])
+                xv += a * c
+                gv += b * c
+                vv += c * c
+        p[0, r], p[1, r], p[2, r], p[3, r], p[4, r], p[5, r] = xx, xg, xv, gg, gv, vv
+        if C.sheet:
+            p[6, r] = np.float64(g[r * n])
 
 
 @_inlined
-def _products(x, g, v, n, rows, to, unit, C, zero):
-    """The dot products of each row, and the first coordinate of its gradient, into the columns of `to`.
-
-    In the ball float32 is enough for all but x·x, except near its boundary, where squares overflow, and where a length that is
-    read underflows.
-    """
+def _rough(p, rows, unit, C):
+    """Whether float32 is too rough for a row of the ball: near the boundary, where squares overflow, and where a length underflows."""
+    rough = False
     for r in range(rows):
-        if C.sheet:
-            sums = _sums(x, g, v, r * n + 1, r * n + n, C, 0.0)
-            to[6, r] = np.float64(g[r * n])
-        else:
-            sums = _sums(x, g, v, r * n, r * n + n, C, zero)
-            lost = (C.adam or C.clip) and sums[3] < loops.FEWEST
-            if lost or not (sums[0] < 0.9 * unit and sums[3] + sums[5] < math.inf):
-                sums = _sums(x, g, v, r * n, r * n + n, C, 0.0)
-        to[0, r], to[1, r], to[2, r], to[3, r], to[4, r], to[5, r] = sums
+        lost = (C.adam or C.clip) and p[3, r] < loops.FEWEST
+        rough = rough or lost or not (p[0, r] < NEAR * unit and p[3, r] + p[5, r] < math.inf)
+    return rough
 
 
 @_inlined
 def _solve(p, second, rows, to, C, N, rounding):
-    """The coefficients of each row, its new second moment, u·u and g(y), from the products `p`."""
+    """The coefficients of each row, its new second moment, and g(y) or, on the sheet, u·u, from the products `p`."""
     for r in range(rows):
         gap, share, f, length, hh, hv, vv = _gradient(
             p[0, r], p[1, r], p[2, r], p[3, r], p[4, r], p[5, r], p[6, r], N.unit, N.limit, rounding, C
@@ -115,7 +112,7 @@ def _solve(p, second, rows, to, C, N, rounding):
         to[0, r], to[1, r], to[2, r], to[3, r], to[4, r], to[5, r] = _combination(
             share, a, b, c, d, k_x, k_u, t_v, t_x, t_u
         )
-        to[6, r], to[7, r], to[8, r] = square, uu, other
+        to[6, r], to[7, r] = square, other if not C.sheet else uu
 
 
 @_inlined
@@ -125,7 +122,7 @@ def _combine(x, g, v, n, rows, k, C, zero, wide):
     for r in range(rows):
         y_x, y_g, y_v = kind(k[0, r]), kind(k[1, r]), kind(k[2, r])
         w_x, w_g, w_v = kind(k[3, r]), kind(k[4, r]), kind(k[5, r])
-        for i in range(r * n + first, (r + 1) * n):
+        for i in range(r * n + first, r * n + n):
             a, b = kind(x[i]), kind(g[i])
             if C.moving:
                 c = kind(v[i])
@@ -157,7 +154,7 @@ def _lift(x, v, n, rows, k, unit, C, zero):
 def _place(x, n, rows, k, unit, rounding, zero):
     """Points of the ball that are at its boundary after rounding are put at the norm (1 − 2ε) R."""
     for r in range(rows):
-        if k[8, r] < 8.0 * rounding:
+        if k[7, r] < 8.0 * rounding:
             xx = 0.0
             for i in range(r * n, (r + 1) * n):
                 xx += np.float64(x[i]) * np.float64(x[i])
@@ -176,7 +173,7 @@ def _run(address, C, width, zero):
     a = numba.carray(loops.pointer(job[4], 0.0), _NUMBERS + 1)
     N = HyperbolicNumbers(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12])
     size, rounding = job[5], a[13]
-    products, coefficients = np.empty((7, ROWS)), np.empty((9, ROWS))
+    products, coefficients = np.empty((7, ROWS)), np.empty((8, ROWS))
     while True:
         task = loops.ticket(address + 8 * COUNTER)
         if task >= job[3] - 1:
@@ -191,13 +188,20 @@ def _run(address, C, width, zero):
                 x, g = loops.pointer(table[matrix, X] + at, zero), loops.pointer(table[matrix, GRADIENT] + at, zero)
                 v = loops.pointer(table[matrix, VECTOR] + at, zero)
                 second = loops.pointer(table[matrix, SQUARE] + row * size, zero)
-                _products(x, g, v, n, rows, products, N.unit, C, zero)
+                exact = C.sheet
+                if not C.sheet:
+                    _products(x, g, v, n, rows, products, C, zero)
+                    exact = _rough(products, rows, N.unit, C)
+                if exact:
+                    _products(x, g, v, n, rows, products, C, 0.0)
                 _solve(products, second, rows, coefficients, C, N, rounding)
-                if C.sheet:  # far out, a gradient is a small difference of large x and g
+                if exact:
                     _combine(x, g, v, n, rows, coefficients, C, zero, 0.0)
-                    _lift(x, v, n, rows, coefficients, N.unit, C, zero)
                 else:
                     _combine(x, g, v, n, rows, coefficients, C, zero, zero)
+                if C.sheet:
+                    _lift(x, v, n, rows, coefficients, N.unit, C, zero)
+                else:
                     _place(x, n, rows, coefficients, N.unit, rounding, zero)
                 if C.adam:
                     for r in range(rows):

@@ -23,13 +23,13 @@ def test_every_choice_with_every_rule(choice, name):
         hyperbolic_rows.check(numba_hyperbolic, choice, name, CPU, turn)
 
 
-@pytest.mark.parametrize("choice", CHOICES[::3], ids="-".join)
+@pytest.mark.parametrize("choice", CHOICES, ids="-".join)
 def test_every_choice(choice):
     turn = CHOICES.index(choice)
-    hyperbolic_rows.check(numba_hyperbolic, choice, list(RULES)[turn % len(RULES)], CPU, turn)
+    hyperbolic_rows.check(numba_hyperbolic, choice, list(RULES)[(turn + 1) % len(RULES)], CPU, turn)
 
 
-@pytest.mark.parametrize("check", ["check_still", "check_rows_apart", "check_boundary"])
+@pytest.mark.parametrize("check", ["check_still", "check_rows_apart", "check_boundary", "check_middle"])
 def test_edges(check):
     getattr(hyperbolic_rows, check)(numba_hyperbolic, CPU)
 

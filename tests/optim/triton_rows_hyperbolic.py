@@ -29,6 +29,6 @@ def test_every_choice_with_every_rule(choice, name, device):
         hyperbolic_rows.check(triton_hyperbolic, choice, name, device, turn)
 
 
-@pytest.mark.parametrize("check", ["check_still", "check_rows_apart", "check_boundary"])
+@pytest.mark.parametrize("check", ["check_still", "check_rows_apart", "check_boundary", "check_middle"])
 def test_edges(check, device):
     getattr(hyperbolic_rows, check)(triton_hyperbolic, device)

@@ -3,6 +3,8 @@
 from mutant import Mutant
 
 ALGEBRA = "optim/kernels/algebra.py"
+HYPERBOLIC, NUMBA = "optim/kernels/hyperbolic.py", "optim/kernels/numba_hyperbolic.py"
+ROWS = "tests/optim/test_rows_hyperbolic.py"
 PATHS = "tests/optim/test_paths.py::test_paths_agree"
 MUTANTS = [
     Mutant(
@@ -144,5 +146,47 @@ MUTANTS = [
         "share = torch.where(share > _FACING, share, 0.5 * numerics.dot(middle, middle, 1) / scale)",
         "share = torch.where(share > _FACING, share, share)",
         "tests/optim/test_edges.py::test_transport_beside_the_antipode_is_isometric[Sphere()]",
+    ),
+    Mutant(
+        "vectors in the ball are not turned",
+        HYPERBOLIC,
+        "t_u = -k * stretch *",
+        "t_u = 0.0 * k * stretch *",
+        f"{ROWS}::test_every_choice[ball-retract-manifold]",
+    ),
+    Mutant(
+        "gradients on the sheet keep the sign of their first coordinate",
+        HYPERBOLIC,
+        "share = (xg + sqrt(time2) * g0) / unit",
+        "share = (xg - sqrt(time2) * g0) / unit",
+        f"{ROWS}::test_every_choice[sheet-retract-manifold]",
+    ),
+    Mutant(
+        "rows at the boundary are combined in float32",
+        NUMBA,
+        "exact = _rough(products, rows, N.unit, C)",
+        "exact = False",
+        f"{ROWS}::test_edges[check_middle]",
+    ),
+    Mutant(
+        "products on the sheet are summed in float32",
+        NUMBA,
+        "                    _products(x, g, v, n, rows, products, C, 0.0)\n",
+        "                    _products(x, g, v, n, rows, products, C, zero)\n",
+        f"{ROWS}::test_every_choice[sheet-exp-manifold]",
+    ),
+    Mutant(
+        "points beyond the last float are left outside of the ball",
+        NUMBA,
+        "if 1.0 - xx / unit <= 2.0 * rounding:",
+        "if 1.0 - xx / unit <= -2.0 * rounding:",
+        f"{ROWS}::test_edges[check_boundary]",
+    ),
+    Mutant(
+        "squares of huge gradients overflow",
+        NUMBA,
+        "p[3, r] + p[5, r] < math.inf",
+        "p[3, r] + p[5, r] > 0",
+        f"{ROWS}::test_edges[check_rows_apart]",
     ),
 ]
