@@ -143,7 +143,7 @@ class _Conjugate(_Gradients):
             return None
         elif self.beta == "hestenes_stiefel":
             beta = max(0.0, yg / dy)
-        else:  # Hager & Zhang 2005, eq. 1.3, with the bound of their later one, which has no unit
+        else:  # Hager & Zhang 2005, eq. 1.3, with the bound of Hager & Zhang 2013, which has no unit
             assert self.last is not None
             beta = max((yg - 2.0 * dg * yy / dy) / dy, 0.4 * self.last[1] / dd)
         slope, long = beta * dg - gg, math.sqrt(max(gg + beta * (beta * dd - 2.0 * dg), 0.0))
@@ -170,7 +170,7 @@ class ConjugateGradients(LineSearchMethod):
 
     With y = g − T(g₋) of the last gradient g₋, β is ‖g‖²/‖g₋‖² (``"fletcher_reeves"``), max(0, ⟨g, y⟩/‖g₋‖²) (``"polak_ribiere"``, its
     variant PR+), max(0, ⟨g, y⟩/⟨d, y⟩) (``"hestenes_stiefel"``) or ⟨y − 2 d ‖y‖²/⟨d, y⟩, g⟩/⟨d, y⟩ (``"hager_zhang"``, at least
-    0.4 ⟨d, g₋⟩/‖d‖²).
+    0.4 ⟨d, g₋⟩/‖d‖²; Hager & Zhang 2005, 2013).
 
     Example:
         >>> from retract.optim import ConjugateGradients
