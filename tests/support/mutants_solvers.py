@@ -269,4 +269,32 @@ MUTANTS = [
         ")",
         "tests/optim/test_solver_edges.py::test_parameters_without_dimensions_or_entries",
     ),
+    Mutant(
+        "the only trial of a search has another after it",
+        "optim/solvers/lbfgs.py",
+        "        if trials < 1:\n",
+        "        if trials < 0:\n",
+        "tests/optim/test_lbfgs.py::test_it_is_torchs_for_few_iterations_and_evaluations",
+    ),
+    Mutant(
+        "the last step is the rate, which a scheduler changes",
+        "optim/solvers/lbfgs.py",
+        '            t = float(options["lr"])\n',
+        '            t = options["lr"]\n',
+        "tests/optim/test_lbfgs.py::test_scheduled_rates[None]",
+    ),
+    Mutant(
+        "closures are taken out of autocast",
+        "optim/solvers/lbfgs.py",
+        "        closure = in_this_precision(torch.enable_grad()(closure))\n",
+        "        closure = torch.enable_grad()(closure)\n",
+        "tests/optim/test_lbfgs.py::test_the_closure_is_under_the_autocast_around_the_step",
+    ),
+    Mutant(
+        "autocast keeps parameters as they were before a step",
+        "manifolds/numerics.py",
+        "cache_enabled=False)(function)",
+        "cache_enabled=True)(function)",
+        "tests/optim/test_lbfgs.py::test_the_closure_is_under_the_autocast_around_the_step",
+    ),
 ]
