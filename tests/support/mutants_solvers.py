@@ -297,4 +297,18 @@ MUTANTS = [
         "cache_enabled=True)(function)",
         "tests/optim/test_lbfgs.py::test_the_closure_is_under_the_autocast_around_the_step",
     ),
+    Mutant(
+        "of joint points only the first part moves",
+        "optim/solvers/lbfgs.py",
+        "scatter_(a.clone(), points.parts, layouts)",
+        "scatter_(a.clone()[..., : 7], points.parts[:1], layouts[:1])",
+        "tests/optim/test_lbfgs_points.py::test_joint_points[Sphere()-torch.float64-strong_wolfe]",
+    ),
+    Mutant(
+        "the flat rest of a parameter in slices has no gradient",
+        "optim/solvers/lbfgs.py",
+        "            found.append(gather(grads, layouts).clone())\n",
+        "            found.append(gather(grads, layouts).clone() * (points.manifold != Euclidean(0) or points.slices is None))\n",
+        "tests/optim/test_lbfgs_points.py::test_slices[Sphere()-torch.float64-strong_wolfe]",
+    ),
 ]
