@@ -27,6 +27,7 @@ __all__ = [
     "full_precision",
     "generic",
     "hold_still",
+    "in_this_precision",
     "longest",
     "matrix_exp",
     "norm",
@@ -80,10 +81,23 @@ def full_precision() -> Iterator[None]:
     """Arithmetic in the precision of the arrays, also inside `torch.autocast`, which would take matrix products in half
     precision: an orthonormal frame comes out of one with a defect of 1e-2."""
     with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        for device in _autocast_devices():
+            stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+def in_this_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` under the `torch.autocast` that surrounds this call, also where it is called inside of `full_precision`.
+
+    Without the cache of cast parameters, which would outlive changes of them.
+    """
+    for device in _autocast_devices():
+        function = torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)(function)
+    return function
+
+
+def _autocast_devices() -> list[str]:
+    return [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
 
 
 def _event(ndim: int) -> tuple[int, ...]:

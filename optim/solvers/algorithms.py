@@ -80,8 +80,8 @@ class _Gradients(Directions):
         self.last: tuple[float, float] | None = None
 
     def guess(self, slope: float, length: float) -> float:
-        """The step that promises the same decrease as the last one (Nocedal & Wright 2006, §3.5); at first one of length 1."""
-        return 1.0 / length if self.last is None else self.last[0] * self.last[1] / slope
+        """The step that promises the same decrease as the last one (Nocedal & Wright 2006, §3.5); at first one of the length of the space's scale."""
+        return self.space.scale / length if self.last is None else self.last[0] * self.last[1] / slope
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
         d, slope, length = steepest(here)
@@ -143,7 +143,7 @@ class _Conjugate(_Gradients):
             return None
         elif self.beta == "hestenes_stiefel":
             beta = max(0.0, yg / dy)
-        else:  # Hager & Zhang 2005, eq. 1.3, with the bound of their later one, which has no unit
+        else:  # Hager & Zhang 2005, eq. 1.3, with the bound of Hager & Zhang 2013, which has no unit
             assert self.last is not None
             beta = max((yg - 2.0 * dg * yy / dy) / dy, 0.4 * self.last[1] / dd)
         slope, long = beta * dg - gg, math.sqrt(max(gg + beta * (beta * dd - 2.0 * dg), 0.0))
@@ -170,7 +170,7 @@ class ConjugateGradients(LineSearchMethod):
 
     With y = g − T(g₋) of the last gradient g₋, β is ‖g‖²/‖g₋‖² (``"fletcher_reeves"``), max(0, ⟨g, y⟩/‖g₋‖²) (``"polak_ribiere"``, its
     variant PR+), max(0, ⟨g, y⟩/⟨d, y⟩) (``"hestenes_stiefel"``) or ⟨y − 2 d ‖y‖²/⟨d, y⟩, g⟩/⟨d, y⟩ (``"hager_zhang"``, at least
-    0.4 ⟨d, g₋⟩/‖d‖²).
+    0.4 ⟨d, g₋⟩/‖d‖²; Hager & Zhang 2005, 2013).
 
     Example:
         >>> from retract.optim import ConjugateGradients
@@ -198,7 +198,9 @@ class ConjugateGradients(LineSearchMethod):
 class _LimitedMemory(_Gradients):
     def __init__(self, space: Space, memory: int, caution: float) -> None:
         super().__init__(space)
-        self.pairs = Pairs(space, memory, lambda sy, ss, square: sy > caution * math.sqrt(square) * ss and sy > 0)
+        self.pairs = Pairs(
+            space, memory, lambda sy, ss, square: sy > caution / space.scale * math.sqrt(square) * ss and sy > 0
+        )
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
         found = self.pairs.direction(here.x, here.gradient, here.square)
@@ -222,7 +224,8 @@ class _LimitedMemory(_Gradients):
 @dataclass(frozen=True)
 class LBFGS(LineSearchMethod):
     """Limited-memory BFGS: pairs of a step s and its change y of the gradient are carried along by the transport of the manifold,
-    and used where ⟨s, y⟩ > c ‖g‖ ‖s‖², g the gradient (Huang, Absil & Gallivan 2018).
+    and used where ⟨s, y⟩ > c ‖g‖ ‖s‖², g the gradient (Huang, Absil & Gallivan 2018). In flat space, where lengths have units, c is
+    divided by the length of x0.
 
     Example:
         >>> from retract.optim import LBFGS, StrongWolfe
@@ -271,7 +274,7 @@ class TrustRegions:
 
     Args:
         max_radius: the largest radius.
-        radius: the first one; None: an eighth of the root of the number of coordinates.
+        radius: the first one; None: an eighth of the root of the number of coordinates, in flat space of the length of x0.
         accept: steps are taken whose decrease is this share of the model's, in [0, 1/4).
         kappa, theta: a step is exact enough when the residual has fallen by min(κ, (‖g‖/‖g₀‖)^θ), with g₀ at the start; θ = 1 makes the
             order of convergence 2.

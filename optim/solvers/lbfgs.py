@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import OptionError, StateError
 from ...manifolds import Euclidean
-from ...manifolds.numerics import full_precision
+from ...manifolds.numerics import full_precision, in_this_precision
 from ...manifolds.parameters.rows import gather, scatter_
 from ...manifolds.parameters.shards import is_sharded
 from ..execution.points import PointSet, Table
@@ -152,9 +152,9 @@ class RiemannianLBFGS(torch.optim.Optimizer):
             DeclarationError: a parameter that was declared after it was added.
         """
         self._marks.check(self._table)
+        closure = in_this_precision(torch.enable_grad()(closure))
         with full_precision():
-            call = _Call(self, torch.enable_grad()(closure))
-            return call.run()
+            return _Call(self, closure).run()
 
     def _points(self) -> Iterator[PointSet]:
         return chain.from_iterable(self._table.values())
@@ -225,16 +225,21 @@ class _Call:
             # The gradient after the last iteration is taken by the next call, in a stochastic setting of another batch.
             there = here._replace(x=x) if last else self._evaluate(x)[1]
         else:
-            search = StrongWolfe(
-                max_trials=max(1, options["max_eval"] - self.evaluations),
-                shortest=options["tolerance_change"] / self._longest(here.x, d),
-            )
-            found = search(lambda t: self._along(here, d, t), Trial(0.0, here.f, slope, here), t, 0.0)
+            found = self._search(here, d, slope, t)
             if found is None or found.state is None:
                 return None, 0.0
             there, t = found.state, found.t
         self.pairs.carry(here.x, here.gradient, [t * a for a in d], there.x, t * length)
         return there, t
+
+    def _search(self, here: State, d: Arrays, slope: float, t: float) -> Trial | None:
+        """A trial on the way along `d`; the first one is made at all events, as in torch."""
+        trials = self.options["max_eval"] - self.evaluations
+        if trials < 1:
+            only = self._along(here, d, t)
+            return only if only.f < here.f else None
+        search = StrongWolfe(max_trials=trials, shortest=self.options["tolerance_change"] / self._longest(here.x, d))
+        return search(lambda t: self._along(here, d, t), Trial(0.0, here.f, slope, here), t, 0.0)
 
     def _along(self, here: State, d: Arrays, t: float) -> Trial:
         """The trial at `t`, as in `Objective.along`."""

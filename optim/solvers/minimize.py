@@ -104,7 +104,7 @@ def minimize(
         message, success, exception = _run(run, chosen)
     last, counts = run.state, objective.counts
     return OptimizeResult(
-        nested(last.x), last.f, math.sqrt(last.square), max(len(run.history) - 1, 0), counts.nfev, counts.njev, counts.nhev,
+        nested(last.x), objective.unit * last.f, objective.unit * math.sqrt(last.square), max(len(run.history) - 1, 0), counts.nfev, counts.njev, counts.nhev,
         success, message, run.history, exception,
     )  # fmt: skip
 

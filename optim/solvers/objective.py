@@ -47,6 +47,10 @@ class Trial(NamedTuple):
     """None where f or its gradient is not finite."""
 
 
+def _size(x: Arrays) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(a, dtype=torch.float64)) for a in x))
+
+
 Model = tuple[State, Callable[[Arrays], Arrays]]
 """A state, and products of a tangent with the Hessian there."""
 
@@ -60,35 +64,56 @@ class Objective:
     counts: Counts = field(default_factory=Counts)
     eps: float = 0.0
     """The rounding error of f and of the arrays, that of the coarsest dtype among them; known from `start` on."""
+    unit: float = 1.0
+    """What values, gradients and Hessians are divided by: 1, or a power of 2 where the gradient at the start is so short or long
+    that products of three of them are no numbers."""
 
     def value(self, x: Arrays) -> float:
         """f(x), without derivatives."""
         self.counts.nfev += 1
-        return float(self._scalar(self.function(x)))
+        return float(self._value(x))
 
     def start(self, x: Arrays) -> State:
         """The state at `x`.
 
         Raises:
-            ProblemError: f(x) is not finite, is no scalar tensor, or does not depend on x; its gradient is not finite, or has no square in
-                its dtype.
+            ProblemError: f(x) is not finite, is no scalar tensor, or does not depend on x; its gradient is not finite; x, or the gradient
+                where f is about 1, has no square in its dtype.
         """
         value, x, egrad = self._gradients(x)
-        self.eps = max(torch.finfo(a.dtype).eps for a in (value, *x))
-        state = self._state(value, x, egrad)
-        if not math.isfinite(state.f):
-            raise ProblemError(f"f(x0) = {state.f}: the start has to be where f is finite; choose another x0")
-        largest = max((float(g.abs().max()) for g in state.gradient if g.numel()), default=0.0)
+        f, gradient = float(value), self.space.each("riemannian_gradient", x, egrad)
+        coarsest = max((torch.finfo(a.dtype) for a in (value, *x)), key=lambda one: one.eps)
+        self.eps = coarsest.eps
+        if not math.isfinite(f):
+            raise ProblemError(f"f(x0) = {f}: the start has to be where f is finite; choose another x0")
+        largest = max((float(g.abs().max()) for g in gradient if g.numel()), default=0.0)
         if not math.isfinite(largest):
             raise ProblemError(
                 "the gradient at x0 is not finite, although f is: f has no derivative there; choose another x0"
             )
-        if state.square == math.inf or (state.square == 0.0 and largest > 0.0):
+        least = coarsest.tiny**0.125
+        if 0.0 < largest < least or largest > 1.0 / least:
+            size = min(max(largest, min(coarsest.tiny**0.5 * abs(f), 1.0)), 1.0 / coarsest.tiny)  # f / size is finite
+            self.unit = 2.0 ** math.floor(math.log2(size))
+        gradient = [g / self.unit for g in gradient]
+        state = State(x, f / self.unit, gradient, self._square(x, gradient))
+        if self.space.flat:
+            self.space.scale = self._scale(state)
+        squares = state.square or float(largest == 0.0), self.space.scale * self.space.scale
+        if not all(coarsest.tiny < one < coarsest.max for one in squares):
             raise ProblemError(
-                f"the gradient at x0 has entries up to {largest:.1e}, and the square of its length is {state.square} in {x[0].dtype}; "
-                "multiply f by a constant"
+                f"f(x0) = {f:.1e} has a gradient with entries up to {largest:.1e}, and x0 entries up to "
+                f"{max(float(a.abs().max()) for a in x if a.numel()):.1e}: squares of lengths are no numbers in {x[0].dtype}; take x in other units"
             )
         return state
+
+    def _scale(self, start: State) -> float:
+        """The scale of flat space: the length of the start, or, where it is so short that f hardly changes along it, the way on
+        which f would fall to 0 if it went on as it begins; so it goes with the units of x and of f."""
+        size, norm = _size(start.x), math.sqrt(start.square)
+        if size * norm <= self.eps**0.5 * abs(start.f):
+            size = abs(start.f) / norm if norm else 0.0
+        return size or 1.0
 
     def state(self, x: Arrays) -> State:
         """The state at `x`."""
@@ -98,7 +123,7 @@ class Objective:
         """The state at `x`, and v ↦ H v with H the second derivative of u ↦ f(retract(x, u)) at 0, raised to a tangent."""
         with torch.enable_grad():
             u = [torch.zeros_like(a, requires_grad=True) for a in x]
-            value = self._scalar(self.function(self.space.each("retract", x, u)))
+            value = self._value(self.space.each("retract", x, u))
             slopes = torch.autograd.grad(value, u, create_graph=True, allow_unused=True)
         self.counts.nfev += 1
         self.counts.njev += 1
@@ -117,6 +142,7 @@ class Objective:
 
     def differences(self, x: Arrays) -> Model:
         """As `pullback`, with H v as the difference of first derivatives of the pullback at h v and at 0, over h: one gradient each."""
+        scale = max(self.space.scale, _size(x)) if self.space.flat else self.space.scale
         value, first = self._slopes(x, [torch.zeros_like(a) for a in x])
 
         def product(v: Arrays) -> Arrays:
@@ -124,7 +150,7 @@ class Objective:
             size = math.sqrt(float(self.space.inner(x, v, v)))
             if size == 0.0:
                 return v
-            h = self.eps**0.5 / size
+            h = self.eps**0.5 * scale / size
             _, ahead = self._slopes(x, [h * a for a in v])
             return self._raised(x, [(b - a) / h for a, b in zip(first, ahead, strict=True)])
 
@@ -138,7 +164,7 @@ class Objective:
         """u ↦ f(retract(x, u)) and its first derivatives."""
         with torch.enable_grad():
             u = [a.requires_grad_() for a in u]
-            value = self._scalar(self.function(self.space.each("retract", x, u)))
+            value = self._value(self.space.each("retract", x, u))
             slopes = self._grad(value, u)
         self.counts.nfev += 1
         self.counts.njev += 1
@@ -166,7 +192,7 @@ class Objective:
         """f, the point without a history, and the Euclidean gradients."""
         with torch.enable_grad():
             x = [a.detach().requires_grad_() for a in x]
-            value = self._scalar(self.function(x))
+            value = self._value(x)
             egrad = self._grad(value, x)
         self.counts.nfev += 1
         self.counts.njev += 1
@@ -183,13 +209,17 @@ class Objective:
 
     def _state(self, value: Tensor, x: Arrays, egrad: Arrays) -> State:
         gradient = self.space.each("riemannian_gradient", x, egrad)
-        return State(x, float(value), gradient, max(float(self.space.inner(x, gradient, gradient)), 0.0))
+        return State(x, float(value), gradient, self._square(x, gradient))
 
-    @staticmethod
-    def _scalar(value: Any) -> Tensor:
+    def _square(self, x: Arrays, u: Arrays) -> float:
+        return max(float(self.space.inner(x, u, u)), 0.0)
+
+    def _value(self, x: Arrays) -> Tensor:
+        """f(x) in its unit, without dimensions."""
+        value = self.function(x)
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
             kind = f"a tensor of {value.dtype}, {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ProblemError(
                 f"f returned {kind}, and it has to return one real number as a tensor, computed by torch's functions; sum it, or take its mean"
             )
-        return value.reshape(())
+        return value.reshape(()) if self.unit == 1.0 else value.reshape(()) / self.unit

@@ -115,30 +115,38 @@ class Run:
     terms: float = 0.0
     """The size of the terms that f is the sum of, if it was found to be larger than f."""
 
+    def __post_init__(self) -> None:
+        self.first = math.sqrt(self.state.square)
+        """The length of the gradient at the start."""
+
     def rounding(self, f: float) -> float:
         """The size of rounding errors of f."""
         return 10.0 * self.objective.eps * max(abs(f), self.terms)
 
     def coarser(self) -> bool:
         """Take f for a sum of terms as large as its largest value so far, which cancel where f is small; whether that is new."""
-        before, self.terms = self.terms, max(abs(record.fun) for record in self.history)
+        before, self.terms = self.terms, max(abs(record.fun) for record in self.history) / self.objective.unit
         return self.terms > max(before, abs(self.state.f))
 
     @property
     def tolerance(self) -> float:
         """The length of a gradient that ends the run."""
-        return max(self.gtol, self.gtol_rel * self.history[0].grad_norm)
+        return max(self.gtol / self.objective.unit, self.gtol_rel * self.first)
 
     def accept(self, state: State, step: float) -> None:
         """Go to `state`, `step` away; raises `Stopped` where the run ends."""
         before, self.state = self.state, state
-        counts = self.objective.counts
+        counts, unit = self.objective.counts, self.objective.unit
         norm = math.sqrt(state.square)
-        record = Record(state.f, norm, step, counts.nfev, counts.njev, counts.nhev, perf_counter() - self.began)
+        record = Record(
+            unit * state.f, unit * norm, step, counts.nfev, counts.njev, counts.nhev, perf_counter() - self.began
+        )
         self.history.append(record)
         number = len(self.history) - 1
         if self.display:
-            print(f"{number:6d}  f = {state.f: .12e}  |g| = {norm:.2e}  step {step:.2e}  evaluations {counts.nfev}")
+            print(
+                f"{number:6d}  f = {record.fun: .12e}  |g| = {record.grad_norm:.2e}  step {step:.2e}  evaluations {counts.nfev}"
+            )
         if self.callback is not None:
             try:
                 self.callback([a.clone() for a in state.x], record)
@@ -148,7 +156,11 @@ class Run:
             raise Stopped("the gradient is as short as asked for", success=True)
         if number and step <= self.xtol:
             raise Stopped("the step is as short as asked for", success=True)
-        if number and self.ftol > 0 and 0.0 <= before.f - state.f <= self.ftol * max(abs(before.f), abs(state.f), 1.0):
+        if (
+            number
+            and self.ftol > 0
+            and 0.0 <= before.f - state.f <= self.ftol * max(abs(before.f), abs(state.f), 1.0 / unit)
+        ):
             raise Stopped("f has changed as little as asked for", success=True)
         low, short = self.best
         self.idle = 0 if state.f < low - self.objective.eps * abs(low) or norm < short else self.idle + 1
@@ -174,6 +186,6 @@ class Run:
                 "f cannot be lowered any further: what a step promises is lost in its rounding errors", success=True
             )
         return Stopped(
-            f"no descent: f does not fall along the negative gradient, although a step promised {promised:.1e}. Is f smooth, and "
+            f"no descent: f does not fall along the negative gradient, although a step promised {self.objective.unit * promised:.1e}. Is f smooth, and "
             "does its gradient belong to it?"
         )

@@ -50,7 +50,7 @@ class Search(ABC):
         """A trial that passes, or None if none was found.
 
         Args:
-            curve: evaluates f and its slope at t; `Trial.state` is None where they are not finite.
+            curve: evaluates f and its slope at t, in a unit of the run; `Trial.state` is None where they are not finite.
             start: the trial at t = 0, with a negative slope.
             t: the first guess, > 0.
             rounding: the size of rounding errors of f, 0 to take its values as exact.

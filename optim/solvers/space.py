@@ -28,6 +28,9 @@ class Space:
         self._dots = [isinstance(m, EmbeddedManifold | Euclidean) for m in self.manifolds]
         self.flat = all(isinstance(m, Euclidean) for m in self.manifolds)
         """Whether all points are in flat space, where tangents stay as they are."""
+        self.scale = 1.0
+        """The length of a way that is neither short nor long: 1 on curved manifolds; in flat space, where lengths have units, that of
+        the start."""
         self.reach = min([1.0, *(m.radius for m in self.manifolds if isinstance(m, SpectralSphere))])
         """The smallest radius of a manifold on which tangents are projected, by which ways are short or long."""
         self.projects = all(isinstance(m, Euclidean) or _projects(m) for m in self.manifolds)

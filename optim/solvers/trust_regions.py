@@ -36,14 +36,15 @@ def descend_in_regions(run: Run, method: TrustRegions) -> None:
     """Make steps until `Stopped` is raised."""
     objective, space = run.objective, run.objective.space
     size = sum(a.numel() for a in run.state.x)
-    radius = min(method.radius or math.sqrt(size) / 8, method.max_radius)
+    usual = space.scale if space.flat else math.sqrt(size)
+    radius = min(method.radius or usual / 8, method.max_radius)
     limit = method.max_inner or 10 * size
     model, (here, product) = _model(objective, method.hessian, run.state.x)
     while True:
         first = radius
         while True:
             norm = math.sqrt(here.square)
-            share = min(method.kappa, (norm / run.history[0].grad_norm) ** method.theta)
+            share = min(method.kappa, (norm / run.first) ** method.theta)
             # No step has to be more exact than the end of the run: below that are rounding errors of the gradient.
             target = max(norm * share, 0.1 * run.tolerance)
             step = _truncated(space, here, product, radius, target, limit)
@@ -62,7 +63,7 @@ def descend_in_regions(run: Run, method: TrustRegions) -> None:
                 if math.isfinite(there.square):
                     break
                 radius = min(radius, length) / 4
-            if radius * math.sqrt(here.square) <= rounding or radius < objective.eps * 1e-3 * min(first, 1.0):
+            if radius * math.sqrt(here.square) <= rounding or radius < objective.eps * 1e-3 * min(first, space.scale):
                 if not run.coarser():
                     raise run.exhausted(step.decrease)
                 radius = first
@@ -83,7 +84,7 @@ def _model(objective: Objective, hessian: str, x: Arrays) -> tuple[Callable[[Arr
         return objective.differences, differences
     try:
         pullback = objective.pullback(x)
-        fault = _fault(objective.space, pullback, differences)
+        fault = _fault(objective, pullback, differences)
     except RuntimeError as error:
         fault = f"f or a retraction cannot be differentiated twice ({error})"
     if fault is None:
@@ -93,11 +94,11 @@ def _model(objective: Objective, hessian: str, x: Arrays) -> tuple[Callable[[Arr
     raise ProblemError(f"{fault}; use TrustRegions(hessian='differences')")
 
 
-def _fault(space: Space, pullback: Model, model: Model) -> str | None:
+def _fault(objective: Objective, pullback: Model, model: Model) -> str | None:
     """What is wrong with the second derivatives of `pullback`, if anything: along the gradient they have to equal those of `model`, which
     are differences, since a torch.autograd.Function whose backward pass has no derivative leaves them out without a word; and they have to
     be symmetric."""
-    (here, product), (_, differences) = pullback, model
+    (here, product), (_, differences), space = pullback, model, objective.space
     x, g = here.x, here.gradient
     v = space.each("project", x, [a.sin() for a in x])
 
@@ -106,7 +107,8 @@ def _fault(space: Space, pullback: Model, model: Model) -> str | None:
 
     found, expected, other = product(g), differences(g), product(v)
     off = size(combined((1.0, found), (-1.0, expected)))
-    if not off <= 1e-2 * size(expected) + 1e-6 * size(g):
+    rounding = objective.eps**0.5 * here.square / space.scale  # of the difference of two gradients, over its step
+    if not off <= 1e-2 * size(expected) + 1e2 * rounding:
         return f"second derivatives of f, or of a retraction, are off by {off:.1e} of {size(expected):.1e} from differences of first ones"
     ways = float(space.inner(x, v, found)), float(space.inner(x, other, g))
     if not abs(ways[0] - ways[1]) <= 1e-2 * (size(v) * size(found) + size(other) * size(g)):

@@ -1,7 +1,9 @@
 """`RiemannianLBFGS`: torch.optim.LBFGS in flat space, tangents at one point, declared modules, lives of its state."""
 
+import contextlib
 import copy
 import io
+import itertools
 
 import pytest
 import retract
@@ -20,8 +22,8 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def least_squares(seed):
-    a, b = normal(30, 12, seed=seed), normal(30, seed=100 + seed)
+def least_squares(seed, dtype=torch.float64):
+    a, b = normal(30, 12, seed=seed, dtype=dtype), normal(30, seed=100 + seed, dtype=dtype)
 
     def loss(parts):
         off = a @ torch.cat([part.reshape(-1) for part in parts]) - b
@@ -73,6 +75,91 @@ def test_it_is_torchs_in_flat_space(options, seed):
     assert ours[2:] == theirs[2:]
     assert torch.allclose(ours[1], theirs[1], rtol=1e-12, atol=0.0)
     assert torch.allclose(ours[0], theirs[0], rtol=0.0, atol=1e-11)
+
+
+def test_it_is_torchs_for_few_iterations_and_evaluations():
+    """Wherever the closure is called, and after every call."""
+
+    def trace(cls, dtype, **options):
+        params = [nn.Parameter(torch.full(shape, 0.1, dtype=dtype)) for shape in ((7,), (1, 5))]
+        optimizer, loss, points = cls(params, **options), least_squares(0, dtype), []
+
+        def closure():
+            optimizer.zero_grad()
+            value = loss(params)
+            value.backward()
+            points.append(torch.cat([p.detach().reshape(-1) for p in params]))
+            return value
+
+        for _ in range(3):
+            optimizer.step(closure)
+            points.append(torch.cat([p.detach().reshape(-1) for p in params]))
+        return points
+
+    for dtype, lr, max_iter, max_eval, search, size in itertools.product(
+        (torch.float64, torch.float32), (0.05, 1.0), (1, 2, 3), (None, 1, 2, 3), (None, "strong_wolfe"), (1, 5)
+    ):
+        options = {"lr": lr, "max_iter": max_iter, "max_eval": max_eval, "line_search_fn": search, "history_size": size}
+        theirs, ours = (trace(cls, dtype, **options) for cls in (torch.optim.LBFGS, RiemannianLBFGS))
+        assert len(ours) == len(theirs), options
+        error = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+        assert error <= 1e4 * torch.finfo(dtype).eps, (options, error)
+
+
+@pytest.mark.parametrize("line_search_fn", ["strong_wolfe", None])
+def test_scheduled_rates(line_search_fn):
+    """As in torch for numbers. Of a tensor torch keeps the tensor as its last step, which the scheduler then changes."""
+
+    def trained(cls, lr):
+        params = [nn.Parameter(torch.full((12,), 0.1, dtype=torch.float64))]
+        optimizer, loss = cls(params, lr=lr, max_iter=3, line_search_fn=line_search_fn), least_squares(0)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+        def closure():
+            optimizer.zero_grad()
+            value = loss(params)
+            value.backward()
+            return value
+
+        for _ in range(6):
+            optimizer.step(closure)
+            scheduler.step()
+        return params[0].detach()
+
+    expected = trained(torch.optim.LBFGS, 0.25)
+    for lr in (0.25, torch.tensor(0.25), torch.tensor(0.25, dtype=torch.float64)):
+        assert torch.allclose(trained(RiemannianLBFGS, lr), expected, rtol=0.0, atol=1e-13)
+
+
+def test_the_closure_is_under_the_autocast_around_the_step():
+    """And nothing else is: the rows stay on the sphere to the last digits. Parameters are cast anew in every call."""
+
+    def trained(around, inside):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 4)
+        retract.declare(model, "weight", Sphere())
+        retract.project_(model)
+        optimizer, losses = make(model), []
+
+        def closure():
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16) if inside else contextlib.nullcontext():
+                out = model(INPUTS.float())
+            assert out.dtype == torch.bfloat16
+            loss = out.float().square().mean()
+            loss.backward()
+            losses.append(loss.item())
+            return loss
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            optimizer.step(closure)
+            optimizer.step(closure)
+        Sphere().check_point(model.weight.detach(), "weight", 1e-6)
+        return losses
+
+    losses = trained(True, False)
+    assert losses == trained(False, True)
+    assert losses[-1] < losses[0]
 
 
 def test_it_is_torchs_on_a_curved_valley():

@@ -103,6 +103,19 @@ def test_slopes_decide_where_values_are_rounded():
     assert HagerZhang(curvature=0.1)(at, at(0.0), 100.0, 1e-15).t == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.parametrize("power", [-900, 900])
+def test_searches_do_not_depend_on_the_unit_of_f(power):
+    """Multiplied by a power of 2, f leads to the same step, also where squares of slopes are no numbers."""
+
+    def scaled(at):
+        return lambda t: (one := at(t))._replace(f=math.ldexp(one.f, power), slope=math.ldexp(one.slope, power))
+
+    for name, f in FUNCTIONS.items():
+        for search in (HagerZhang(curvature=0.1), StrongWolfe(curvature=0.1), Armijo()):
+            one, two = (search(at, at(0.0), 7.0, 0.0) for at in (curve(f), scaled(curve(f))))
+            assert one.t == two.t, (name, search)
+
+
 def test_no_descent_gives_none():
     def rises(t):
         return Trial(t, t, -1.0 if t == 0 else 1.0, State([], t, [], 1.0))

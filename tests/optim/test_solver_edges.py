@@ -7,7 +7,16 @@ import pytest
 import torch
 from retract.errors import ProblemError
 from retract.manifolds import Euclidean, Lorentz, SpectralSphere, Sphere, from_geoopt
-from retract.optim import LBFGS, RiemannianLBFGS, StrongWolfe, TrustRegions, minimize
+from retract.optim import (
+    LBFGS,
+    Armijo,
+    ConjugateGradients,
+    RiemannianLBFGS,
+    SteepestDescent,
+    StrongWolfe,
+    TrustRegions,
+    minimize,
+)
 from retract.optim.solvers.objective import Objective
 from retract.optim.solvers.space import Space
 from solver_problems import LOW, A, normal, start
@@ -120,12 +129,54 @@ def test_units_of_coordinates(method, scale):
     assert found.nfev < 250
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "conjugate_gradients", "steepest_descent", LBFGS(search=StrongWolfe())])
-@pytest.mark.parametrize("scale", [1e-100, 1e100])
-def test_units_of_values(method, scale):
-    one, two = (minimize(lambda x, s=s: s * quadratic(x), start(Sphere(), (8,)), Sphere(), method) for s in (1, scale))
-    assert two.success, two.message
-    assert two.nit <= 2 * one.nit
+METHODS = [*NAMES, TrustRegions(hessian="differences"), LBFGS(search=StrongWolfe()), SteepestDescent(search=Armijo())]
+METHODS += [ConjugateGradients(beta=beta) for beta in ("fletcher_reeves", "polak_ribiere", "hestenes_stiefel")]
+
+
+def quartic(x):
+    return (x - 1).square().sum() + (x - 1).pow(4).sum() + x[0] * x[1]
+
+
+@pytest.mark.parametrize("power", [-480, -166, -30, 30, 166, 480])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_units_of_coordinates_in_flat_space(method, dtype, power):
+    """In other units, by a power of 2: the same path, bit by bit, also from 0."""
+    power = power if dtype == torch.float64 else power // 10
+    for x0 in (normal(8, seed=3, dtype=dtype), torch.zeros(8, dtype=dtype)):
+        one, two = (
+            minimize(lambda x, s=s: quartic(x / s), s * x0, Euclidean(1), method, max_iter=200)
+            for s in (1.0, 2.0**power)
+        )
+        assert one.success, one.message
+        assert two.message == one.message
+        assert torch.equal(two.x, 2.0**power * one.x)
+        assert [record.fun for record in two.history] == [record.fun for record in one.history]
+
+
+@pytest.mark.parametrize("power", [-1000, -332, -20, 20, 332, 1000])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_units_of_values(method, dtype, power):
+    """f multiplied by a power of 2, on a product: the same path, bit by bit."""
+    power = power if dtype == torch.float64 else power // 10
+    matrix = A.to(dtype)
+    x0 = {"on": start(Sphere(), (8,), dtype=dtype), "off": torch.ones(8, dtype=dtype)}
+
+    def f(x):
+        return x["on"] @ matrix @ x["on"] + (x["off"] - x["on"]).square().sum() + x["off"].pow(4).sum()
+
+    one, two = (
+        minimize(lambda x, s=s: s * f(x), x0, {"on": Sphere(), "off": Euclidean(1)}, method, max_iter=200)
+        for s in (1.0, 2.0**power)
+    )
+    assert one.success, one.message
+    assert two.message == one.message
+    for key in x0:
+        assert torch.equal(two.x[key], one.x[key])
+    for a, b in zip(one.history, two.history, strict=True):
+        assert (b.fun, b.grad_norm, b.step, b.nfev) == (2.0**power * a.fun, 2.0**power * a.grad_norm, a.step, a.nfev)
+    assert (two.fun, two.grad_norm) == (two.history[-1].fun, two.history[-1].grad_norm)
 
 
 @pytest.mark.parametrize("scale", [2.0**-20, 2.0**20])
@@ -137,10 +188,30 @@ def test_conjugate_gradients_do_not_depend_on_the_unit_of_f(scale):
         assert [record.fun * scale for record in one.history] == [record.fun for record in two.history]
 
 
-def test_gradients_without_a_square():
+def test_tolerances_are_in_the_units_of_f():
+    """However long its gradients are."""
+    for scale in (2.0**-400, 2.0**400):
+        found = minimize(
+            lambda x, s=scale: s * quadratic(x), start(Sphere(), (8,)), Sphere(), gtol=1e-3 * scale, gtol_rel=0
+        )
+        assert found.grad_norm <= 1e-3 * scale < found.history[-2].grad_norm
+    found = minimize(lambda x: 2.0**-400 * quadratic(x), start(Sphere(), (8,)), Sphere(), ftol=1e-12)
+    assert (found.nit, found.message) == (1, "f has changed as little as asked for")
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6, 1e10])
+@pytest.mark.parametrize("method", [*NAMES, TrustRegions(hessian="differences")], ids=str)
+def test_a_start_far_from_the_minimum(method, scale):
+    """Or next to 0, in units of the way on which f changes."""
+    found = minimize(quartic, scale * normal(8, seed=3), Euclidean(1), method)
+    assert found.success, found.message
+    assert found.nfev < 400
+
+
+def test_lengths_without_a_square():
     for scale in (1e-200, 1e200):
-        with pytest.raises(ProblemError, match="multiply f by a constant"):
-            minimize(lambda x, s=scale: s * quadratic(x), start(Sphere(), (8,)), Sphere())
+        with pytest.raises(ProblemError, match="take x in other units"):
+            minimize(lambda x, s=scale: quartic(x / s), scale * normal(8), Euclidean(1))
 
 
 @pytest.mark.parametrize(
