@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from retract.errors import RetractError
 
 from . import protocol
 from .loop import Study, train
@@ -46,7 +47,17 @@ def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
 
 
 def next_run(method: Method, budget: int, records: Sequence[Record]) -> Run | None:
-    """What comes after the runs in `records`; None when the method is done."""
+    """What comes after the runs in `records`; None when the method is done.
+
+    Raises `RetractError` if these are of other centres than the method has now.
+    """
+    for record in records:
+        if record["phase"] == "sweep" and record["values"] != protocol.values(method.knobs, tuple(record["node"])):
+            raise RetractError(
+                f"{method.name}: a run at {record['values']} is stored as node {record['node']}, which is "
+                f"{protocol.values(method.knobs, tuple(record['node']))} about the centres {method.knobs}: they have changed. Restore "
+                "them, or remove the file of the results"
+            )
     losses = sweep(records)
     found = protocol.next_of_sweep(len(method.knobs), losses, budget)
     if found is not None:

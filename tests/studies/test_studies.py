@@ -1,10 +1,12 @@
 """The runs of a study: bitwise the same again, resumed one by one, by several workers, with methods of ten lines; and their page."""
 
 import contextlib
+import dataclasses
 import json
 
 import pytest
 import torch
+from retract.errors import RetractError
 from studies import methods, pages, runs
 from studies.loop import train
 from studies.methods import load
@@ -129,6 +131,14 @@ def test_a_stored_run_comes_out_again_and_a_changed_one_is_told(tmp_path):
     stored = runs.read(tmp_path, "psi_sgdm")[1]["loss"]
     path.write_text(path.read_text().replace(repr(stored), repr(stored + 1e-9)))
     assert runs.again(Tiny(), "psi_sgdm", 1, tmp_path) == {"loss": (stored + 1e-9, stored)}
+
+
+def test_other_centres_than_those_of_the_stored_runs_are_refused(stored):
+    found, method = runs.read(stored / "tiny", "psi_sgdm"), load("psi_sgdm")
+    assert runs.next_run(method, Tiny.budget, found) is None
+    moved = dataclasses.replace(method, knobs={**method.knobs, "lr": 0.3})
+    with pytest.raises(RetractError, match="the centres .*'lr': 0.3.* have changed"):
+        runs.next_run(moved, Tiny.budget, found)
 
 
 def test_two_workers_are_never_at_one_method(tmp_path, mine):

@@ -116,11 +116,18 @@ MUTANTS = [
         "tests/studies/test_studies.py::test_two_workers_are_never_at_one_method",
     ),
     Mutant(
-        "a run that is stored is made again",
+        "runs at several multiples of the rate are taken for one",
         "docs/studies/runs.py",
         "(run.phase, run.values, run.seed) not in done",
-        "run.phase not in done",
+        "(run.phase, run.seed) not in [(phase, seed) for phase, _, seed in done]",
         "tests/studies/test_studies.py::test_runs_are_stored_one_by_one_and_go_on",
+    ),
+    Mutant(
+        "runs about other centres count",
+        "docs/studies/runs.py",
+        'if record["phase"] == "sweep" and record["values"] !=',
+        'if record["phase"] == "" and record["values"] !=',
+        "tests/studies/test_studies.py::test_other_centres_than_those_of_the_stored_runs_are_refused",
     ),
     Mutant(
         "a repeated run is not compared",
