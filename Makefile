@@ -29,7 +29,7 @@ test-long: .venv/dev
 check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cd tests && MYPYPATH=../docs ../$(BIN)/mypy -p retract -p experiments --config-file ../pyproject.toml
+	cd tests && MYPYPATH=../docs ../$(BIN)/mypy -p retract -p experiments -p studies --config-file ../pyproject.toml
 
 # The site, in out/site. The gallery is executed (the code of the other pages by `make test`), and a warning fails the build.
 docs: .venv/docs

@@ -80,14 +80,15 @@ def test_the_wheel_holds_every_package(wheel):
 
 
 def test_of_the_experiments_the_wheel_holds_figure_1(wheel, tmp_path):
-    """``python -m retract`` runs without typer, rich, or any file of docs/experiments, by name or by import."""
-    experiments = {path.name for path in (ROOT / "docs" / "experiments").glob("*.py")} - {"__init__.py", "__main__.py"}
+    """``python -m retract`` runs without typer, rich, or any file of docs/experiments and docs/studies, by name or by import."""
+    files = (path for part in ("experiments", "studies") for path in (ROOT / "docs" / part).rglob("*.py"))
+    experiments = {path.name for path in files} - {"__init__.py", "__main__.py"}
     assert experiments
     assert not experiments & {path.name for path in (wheel / "retract").rglob("*.py")}
     code = (
         "import runpy, sys, retract\n"
         f"assert retract.__file__.startswith({str(wheel)!r}), retract.__file__\n"
-        "sys.modules.update(typer=None, rich=None, experiments=None)\n"
+        "sys.modules.update(typer=None, rich=None, experiments=None, studies=None)\n"
         "sys.argv = ['retract', '--epochs', '1', '--device', 'cpu', '--plot', 'figure.png']\n"
         "runpy.run_module('retract', run_name='__main__')"
     )

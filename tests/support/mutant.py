@@ -25,7 +25,7 @@ class Mutant(NamedTuple):
 
 
 def copied(folder: Path, mutant: Mutant | None = None) -> Path:
-    """The package as it is installed, in `folder`, with the experiments of the checkout, and with the fault of `mutant`."""
+    """The package as it is installed, in `folder`, with the experiments and studies of the checkout, and with the fault of `mutant`."""
     installed = Path(retract.__file__).parent
     for path in [
         *installed.glob("*.py"),
@@ -34,9 +34,9 @@ def copied(folder: Path, mutant: Mutant | None = None) -> Path:
         place = folder / "retract" / path.relative_to(installed)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, place)
-    shutil.copytree(
-        ROOT / "docs/experiments", folder / "retract/docs/experiments", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for part in ("experiments", "studies"):
+        place = folder / "retract/docs" / part
+        shutil.copytree(ROOT / "docs" / part, place, ignore=shutil.ignore_patterns("__pycache__", "results"))
     if mutant is not None:
         place = folder / "retract" / mutant.file
         place.write_text(place.read_text().replace(mutant.old, mutant.new))

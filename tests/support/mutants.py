@@ -9,6 +9,7 @@ import mutants_psi
 import mutants_slices
 import mutants_solvers
 import mutants_spaces
+import mutants_studies
 
 MUTANTS = [
     *mutants_manifolds.MUTANTS,
@@ -20,4 +21,5 @@ MUTANTS = [
     *mutants_solvers.MUTANTS,
     *mutants_spaces.MUTANTS,
     *mutants_experiments.MUTANTS,
+    *mutants_studies.MUTANTS,
 ]

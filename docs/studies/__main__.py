@@ -1,0 +1,59 @@
+"""``python docs/studies run|again|report STUDY``: the studies, in a checkout. Imported as the package ``studies``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Run the command line, on one core: the bits of a run depend on the number of threads."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported
+    sys.path[0] = str(
+        Path(__file__).resolve().parents[1]
+    )  # Python has put the package there, in place of the folder it is in
+    import torch
+
+    from studies import runs
+    from studies.batchnorm import BatchNorm
+
+    studies = {"batchnorm": BatchNorm}
+    parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="make the next runs; a second worker may do so at the same time")
+    repeat = commands.add_parser(
+        "again", help="repeat a stored run and compare it bit by bit; exit code 1 if it differs"
+    )
+    report = commands.add_parser("report", help="write the tables and the picture of the page")
+    for command in (run, repeat, report):
+        command.add_argument("study", choices=studies)
+        command.add_argument("--results", type=Path, default=runs.RESULTS, help="folder of the stored runs")
+    for command in (run, repeat):
+        command.add_argument(
+            "--data", type=Path, default=os.environ.get("STUDY_DATA"), help="folder of the data; or STUDY_DATA"
+        )
+    run.add_argument("--method", action="append", help="only this one; may be given several times")
+    run.add_argument("--minutes", type=float, default=float("inf"), help="no run begins after this time")
+    repeat.add_argument("method")
+    repeat.add_argument("index", type=int, help="of the run in the file of the method, from 0")
+    arguments = parser.parse_args()
+    if arguments.command == "report":
+        from studies.pages import write
+
+        return write(studies[arguments.study], arguments.results)
+    if arguments.data is None:
+        parser.error("--data DIR or STUDY_DATA=DIR is needed: the folder of the data")
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    study, folder = studies[arguments.study](arguments.data), arguments.results / arguments.study
+    if arguments.command == "run":
+        return runs.work(
+            study, arguments.method or study.methods, arguments.minutes, folder, lambda line: print(line, flush=True)
+        )
+    for key, (stored, made) in (differences := runs.again(study, arguments.method, arguments.index, folder)).items():
+        print(f"{key}: {stored} is stored, {made} came out")
+    sys.exit("differs" if differences else print("the same, bit by bit"))
+
+
+if __name__ == "__main__":
+    main()

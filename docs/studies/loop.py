@@ -1,0 +1,121 @@
+"""One run: the loop that all studies share."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .methods import Method
+
+__all__ = ["POINTS", "Study", "train"]
+
+POINTS = 16
+"""At which the held-out loss is taken, the last at the end."""
+_DIGITS = 6
+"""Of the losses of a curve. The last one is stored to the bit."""
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+class Study(Protocol):
+    """What is trained, and on what."""
+
+    name: str
+    title: str
+    methods: tuple[str, ...]
+    """Names of the methods, the baseline first."""
+    budget: int
+    """Runs of the sweep of each method."""
+    steps: int
+    """Of a run; a multiple of `POINTS`."""
+
+    def network(self) -> nn.Module:
+        """A new network in train mode, drawn from torch's global generator."""
+        ...
+
+    def example(self) -> Tensor:
+        """A batch of inputs, for finding invariance."""
+        ...
+
+    def batches(self, generator: torch.Generator) -> Batches:
+        """Inputs and targets to train on, without end."""
+        ...
+
+    def loss(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The training loss of a batch."""
+        ...
+
+    def held_out(self, network: nn.Module) -> dict[str, float]:
+        """``"loss"`` and whatever else is told, on data that is held out of training, of a network in eval mode."""
+        ...
+
+    def test(self, network: nn.Module) -> dict[str, float]:
+        """The same on the test data."""
+        ...
+
+
+def train(study: Study, method: Method, values: Mapping[str, float], seed: int, final: bool) -> dict[str, Any]:
+    """Train a network, with rates that fall linearly to zero; the record of the run, for a JSON file.
+
+    `seed` decides initialization, order and augmentation, alike for all methods. Only a `final` run sees the test data. A run whose
+    loss is no number is ended, and has a loss of None. ``"seconds"`` are of the processor.
+    """
+    start = time.process_time()
+    torch.manual_seed(seed)
+    network = study.network()
+    optimizers = method.optimizers(network, study.example(), **values)
+    groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+    batches = study.batches(torch.Generator().manual_seed(seed))
+    record: dict[str, Any] = {"loss": None, "curve": [], "train": []}
+    total = torch.zeros(())
+    for step, (x, y) in enumerate(itertools.islice(batches, study.steps)):
+        for group, lr in groups:
+            group["lr"] = lr * (1.0 - step / study.steps)
+        loss = study.loss(network, x, y)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        total += loss.detach()
+        if (step + 1) % (study.steps // POINTS) == 0:
+            found = _evaluated(study.held_out, network)
+            record["train"].append(_rounded(total.item() / (study.steps // POINTS)))
+            record["curve"].append(_rounded(found["loss"]))
+            total.zero_()
+            if None in (record["curve"][-1], record["train"][-1]):
+                break
+    else:
+        record |= found
+        if final:
+            record |= {f"test {key}": value for key, value in _evaluated(study.test, network).items()}
+    record["hash"] = _hashed(network)
+    record["seconds"] = round(time.process_time() - start, 1)
+    return record
+
+
+@torch.no_grad()
+def _evaluated(score: Callable[[nn.Module], dict[str, float]], network: nn.Module) -> dict[str, float]:
+    network.eval()
+    found = score(network)
+    network.train()
+    return found
+
+
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+
+def _hashed(network: nn.Module) -> str:
+    """Of all parameters and buffers: equal for equal bits."""
+    digest = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,38 @@
+"""The methods that are compared, a file each: `TITLE`, `KNOBS` with the centre of the grid of each knob, and `optimizers`.
+
+``optimizers(network, example, **knobs)`` returns the optimizers of a new network, which is in train mode; `example` is a batch of
+its inputs. The knobs are ``lr``, the rate of the scale-invariant weights, ``rest``, that of all other parameters, and, where the
+method has weight decay, ``decay``, that of the former.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+
+__all__ = ["Method", "load", "names"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method and its name, that of its file."""
+
+    name: str
+    title: str
+    knobs: dict[str, float]
+    optimizers: Callable[..., list[Optimizer]]
+
+
+def names() -> list[str]:
+    """Of all methods."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Method:
+    """The method of the file `name`. Raises `ModuleNotFoundError` if there is none."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    return Method(name, module.TITLE, module.KNOBS, module.optimizers)

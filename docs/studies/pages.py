@@ -1,0 +1,185 @@
+"""The tables and the picture of a study's page, from the stored runs: what stands between the two marks, a pure function of these."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from . import protocol
+from .loop import Study
+from .methods import load
+from .runs import Record, read, sweep
+
+__all__ = ["Row", "generated", "rows", "write"]
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+_MARKS = re.compile(r"(<!-- generated: docs/studies -->\n).*?(<!-- end -->)", re.S)
+_COLOR, _BASELINE = "#0072B2", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a method whose runs are complete."""
+
+    title: str
+    values: dict[str, float]
+    """The chosen ones."""
+    interior: bool
+    """Whether the sweep has smaller and larger values on each knob."""
+    final: list[Record]
+    """One per seed, in the order of `protocol.FINAL_SEEDS`."""
+    minded: list[float]
+    """Held-out loss at ¼, ½, 1, 2 and 4 times the chosen rate, mean over two seeds; infinite where one diverged."""
+
+    def of(self, key: str) -> list[float]:
+        """A result of the final runs, NaN of one that diverged."""
+        return [record.get(key, math.nan) if record["loss"] is not None else math.nan for record in self.final]
+
+    def steps(self, target: float, steps: int) -> str:
+        """Of the final runs to a held-out loss of `target`, on average; how many get there, if not all do."""
+        shares = [protocol.reached(r["curve"], target) for r in self.final if r["loss"] is not None]
+        there = [share for share in shares if share <= 1]
+        few = f"{len(there)} of {len(self.final)} runs"
+        return f"{statistics.fmean(there) * steps:,.0f}" if len(there) == len(self.final) else few
+
+
+def rows(study: type[Study], folder: Path) -> dict[str, Row]:
+    """The methods of a study whose runs are complete, by name."""
+    found = ((name, _row(name, study.budget, read(folder, name))) for name in study.methods)
+    return {name: row for name, row in found if row is not None}
+
+
+def write(study: type[Study], results: Path, pages: Path = BENCHMARKS) -> None:
+    """Write the generated part of the page ``study.name`` and its picture."""
+    page, folder = pages / f"{study.name}.md", results / study.name
+    text = generated(study, folder)
+    page.write_text(_MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page.read_text()))
+    found = rows(study, folder)
+    if found:
+        _draw(found, study.methods[0], pages / f"{study.name}.svg")
+
+
+def generated(study: type[Study], folder: Path) -> str:
+    """Markdown: the comparison, how much each method minds its rate, and what it took."""
+    found, baseline = rows(study, folder), study.methods[0]
+    parts = []
+    if baseline in found:
+        parts += [
+            _comparison(found, baseline, study),
+            f"![test accuracies and rates]({study.name}.svg)",
+            _minded(found),
+        ]
+    records = {name: read(folder, name) for name in study.methods}
+    missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
+    if missing:
+        parts.append(f"Not finished: {', '.join(missing)}.")
+    hours = sum(record["seconds"] for runs in records.values() for record in runs) / 3600.0
+    machines = sorted({record["on"] for runs in records.values() for record in runs})
+    count = sum(map(len, records.values()))
+    parts.append(f"{count:,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
+    return "\n\n".join(parts)
+
+
+def _row(name: str, budget: int, records: Sequence[Record]) -> Row | None:
+    method, losses = load(name), sweep(records)
+    if len(losses) < budget:
+        return None
+    node = protocol.chosen(losses)
+    made = {(r["phase"], r["seed"], r["values"]["lr"]): r for r in records if tuple(r["node"]) == node}
+    runs = protocol.final_runs(method.knobs, node)
+    results = [made.get((run.phase, run.seed, run.values["lr"])) for run in runs]
+    complete = [record for record in results if record is not None]
+    if len(complete) < len(runs):
+        return None
+    seeds = len(protocol.FINAL_SEEDS)
+    final, others = complete[:seeds], complete[seeds:]
+    pairs = [final[:2], *(others[i : i + 2] for i in range(0, len(others), 2))]
+    minded = [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]
+    return Row(
+        method.title,
+        protocol.values(method.knobs, node),
+        protocol.interior(node, {node for node, _ in losses}),
+        final,
+        minded,
+    )
+
+
+def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
+    base = found[baseline]
+    target = statistics.fmean(base.of("loss"))
+    lines = [
+        f"| method | lr | rest | decay | test accuracy in % | difference to {base.title} | test loss | difference | steps to {target:.3f} |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in _ordered(found):
+        cells = [row.title + " (at an edge)" * (not row.interior)]
+        cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in ("lr", "rest", "decay")]
+        for key, digits in (("test accuracy", 2), ("test loss", 4)):
+            mean = protocol.estimate(row.of(key))
+            cells.append(f"{mean.mean:.{digits}f} ± {mean.error:.{digits}f}")
+            cells.append("–" if row is base else _difference(row.of(key), base.of(key), digits))
+        cells.append(row.steps(target, study.steps))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> str:
+    """Of pairs of seeds, with its 95 % interval; bold where 0 is outside."""
+    found = protocol.estimate([a - b for a, b in zip(ours, theirs, strict=True)])
+    text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def _minded(found: dict[str, Row]) -> str:
+    lines = ["| held-out loss at | ¼ | ½ | 1 | 2 | 4 × the chosen lr |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for row in _ordered(found):
+        lines.append(f"| {row.title} | {' | '.join(f'{loss:.3f}' for loss in row.minded)} |")
+    return "\n".join(lines).replace("inf", "diverged")
+
+
+def _ordered(found: dict[str, Row]) -> list[Row]:
+    """Best first."""
+    return sorted(found.values(), key=lambda row: -statistics.fmean(row.of("test accuracy")))
+
+
+def _mean(records: Sequence[Record]) -> float:
+    return statistics.fmean(float("inf") if r["loss"] is None else r["loss"] for r in records)
+
+
+def _draw(found: dict[str, Row], baseline: str, path: Path) -> None:
+    """Left the accuracies of all seeds with mean ± standard error, right the losses over multiples of the chosen rate."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    ordered = _ordered(found)
+    with plt.rc_context({"svg.hashsalt": "retract", "svg.fonttype": "path"}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.36 * len(ordered)), width_ratios=(3, 2))
+        for place, row in enumerate(ordered):
+            mean, color = (
+                protocol.estimate(row.of("test accuracy")),
+                _BASELINE if row is found.get(baseline) else _COLOR,
+            )
+            left.plot(row.of("test accuracy"), [place] * len(row.final), "o", ms=4, color=color, alpha=0.35, mew=0)
+            left.errorbar(mean.mean, place, xerr=mean.error, fmt="|", ms=11, color=color, capsize=3)
+            shown: dict[str, Any] = {"color": color} if row is found.get(baseline) else {}
+            right.plot((0.25, 0.5, 1, 2, 4), row.minded, "o-", ms=3, lw=1.2, label=row.title, **shown)
+        left.set_yticks(range(len(ordered)), [row.title for row in ordered])
+        left.invert_yaxis()
+        left.set_xlabel("test accuracy in %: five seeds, mean ± standard error")
+        right.set_xscale("log", base=2)
+        right.set_xticks((0.25, 0.5, 1, 2, 4), ("¼", "½", "1", "2", "4"))
+        right.set_xlabel("multiple of the chosen lr")
+        right.set_ylabel("held-out loss")
+        right.legend(fontsize=6)
+        for panel in (left, right):
+            panel.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)

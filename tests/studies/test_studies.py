@@ -1,0 +1,210 @@
+"""The runs of a study: bitwise the same again, resumed one by one, by several workers, with methods of ten lines; and their page."""
+
+import contextlib
+import dataclasses
+import json
+
+import pytest
+import torch
+from retract.errors import RetractError
+from studies import methods, pages, runs
+from studies.loop import train
+from studies.methods import load
+from tiny_study import FILE, Tiny
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The method of a reader, a file beside the others."""
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    (folder / "mine.py").write_text(FILE)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+    return "mine"
+
+
+class Stop(BaseException):
+    """A worker that is killed."""
+
+
+def lines(tmp_path, count, *names):
+    """What a worker tells of `count` runs."""
+    told = []
+
+    def tell(line):
+        told.append(line)
+        if len(told) == count:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        runs.work(Tiny(), names, float("inf"), tmp_path, tell)
+    return told
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_method_trains_and_does_so_again_bit_by_bit(name):
+    method = load(name)
+    assert set(method.knobs) in ({"lr", "rest"}, {"lr", "rest", "decay"})
+    first, second, other = (train(Tiny(), method, method.knobs, seed, final=True) for seed in (0, 0, 1))
+    assert {**first, "seconds": 0} == {**second, "seconds": 0}
+    assert first["hash"] != other["hash"]
+    assert first["train"][-1] < first["train"][0]
+    assert len(first["curve"]) == len(first["train"]) == 16
+    assert first["curve"][-1] == pytest.approx(first["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_every_knob_of_a_method_moves_what_it_says(name):
+    """`lr` and `decay` the invariant weights, `rest` the others, in the first step."""
+    method = load(name)
+
+    def after(**changed):
+        torch.manual_seed(0)
+        study = Tiny()
+        network = study.network()
+        optimizers = method.optimizers(network, study.example(), **{**method.knobs, **changed})
+        study.loss(network, *next(study.batches(torch.Generator().manual_seed(0)))).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        return {key: value.clone() for key, value in network.named_parameters()}
+
+    before, invariant = after(), {"0.weight", "3.weight"}
+    for knob in method.knobs:
+        moved = {key for key, value in after(**{knob: 2 * method.knobs[knob]}).items() if not value.equal(before[key])}
+        assert moved == (set(before) - invariant if knob == "rest" else invariant), knob
+
+
+def test_rates_fall_linearly_to_zero_from_each_knob():
+    seen = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append([group["lr"] for group in self.param_groups])
+            return super().step(closure)
+
+    def optimizers(network, example, lr, rest):
+        first, *others = network.parameters()
+        return [Watched([{"params": [first], "lr": lr}, {"params": others, "lr": rest}])]
+
+    train(Tiny(), methods.Method("watched", "", {}, optimizers), {"lr": 0.5, "rest": 0.25}, 0, final=False)
+    assert seen == [[0.5 * (16 - step) / 16, 0.25 * (16 - step) / 16] for step in range(16)]
+
+
+def test_only_final_runs_see_the_test_data():
+    method = load("sgd_plain")
+    assert "test accuracy" not in train(Tiny(), method, method.knobs, 0, final=False)
+
+
+def test_a_run_that_diverges_ends_and_is_stored_without_a_loss():
+    record = train(Tiny(), load("sgd_plain"), {"lr": 1e30, "rest": 1e30}, 0, final=False)
+    assert record["loss"] is None
+    assert len(record["curve"]) < 16
+    json.loads(json.dumps(record), parse_constant=pytest.fail)
+
+
+def test_runs_are_stored_one_by_one_and_go_on(tmp_path, mine):
+    """Stopped after every few runs, a study ends with the same records."""
+    told = lines(tmp_path / "whole", -1, mine)
+    assert told[-1] == "mine is done: 24 runs"
+    whole = runs.read(tmp_path / "whole", mine)
+    for count in range(1, 26):
+        lines(tmp_path / "parts", 1, mine)
+        assert len(runs.read(tmp_path / "parts", mine)) == min(count, 24)
+    parts = runs.read(tmp_path / "parts", mine)
+    assert [{**r, "seconds": 0} for r in parts] == [{**r, "seconds": 0} for r in whole]
+    assert [r["phase"] for r in whole] == ["sweep"] * 11 + ["final"] * 5 + ["rates"] * 8
+    assert len((tmp_path / "whole" / "mine.json").read_text().splitlines()) == 24 + 2
+
+
+def test_a_stored_run_comes_out_again_and_a_changed_one_is_told(tmp_path):
+    lines(tmp_path, 2, "psi_sgdm")
+    assert runs.again(Tiny(), "psi_sgdm", 1, tmp_path) == {}
+    path = tmp_path / "psi_sgdm.json"
+    stored = runs.read(tmp_path, "psi_sgdm")[1]["loss"]
+    path.write_text(path.read_text().replace(repr(stored), repr(stored + 1e-9)))
+    assert runs.again(Tiny(), "psi_sgdm", 1, tmp_path) == {"loss": (stored + 1e-9, stored)}
+
+
+def test_other_centres_than_those_of_the_stored_runs_are_refused(stored):
+    found, method = runs.read(stored / "tiny", "psi_sgdm"), load("psi_sgdm")
+    assert runs.next_run(method, Tiny.budget, found) is None
+    moved = dataclasses.replace(method, knobs={**method.knobs, "lr": 0.3})
+    with pytest.raises(RetractError, match="the centres .*'lr': 0.3.* have changed"):
+        runs.next_run(moved, Tiny.budget, found)
+
+
+def test_two_workers_are_never_at_one_method(tmp_path, mine):
+    with runs._alone(tmp_path, mine) as free:
+        assert free
+        assert lines(tmp_path, 1, mine) == ["mine: another worker is at it"]
+    assert lines(tmp_path, 1, mine)[0].startswith("mine 0: sweep")
+
+
+def test_no_run_begins_after_the_time(tmp_path, mine):
+    runs.work(Tiny(), [mine], 0.0, tmp_path)
+    assert runs.read(tmp_path, mine) == []
+
+
+def record(phase, node, seed, values, loss, **results):
+    common = {"phase": phase, "values": values, "seed": seed, "node": node, "seconds": 36.0, "on": "a machine"}
+    return {**common, "loss": loss, "curve": [2.0, 1.0, loss], **results}
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Complete runs of the tiny study's methods, by a formula in place of training: the second is better by 1 point and 0.1."""
+    for name, better in (("sgd_decay", 0.0), ("psi_sgdm", 0.1)):
+        method, found = load(name), []
+        while (run := runs.next_run(method, Tiny.budget, found)) is not None:
+            loss = 0.5 + 0.02 * sum((k - 1) ** 2 for k in run.node) + 0.001 * run.seed * (run.phase == "sweep")
+            loss += 0.05 * abs(run.values["lr"] / method.knobs["lr"] - 2.0 ** run.node[0]) - better
+            accuracy = {
+                "test accuracy": 60.0 + run.seed % 5 + 10 * better + 0.1 * (run.seed == 100) * (better > 0),
+                "test loss": loss,
+            }
+            found.append(
+                record(run.phase, run.node, run.seed, run.values, loss, **(accuracy if run.phase != "sweep" else {}))
+            )
+        (tmp_path / "tiny").mkdir(exist_ok=True)
+        runs._write(tmp_path / "tiny", method, found)
+    return tmp_path
+
+
+def test_the_table_has_the_numbers_of_the_runs(stored):
+    """Accuracies 60 … 64 and 61.1, 62, …, 65: the differences are 1.1, 1, 1, 1, 1, of mean 1.02 and error 0.02."""
+    text = pages.generated(Tiny, stored / "tiny")
+    first, second = (line.split(" | ") for line in text.splitlines()[2:4])
+    assert first[:2] == ["| PSI-SGDM", "0.2"]
+    assert first[3:6] == ["–", "63.02 ± 0.69", "**+1.02 [+0.96, +1.08]**"]
+    assert second[:4] == ["| SGD, decay (at an edge)", "0.2", "0.2", "0.002"]
+    assert second[4:6] == ["62.00 ± 0.71", "–"]
+    assert second[-1] == "16 |"
+    assert first[-1] == f"{16 * (2 + (1 - 0.5) / 0.6) / 3:.0f} |"
+    assert "48 runs, 0.5 hours of one core (a machine)." in text
+
+
+def test_the_page_is_written_between_its_marks_and_a_second_time_alike(stored, tmp_path):
+    page = tmp_path / "tiny.md"
+    page.write_text("# Tiny\n\n<!-- generated: docs/studies -->\nold\n<!-- end -->\n\nAfter.\n")
+    pages.write(Tiny, stored, tmp_path)
+    first, picture = page.read_text(), (tmp_path / "tiny.svg").read_bytes()
+    assert first.startswith("# Tiny\n\n<!-- generated: docs/studies -->\n| method |")
+    assert first.endswith("\n<!-- end -->\n\nAfter.\n")
+    assert "old" not in first
+    pages.write(Tiny, stored, tmp_path)
+    assert (page.read_text(), (tmp_path / "tiny.svg").read_bytes()) == (first, picture)
+
+
+def test_methods_that_are_not_finished_are_not_compared(stored):
+    path = stored / "tiny" / "psi_sgdm.json"
+    found = json.loads(path.read_text())["runs"]
+    runs._write(stored / "tiny", load("psi_sgdm"), found[:-1])
+    assert "Not finished: PSI-SGDM (23 runs)." in pages.generated(Tiny, stored / "tiny")
