@@ -16,8 +16,10 @@ def main() -> None:
 
     from studies import runs
     from studies.batchnorm import BatchNorm
+    from studies.starts import STARTS
 
-    studies = {"batchnorm": BatchNorm}
+    kinds: tuple[type[BatchNorm], ...] = (BatchNorm, *STARTS)
+    studies = {study.name: study for study in kinds}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make the next runs; a second worker may do so at the same time")
@@ -26,7 +28,7 @@ def main() -> None:
     )
     report = commands.add_parser("report", help="write the tables and the picture of the page")
     for command in (run, repeat, report):
-        command.add_argument("study", choices=studies)
+        command.add_argument("study", choices=[*studies, "starts"] if command is report else studies)
         command.add_argument("--results", type=Path, default=runs.RESULTS, help="folder of the stored runs")
     for command in (run, repeat):
         command.add_argument(
@@ -38,9 +40,11 @@ def main() -> None:
     repeat.add_argument("index", type=int, help="of the run in the file of the method, from 0")
     arguments = parser.parse_args()
     if arguments.command == "report":
-        from studies.pages import write
+        from studies import pages, starts_page
 
-        return write(studies[arguments.study], arguments.results)
+        if arguments.study == "starts":
+            return starts_page.write(arguments.results)
+        return pages.write(studies[arguments.study], arguments.results)
     if arguments.data is None:
         parser.error("--data DIR or STUDY_DATA=DIR is needed: the folder of the data")
     torch.set_num_threads(1)

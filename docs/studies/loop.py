@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .methods import Method
 
-__all__ = ["POINTS", "Study", "train"]
+__all__ = ["POINTS", "FollowUp", "Study", "train"]
 
 POINTS = 16
 """At which the held-out loss is taken, the last at the end."""
@@ -59,6 +59,15 @@ class Study(Protocol):
     def test(self, network: nn.Module) -> dict[str, float]:
         """The same on the test data."""
         ...
+
+
+class FollowUp:
+    """The base of a study without a sweep: every method has the setting that another study has chosen for it."""
+
+    settings_of: str
+    """The name of that study, whose budget is the same."""
+    seeds: int
+    """How many of the seeds of final runs are taken."""
 
 
 def train(study: Study, method: Method, values: Mapping[str, float], seed: int, final: bool) -> dict[str, Any]:

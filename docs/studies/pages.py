@@ -17,7 +17,7 @@ from .loop import Study
 from .methods import load
 from .runs import Record, read, sweep
 
-__all__ = ["Row", "generated", "rows", "write"]
+__all__ = ["BENCHMARKS", "Row", "fill", "generated", "rows", "write"]
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _MARKS = re.compile(r"(<!-- generated: docs/studies -->\n).*?(<!-- end -->)", re.S)
@@ -58,12 +58,16 @@ def rows(study: type[Study], folder: Path) -> dict[str, Row]:
 
 def write(study: type[Study], results: Path, pages: Path = BENCHMARKS) -> None:
     """Write the generated part of the page ``study.name`` and its picture."""
-    page, folder = pages / f"{study.name}.md", results / study.name
-    text = generated(study, folder)
-    page.write_text(_MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page.read_text()))
+    folder = results / study.name
+    fill(pages / f"{study.name}.md", generated(study, folder))
     found = rows(study, folder)
     if found:
         _draw(found, study.methods[0], pages / f"{study.name}.svg")
+
+
+def fill(page: Path, text: str) -> None:
+    """Put `text` between the marks of `page`."""
+    page.write_text(_MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page.read_text()))
 
 
 def generated(study: type[Study], folder: Path) -> str:

@@ -20,11 +20,11 @@ import torch
 from retract.errors import RetractError
 
 from . import protocol
-from .loop import Study, train
+from .loop import FollowUp, Study, train
 from .methods import Method, load
 from .protocol import Node, Run
 
-__all__ = ["RESULTS", "again", "next_run", "read", "sweep", "work"]
+__all__ = ["RESULTS", "again", "next_of_follow_up", "next_run", "read", "sweep", "work"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,6 +51,38 @@ def next_run(method: Method, budget: int, records: Sequence[Record]) -> Run | No
 
     Raises `RetractError` if these are of other centres than the method has now.
     """
+    _check_centres(method, records)
+    losses = sweep(records)
+    found = protocol.next_of_sweep(len(method.knobs), losses, budget)
+    if found is not None:
+        node, seed = found
+        return Run("sweep", protocol.values(method.knobs, node), seed, node)
+    return _missing(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)
+
+
+def next_of_follow_up(
+    method: Method, budget: int, seeds: int, settings: Sequence[Record], records: Sequence[Record]
+) -> Run | None:
+    """As `next_run`, in a study that follows another, whose runs are `settings`.
+
+    Raises `RetractError` as well where the sweep of that study is not complete.
+    """
+    _check_centres(method, settings)
+    losses = sweep(settings)
+    if protocol.next_of_sweep(len(method.knobs), losses, budget) is not None:
+        raise RetractError(
+            f"{method.name}: its setting is chosen by a sweep of {budget} runs in another study, which has {len(losses)}; run that first"
+        )
+    return _missing(protocol.final_runs(method.knobs, protocol.chosen(losses))[:seeds], records)
+
+
+def _missing(runs: Sequence[Run], records: Sequence[Record]) -> Run | None:
+    done = [(record["phase"], record["values"], record["seed"]) for record in records]
+    return next((run for run in runs if (run.phase, run.values, run.seed) not in done), None)
+
+
+def _check_centres(method: Method, records: Sequence[Record]) -> None:
+    """Raise `RetractError` if the runs in `records` are of other centres than `method` has now."""
     for record in records:
         if record["phase"] == "sweep" and record["values"] != protocol.values(method.knobs, tuple(record["node"])):
             raise RetractError(
@@ -58,14 +90,6 @@ def next_run(method: Method, budget: int, records: Sequence[Record]) -> Run | No
                 f"{protocol.values(method.knobs, tuple(record['node']))} about the centres {method.knobs}: they have changed. Restore "
                 "them, or remove the file of the results"
             )
-    losses = sweep(records)
-    found = protocol.next_of_sweep(len(method.knobs), losses, budget)
-    if found is not None:
-        node, seed = found
-        return Run("sweep", protocol.values(method.knobs, node), seed, node)
-    done = [(record["phase"], record["values"], record["seed"]) for record in records]
-    runs = protocol.final_runs(method.knobs, protocol.chosen(losses))
-    return next((run for run in runs if (run.phase, run.values, run.seed) not in done), None)
 
 
 def work(
@@ -82,7 +106,7 @@ def work(
                 tell(f"{name}: another worker is at it")
                 continue
             method = load(name)
-            while (run := next_run(method, study.budget, records := read(folder, name))) is not None:
+            while (run := _next(study, method, folder, records := read(folder, name))) is not None:
                 if time.monotonic() > end:
                     return
                 record = _made(study, method, run)
@@ -91,6 +115,13 @@ def work(
                 told = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
                 tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {told}, {record['seconds']} s")
             tell(f"{name} is done: {len(records)} runs")
+
+
+def _next(study: Study, method: Method, folder: Path, records: Sequence[Record]) -> Run | None:
+    if isinstance(study, FollowUp):
+        settings = read(folder.parent / study.settings_of, method.name)
+        return next_of_follow_up(method, study.budget, study.seeds, settings, records)
+    return next_run(method, study.budget, records)
 
 
 def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:

@@ -1,0 +1,55 @@
+"""The network of the BatchNorm study from other starts, which are the same function: its scale-invariant weights rescaled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .batchnorm import BatchNorm
+from .loop import FollowUp
+
+__all__ = ["SCATTERED", "STARTS", "scaled"]
+
+SCATTERED = 4.0
+"""Rows are multiplied by 2^u with u uniform between minus and plus this."""
+
+
+def scaled(network: nn.Module, factor: float) -> nn.Module:
+    """`network` with the weights of its convolutions times `factor`, or, where that is 0, with their rows scattered."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            with torch.no_grad():
+                layer.weight.mul_(factor or _scattering(layer.weight))
+    return network
+
+
+def _scattering(weight: Tensor) -> Tensor:
+    """A factor per row, from torch's global generator."""
+    return torch.exp2(SCATTERED * (2.0 * torch.rand(len(weight)) - 1.0)).view(-1, *[1] * (weight.ndim - 1))
+
+
+class _Start(FollowUp, BatchNorm):
+    """The settings that the sweep of the BatchNorm study has chosen, from another start."""
+
+    settings_of = "batchnorm"
+    seeds = 3
+    factor: float
+
+    def network(self) -> nn.Module:
+        """That of the BatchNorm study, rescaled."""
+        return scaled(super().network(), self.factor)
+
+
+class _Tenth(_Start):
+    name, title, factor = "start_tenth", "Initialization × 0.1", 0.1
+
+
+class _Tenfold(_Start):
+    name, title, factor = "start_tenfold", "Initialization × 10", 10.0
+
+
+class _Scattered(_Start):
+    name, title, factor = "start_scattered", "Rows × 2^±4", 0.0
+
+
+STARTS: tuple[type[_Start], ...] = (_Tenth, _Tenfold, _Scattered)

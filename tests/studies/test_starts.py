@@ -1,0 +1,97 @@
+"""Starts that are the same function: what they are, with which settings, and what the page says of them."""
+
+import pytest
+import torch
+from retract.errors import RetractError
+from studies import pages, protocol, runs, starts_page
+from studies.batchnorm import BatchNorm
+from studies.loop import FollowUp, train
+from studies.methods import load
+from studies.starts import STARTS, scaled
+from tiny_study import Tiny
+
+
+class Follower(FollowUp, Tiny):
+    """Tiny with scattered rows."""
+
+    name, settings_of, seeds = "scattered", "tiny", 2
+
+    def network(self):
+        return scaled(super().network(), 0.0)
+
+
+@pytest.mark.parametrize("factor", [0.1, 10.0, 0.0])
+def test_a_start_is_the_same_function(factor):
+    torch.manual_seed(0)
+    plain = Tiny().network()
+    torch.manual_seed(0)
+    other = scaled(Tiny().network(), factor)
+    x = Tiny().example()
+    for network in (plain, other):  # with their usual eps, small weights are another function by up to a hundredth
+        network[1].eps = network[4].eps = 1e-12
+    torch.testing.assert_close(other(x), plain(x), rtol=1e-4, atol=1e-4)
+    ratios = (other[0].weight / plain[0].weight).flatten(1)
+    torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios))
+    spread = ratios[:, 0].log2()
+    assert (spread.max() - spread.min() > 1.0 and spread.abs().max() <= 4.0) == (factor == 0.0)
+    assert torch.equal(other[-1].weight, plain[-1].weight)
+
+
+def test_scattered_rows_change_sgd_and_not_psi():
+    for name, bound in (("psi_sgdm", 1e-3), ("sgd_plain", None)):
+        losses = [
+            train(study(), load(name), {"lr": 0.1, "rest": 0.1}, 0, False)["train"][-1] for study in (Tiny, Follower)
+        ]
+        apart = abs(losses[1] - losses[0])
+        assert apart < bound if bound else apart > 1e-2, (name, losses)
+
+
+def test_settings_are_those_that_another_study_has_chosen(tmp_path):
+    method = load("sgd_plain")
+    told = []
+    with pytest.raises(
+        RetractError, match="sgd_plain: its setting is chosen by a sweep of 11 runs in another study, which has 0"
+    ):
+        runs.work(Follower(), [method.name], 1.0, tmp_path / "scattered", told.append)
+    found = []
+    while len(found) < Tiny.budget:
+        run = runs.next_run(method, Tiny.budget, found)
+        loss = 1.0 + sum((k - 1) ** 2 for k in run.node)
+        found.append({"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, "loss": loss})
+    (tmp_path / "tiny").mkdir()
+    runs._write(tmp_path / "tiny", method, found)
+    runs.work(Follower(), [method.name], 1.0, tmp_path / "scattered", told.append)
+    records = runs.read(tmp_path / "scattered", method.name)
+    assert [record["seed"] for record in records] == [*protocol.FINAL_SEEDS[:2]]
+    assert all(record["values"] == protocol.values(method.knobs, (1, 1)) for record in records)
+    assert all("test accuracy" in record for record in records)
+
+
+def test_the_table(tmp_path, monkeypatch):
+    """Accuracies 60, 61, 62 as drawn, the same at a tenth, 5 points less at tenfold, and a run that diverged."""
+    monkeypatch.setattr(BatchNorm, "methods", ("psi_sgdm", "sgd_plain"))
+    values, seeds = {"lr": 0.1, "rest": 0.2}, protocol.FINAL_SEEDS[:3]
+
+    def records(accuracies):
+        pairs = zip(seeds, accuracies, strict=True)
+        return [
+            {
+                "phase": "final",
+                "values": values,
+                "seed": s,
+                "node": [0, 1],
+                "loss": a and 1.0,
+                "seconds": 1200.0,
+                "test accuracy": a,
+            }
+            for s, a in pairs
+        ]
+
+    row = pages.Row("PSI-SGDM", values, True, records([60.0, 61.0, 62.0]), [])
+    monkeypatch.setattr(pages, "rows", lambda study, folder: {"psi_sgdm": row})
+    for start, accuracies in zip(STARTS, ([60.0, 61.0, 62.0], [55.0, 56.0, 57.1], [60.0, 61.0, None]), strict=True):
+        (tmp_path / start.name).mkdir()
+        runs._write(tmp_path / start.name, load("psi_sgdm"), records(accuracies))
+    text = starts_page.generated(tmp_path)
+    assert "| PSI-SGDM | 61.0 ± 0.6 | 61.0 ± 0.6 | **56.0 ± 0.6** (-5.0) | 43.7 ± 16.8 |" in text
+    assert text.endswith("Not run yet: SGD.\n\nWithout the runs as drawn, 3.0 hours of one core.")
