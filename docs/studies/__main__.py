@@ -1,6 +1,7 @@
 """``python docs/studies run|again|report STUDY``: the studies, in a checkout. Imported as the package ``studies``."""
 
 import argparse
+import functools
 import os
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ def main() -> None:
     )  # Python has put the package there, in place of the folder it is in
     import torch
 
-    from studies import runs
+    from studies import mechanism, runs
     from studies.batchnorm import BatchNorm
     from studies.starts import STARTS
 
@@ -27,8 +28,8 @@ def main() -> None:
         "again", help="repeat a stored run and compare it bit by bit; exit code 1 if it differs"
     )
     report = commands.add_parser("report", help="write the tables and the picture of the page")
-    for command in (run, repeat, report):
-        command.add_argument("study", choices=[*studies, "starts"] if command is report else studies)
+    for command, others in ((run, ["mechanism"]), (repeat, []), (report, ["starts", "mechanism"])):
+        command.add_argument("study", choices=[*studies, *others])
         command.add_argument("--results", type=Path, default=runs.RESULTS, help="folder of the stored runs")
     for command in (run, repeat):
         command.add_argument(
@@ -40,20 +41,22 @@ def main() -> None:
     repeat.add_argument("index", type=int, help="of the run in the file of the method, from 0")
     arguments = parser.parse_args()
     if arguments.command == "report":
-        from studies import pages, starts_page
+        from studies import mechanism_page, pages, starts_page
 
-        if arguments.study == "starts":
-            return starts_page.write(arguments.results)
+        page = {"starts": starts_page, "mechanism": mechanism_page}.get(arguments.study)
+        if page is not None:
+            return page.write(arguments.results)
         return pages.write(studies[arguments.study], arguments.results)
     if arguments.data is None:
         parser.error("--data DIR or STUDY_DATA=DIR is needed: the folder of the data")
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
+    tell = functools.partial(print, flush=True)
+    if arguments.study == "mechanism":
+        return mechanism.work(BatchNorm(arguments.data), arguments.results, arguments.minutes, tell)
     study, folder = studies[arguments.study](arguments.data), arguments.results / arguments.study
     if arguments.command == "run":
-        return runs.work(
-            study, arguments.method or study.methods, arguments.minutes, folder, lambda line: print(line, flush=True)
-        )
+        return runs.work(study, arguments.method or study.methods, arguments.minutes, folder, tell)
     for key, (stored, made) in (differences := runs.again(study, arguments.method, arguments.index, folder)).items():
         print(f"{key}: {stored} is stored, {made} came out")
     sys.exit("differs" if differences else print("the same, bit by bit"))

@@ -24,7 +24,7 @@ from .loop import FollowUp, Study, train
 from .methods import Method, load
 from .protocol import Node, Run
 
-__all__ = ["RESULTS", "again", "next_of_follow_up", "next_run", "read", "sweep", "work"]
+__all__ = ["RESULTS", "again", "next_run", "read", "setting", "store", "sweep", "work"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,20 +60,15 @@ def next_run(method: Method, budget: int, records: Sequence[Record]) -> Run | No
     return _missing(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)
 
 
-def next_of_follow_up(
-    method: Method, budget: int, seeds: int, settings: Sequence[Record], records: Sequence[Record]
-) -> Run | None:
-    """As `next_run`, in a study that follows another, whose runs are `settings`.
-
-    Raises `RetractError` as well where the sweep of that study is not complete.
-    """
-    _check_centres(method, settings)
-    losses = sweep(settings)
+def setting(method: Method, budget: int, records: Sequence[Record]) -> Node:
+    """What the sweep in `records` has chosen. Raises `RetractError` if it is not complete, or of other centres."""
+    _check_centres(method, records)
+    losses = sweep(records)
     if protocol.next_of_sweep(len(method.knobs), losses, budget) is not None:
         raise RetractError(
             f"{method.name}: its setting is chosen by a sweep of {budget} runs in another study, which has {len(losses)}; run that first"
         )
-    return _missing(protocol.final_runs(method.knobs, protocol.chosen(losses))[:seeds], records)
+    return protocol.chosen(losses)
 
 
 def _missing(runs: Sequence[Run], records: Sequence[Record]) -> Run | None:
@@ -110,7 +105,7 @@ def work(
                 if time.monotonic() > end:
                     return
                 record = _made(study, method, run)
-                _write(folder, method, [*records, record])
+                store(folder, method, [*records, record])
                 shown = ", ".join(f"{knob} {value:g}" for knob, value in run.values.items())
                 told = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
                 tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {told}, {record['seconds']} s")
@@ -119,8 +114,8 @@ def work(
 
 def _next(study: Study, method: Method, folder: Path, records: Sequence[Record]) -> Run | None:
     if isinstance(study, FollowUp):
-        settings = read(folder.parent / study.settings_of, method.name)
-        return next_of_follow_up(method, study.budget, study.seeds, settings, records)
+        node = setting(method, study.budget, read(folder.parent / study.settings_of, method.name))
+        return _missing(protocol.final_runs(method.knobs, node)[: study.seeds], records)
     return next_run(method, study.budget, records)
 
 
@@ -143,7 +138,7 @@ def _made(study: Study, method: Method, run: Run) -> Record:
     return {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, **record, "on": machine}
 
 
-def _write(folder: Path, method: Method, records: Sequence[Record]) -> None:
+def store(folder: Path, method: Method, records: Sequence[Record]) -> None:
     """Replace the file at once, so that no reader finds half of it."""
     head = f'{{"method": {json.dumps(method.name)}, "centres": {json.dumps(method.knobs)}, "runs": [\n'
     text = head + ",\n".join(json.dumps(record) for record in records) + "\n]}\n"

@@ -59,7 +59,7 @@ def test_settings_are_those_that_another_study_has_chosen(tmp_path):
         loss = 1.0 + sum((k - 1) ** 2 for k in run.node)
         found.append({"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, "loss": loss})
     (tmp_path / "tiny").mkdir()
-    runs._write(tmp_path / "tiny", method, found)
+    runs.store(tmp_path / "tiny", method, found)
     runs.work(Follower(), [method.name], 1.0, tmp_path / "scattered", told.append)
     records = runs.read(tmp_path / "scattered", method.name)
     assert [record["seed"] for record in records] == [*protocol.FINAL_SEEDS[:2]]
@@ -91,7 +91,7 @@ def test_the_table(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "rows", lambda study, folder: {"psi_sgdm": row})
     for start, accuracies in zip(STARTS, ([60.0, 61.0, 62.0], [55.0, 56.0, 57.1], [60.0, 61.0, None]), strict=True):
         (tmp_path / start.name).mkdir()
-        runs._write(tmp_path / start.name, load("psi_sgdm"), records(accuracies))
+        runs.store(tmp_path / start.name, load("psi_sgdm"), records(accuracies))
     text = starts_page.generated(tmp_path)
     assert "| PSI-SGDM | 61.0 ± 0.6 | 61.0 ± 0.6 | **56.0 ± 0.6** (-5.0) | 43.7 ± 16.8 |" in text
     assert text.endswith("Not run yet: SGD.\n\nWithout the runs as drawn, 3.0 hours of one core.")

@@ -174,7 +174,7 @@ def stored(tmp_path):
                 record(run.phase, run.node, run.seed, run.values, loss, **(accuracy if run.phase != "sweep" else {}))
             )
         (tmp_path / "tiny").mkdir(exist_ok=True)
-        runs._write(tmp_path / "tiny", method, found)
+        runs.store(tmp_path / "tiny", method, found)
     return tmp_path
 
 
@@ -206,5 +206,5 @@ def test_the_page_is_written_between_its_marks_and_a_second_time_alike(stored, t
 def test_methods_that_are_not_finished_are_not_compared(stored):
     path = stored / "tiny" / "psi_sgdm.json"
     found = json.loads(path.read_text())["runs"]
-    runs._write(stored / "tiny", load("psi_sgdm"), found[:-1])
+    runs.store(stored / "tiny", load("psi_sgdm"), found[:-1])
     assert "Not finished: PSI-SGDM (23 runs)." in pages.generated(Tiny, stored / "tiny")

@@ -150,4 +150,32 @@ MUTANTS = [
         '""',
         "tests/studies/test_studies.py::test_the_table_has_the_numbers_of_the_runs",
     ),
+    Mutant(
+        "rows of a start are scattered to one side",
+        "docs/studies/starts.py",
+        "(2.0 * torch.rand(len(weight)) - 1.0)",
+        "2.0 * torch.rand(len(weight))",
+        "tests/studies/test_starts.py::test_a_start_is_the_same_function[0.0]",
+    ),
+    Mutant(
+        "a study that follows takes the centres",
+        "docs/studies/runs.py",
+        "protocol.final_runs(method.knobs, node)[: study.seeds]",
+        "protocol.final_runs(method.knobs, (0,) * len(node))[: study.seeds]",
+        "tests/studies/test_starts.py::test_settings_are_those_that_another_study_has_chosen",
+    ),
+    Mutant(
+        "driven rows turn by the length of the velocity alone",
+        "docs/studies/mechanism.py",
+        "_MANIFOLD.norm(x, gradient + _MOMENTUM * averaged)",
+        "_MANIFOLD.norm(x, averaged)",
+        "tests/studies/test_mechanism.py::test_rows_turn_as_they_are_driven",
+    ),
+    Mutant(
+        "driven rows forget their velocity",
+        "docs/studies/mechanism.py",
+        "Coefficients(keep=_MOMENTUM, take=1.0, along=-_MOMENTUM * rate, ahead=-rate)",
+        "Coefficients(keep=0.0, take=1.0, along=-_MOMENTUM * rate, ahead=-rate)",
+        "tests/studies/test_mechanism.py::test_driven_at_the_turns_of_sgd_it_goes_the_way_of_sgd",
+    ),
 ]

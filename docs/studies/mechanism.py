@@ -1,0 +1,153 @@
+"""Why methods that differ in their rates train alike: by how much each turns the scale-invariant rows, and PSI-SGD made to turn them as
+SGD does."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from retract.manifolds import PSI
+from retract.optim import Coefficients, RiemannianOptimizer, Rule
+from retract.optim.rules import Memory
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from . import protocol
+from .loop import POINTS, Study, train
+from .methods import Method, load
+from .runs import Record, read, setting, store
+from .split import on, split
+
+__all__ = ["DRIVEN", "FOLDER", "METHODS", "SEEDS", "Turns", "drive", "made", "work"]
+
+FOLDER = "mechanism"
+METHODS = ("sgd_decay", "psi_sgdm", "psi_adam")
+"""Whose turns are shown, at the settings that the BatchNorm study has chosen."""
+DRIVEN = "driven"
+"""The name of PSI-SGD with the turns of `METHODS[0]`."""
+SEEDS = protocol.FINAL_SEEDS[:3]
+_MOMENTUM = 0.9
+_MANIFOLD = PSI()
+
+
+class Turns:
+    """The angles by which an optimizer turns the rows of weights, step by step.
+
+    Args:
+        weights: whose first dimension counts rows.
+        optimizer: whose steps are followed, by hooks.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], optimizer: Optimizer) -> None:
+        self.angles: list[list[Tensor]] = []
+        """Per step and weight, (rows, 1)."""
+        self._weights, self._before = weights, list[Tensor]()
+        optimizer.register_step_pre_hook(self._remember)
+        optimizer.register_step_post_hook(self._observe)
+
+    def _remember(self, *_: Any) -> None:
+        self._before = [w.detach().flatten(1).clone() for w in self._weights]
+
+    def _observe(self, *_: Any) -> None:
+        pairs = zip(self._before, self._weights, strict=True)
+        self.angles.append([_MANIFOLD.dist(before, w.detach().flatten(1)) for before, w in pairs])
+
+
+@dataclass(frozen=True)
+class _Driven(Rule):
+    """Nesterov's momentum with a rate of its own for each point, which is set before the step."""
+
+    vectors = ("momentum_buffer",)
+    scalars = ("rate",)
+    reads_lengths = False
+
+    def __call__(self, length: Tensor, memory: Memory, options: Mapping[str, Any]) -> Coefficients:
+        rate = memory.scalars["rate"]
+        return Coefficients(keep=_MOMENTUM, take=1.0, along=-_MOMENTUM * rate, ahead=-rate)
+
+
+class _DrivenSGD(RiemannianOptimizer):
+    rule = _Driven()
+
+
+def drive(groups: list[dict[str, Any]], weights: list[nn.Parameter], angles: list[list[Tensor]]) -> Optimizer:
+    """PSI-SGD with Nesterov's momentum, in which every row turns at every step by the angle in `angles`, as in `Turns`.
+
+    The retraction x + u turns x by arctan ‖u‖ₓ, so the rate is the tangent of the angle over the length of γ + 0.9 v.
+    """
+    optimizer = _DrivenSGD(groups, {"lr": 1.0})
+    steps = iter(angles)
+
+    @torch.no_grad()
+    def set_rates(*_: Any) -> None:
+        for w, angle in zip(weights, next(steps), strict=True):
+            assert w.grad is not None
+            x, state = w.flatten(1), optimizer.state[w]
+            gradient = _MANIFOLD.riemannian_gradient(x, w.grad.flatten(1))
+            averaged = gradient
+            if "momentum_buffer" in state:
+                averaged = gradient + _MOMENTUM * state["momentum_buffer"].flatten(1)
+            length = _MANIFOLD.norm(x, gradient + _MOMENTUM * averaged)
+            rate = angle.tan() / length.clamp(min=torch.finfo(x.dtype).tiny)
+            state["rate"] = rate.view(-1, *[1] * (w.ndim - 1))
+
+    optimizer.register_step_pre_hook(set_rates)
+    return optimizer
+
+
+def made(study: Study, name: str, settings: Mapping[str, Mapping[str, float]], seed: int) -> Record:
+    """The record of a final run, with the mean turn of a row, in rad, at `POINTS` steps; `settings` of `METHODS`, by name."""
+    base = load(METHODS[0] if name == DRIVEN else name)
+    values, turns = settings[base.name], list[Turns]()
+
+    def followed(network: nn.Module, example: Tensor, **knobs: float) -> list[Optimizer]:
+        optimizers = base.optimizers(network, example, **knobs)
+        turns.append(Turns(split(network, example)[0], optimizers[0]))
+        return optimizers
+
+    record = train(study, replace(base, optimizers=followed), values, seed, final=True)
+    if name == DRIVEN:
+        angles = turns.pop().angles
+
+        def driven(network: nn.Module, example: Tensor, lr: float, rest: float, decay: float) -> list[Optimizer]:
+            weights, _ = split(network, example)
+            groups, others = on(_MANIFOLD, network, example)
+            optimizer = drive(groups, weights, angles)
+            turns.append(Turns(weights, optimizer))
+            return [optimizer, SGD(others, lr=rest, momentum=_MOMENTUM, nesterov=True)]
+
+        record = train(study, Method(DRIVEN, "", dict(values), driven), values, seed, final=True)
+    means = [float(torch.cat(angles).mean()) for angles in turns[0].angles]
+    every = len(means) // POINTS
+    parts = [means[i * every : (i + 1) * every] for i in range(POINTS)]
+    record["turns"] = [float(f"{sum(part) / len(part):.5g}") for part in parts]
+    return {"phase": "final", "values": dict(values), "seed": seed, "node": [], **record}
+
+
+def work(study: Study, results: Path, minutes: float, tell: Callable[[str], None] = print) -> None:
+    """Make the runs that are missing, as `runs.work` does."""
+    end = time.monotonic() + 60.0 * minutes
+    folder = results / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {}
+    for method in map(load, METHODS):
+        node = setting(method, study.budget, read(results / study.name, method.name))
+        settings[method.name] = protocol.values(method.knobs, node)
+    for name, seed in _missing(folder):
+        if time.monotonic() > end:
+            return
+        record = made(study, name, settings, seed)
+        store(folder, Method(name, "", record["values"], list), [*read(folder, name), record])
+        tell(f"{name}, seed {seed}: loss {record['loss'] or math.inf:.4f}, {record['seconds']} s")
+
+
+def _missing(folder: Path) -> Iterator[tuple[str, int]]:
+    for seed in SEEDS:
+        for name in (*METHODS, DRIVEN):
+            if seed not in {record["seed"] for record in read(folder, name)}:
+                yield name, seed

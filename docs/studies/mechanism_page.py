@@ -1,0 +1,55 @@
+"""The table of the angular updates, from the stored runs."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+from . import mechanism, pages, protocol
+from .loop import POINTS
+from .methods import load
+from .runs import Record, read
+
+__all__ = ["generated", "write"]
+
+SHARES = (1, 4, 8, 12, 15)
+"""Sixteenths of a run after which the turn is shown, the mean over the sixteenth that follows."""
+
+
+def write(results: Path, folder: Path = pages.BENCHMARKS) -> None:
+    """Write the generated part of the page."""
+    pages.fill(folder / "mechanism.md", generated(results))
+
+
+def generated(results: Path) -> str:
+    """Markdown: turns of rows in the course of a run, and test accuracies with differences to the baseline, seed by seed."""
+    stored = {name: read(results / mechanism.FOLDER, name) for name in (*mechanism.METHODS, mechanism.DRIVEN)}
+    base, count = stored[mechanism.METHODS[0]], len(mechanism.SEEDS)
+    if any(len(records) < count for records in stored.values()):
+        return f"Not run yet: {sum(count - len(records) for records in stored.values())} of {count * len(stored)} runs are missing."
+    shares = " | ".join(f"{share}/{POINTS}" for share in SHARES)
+    lines = [
+        f"| turn of a row per step, in mrad, after | {shares} of the run | test accuracy in % | difference to {load(mechanism.METHODS[0]).title} |",
+        "| --- |" + " ---: |" * (len(SHARES) + 2),
+    ]
+    for name, records in stored.items():
+        title = (
+            f"PSI-SGDM with the turns of {load(mechanism.METHODS[0]).title}"
+            if name == mechanism.DRIVEN
+            else load(name).title
+        )
+        turns = [f"{1e3 * statistics.fmean(record['turns'][share] for record in records):.1f}" for share in SHARES]
+        mean = protocol.estimate(_accuracies(records))
+        gap = "–"
+        if records is not base:
+            pairs = zip(_accuracies(records), _accuracies(base), strict=True)
+            found = protocol.estimate([a - b for a, b in pairs])
+            gap = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+        lines.append(f"| {' | '.join([title, *turns, f'{mean.mean:.2f} ± {mean.error:.2f}', gap])} |")
+    hours = sum(record["seconds"] for records in stored.values() for record in records) / 3600.0
+    return "\n".join(lines) + f"\n\n{count} seeds, {hours:.1f} hours of one core."
+
+
+def _accuracies(records: list[Record]) -> list[float]:
+    """In the order of the seeds."""
+    return [record["test accuracy"] for record in sorted(records, key=lambda record: record["seed"])]
