@@ -87,7 +87,7 @@ def _rough(p, rows, unit, C):
     """Whether float32 is too rough for a row of the ball: near the boundary, where squares overflow, and where a length underflows."""
     rough = False
     for r in range(rows):
-        lost = (C.adam or C.clip) and p[3, r] < loops.FEWEST
+        lost = (C.adam or C.clip) and not loops.fits(p[3, r])
         rough = rough or lost or not (p[0, r] < NEAR * unit and p[3, r] + p[5, r] < math.inf)
     return rough
 

@@ -139,8 +139,8 @@ MUTANTS = [
     Mutant(
         "the band of free norms follows the copies",
         "optim/execution/rows.py",
-        "            update, memory = self.update(batch, params[0].dtype, options)\n            if update",
-        "            update, memory = self.update(batch, arrays.params[0].dtype, options)\n            if update",
+        "            update, memory = self.update(batch, params[0].dtype, options)\n            if self",
+        "            update, memory = self.update(batch, arrays.params[0].dtype, options)\n            if self",
         "tests/optim/test_edges.py::test_the_band_follows_the_parameter",
     ),
     Mutant(
