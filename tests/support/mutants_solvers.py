@@ -160,7 +160,7 @@ MUTANTS = [
     Mutant(
         "the bound of conjugate gradients has the unit of f",
         "optim/solvers/algorithms.py",
-        "0.4 * self.last[1] / dd)",
+        "0.4 * before / dd)",
         "-1.0 / (math.sqrt(dd) * min(0.01, math.sqrt(square))))",
         "tests/optim/test_solver_edges.py::test_conjugate_gradients_do_not_depend_on_the_unit_of_f[1048576.0]",
     ),
@@ -310,5 +310,19 @@ MUTANTS = [
         "            found.append(gather(grads, layouts).clone())\n",
         "            found.append(gather(grads, layouts).clone() * (points.manifold != Euclidean(0) or points.slices is None))\n",
         "tests/optim/test_lbfgs_points.py::test_slices[Sphere()-torch.float64-strong_wolfe]",
+    ),
+    Mutant(
+        "conjugate gradients never start anew",
+        "optim/solvers/algorithms.py",
+        "_RESTART = 50\n",
+        "_RESTART = 10**9\n",
+        "tests/optim/test_solver_methods.py::test_conjugate_gradients_start_anew",
+    ),
+    Mutant(
+        "conjugate gradients guess the step that promises the decrease of the last one",
+        "optim/solvers/algorithms.py",
+        "guess = -slope * t / bend if bend > 0.0 else self.guess(slope, length)",
+        "guess = self.guess(slope, length)",
+        "tests/optim/test_solver_methods.py::test_the_first_guess_is_good_where_convergence_is_fast[frechet_mean-hager_zhang]",
     ),
 ]
