@@ -114,7 +114,7 @@ class SteepestDescent(LineSearchMethod):
 
 
 # Without restarts conjugate gradients converge only linearly, on quadratic functions too (Crowder & Wolfe 1972).
-_RESTART = 50
+_RESTART = 40
 
 BETAS = ("fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "hager_zhang")
 
@@ -169,7 +169,7 @@ class _Conjugate(_Gradients):
 @dataclass(frozen=True)
 class ConjugateGradients(LineSearchMethod):
     """Nonlinear conjugate gradients, d ← −g + β T(d), with T the transport of the manifold (Absil, Mahony & Sepulchre 2008, §8.3; Sato
-    2022). A direction that does not descend is replaced by −g, and so is every 51st one.
+    2022). A direction that does not descend is replaced by −g, and so is every 41st one.
 
     With y = g − T(g₋) of the last gradient g₋, β is ‖g‖²/‖g₋‖² (``"fletcher_reeves"``), max(0, ⟨g, y⟩/‖g₋‖²) (``"polak_ribiere"``, its
     variant PR+), max(0, ⟨g, y⟩/⟨d, y⟩) (``"hestenes_stiefel"``) or ⟨y − 2 d ‖y‖²/⟨d, y⟩, g⟩/⟨d, y⟩ (``"hager_zhang"``, at least

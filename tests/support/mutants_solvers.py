@@ -292,16 +292,16 @@ MUTANTS = [
     ),
     Mutant(
         "autocast keeps parameters as they were before a step",
-        "manifolds/numerics.py",
-        "cache_enabled=False)(function)",
-        "cache_enabled=True)(function)",
+        "optim/solvers/lbfgs.py",
+        "        torch.clear_autocast_cache()  # casts of the parameters as they were\n",
+        "",
         "tests/optim/test_lbfgs.py::test_the_closure_is_under_the_autocast_around_the_step",
     ),
     Mutant(
         "of joint points only the first part moves",
         "optim/solvers/lbfgs.py",
-        "scatter_(a.clone(), points.parts, layouts)",
-        "scatter_(a.clone()[..., : 7], points.parts[:1], layouts[:1])",
+        "scatter_(a.clone(), points.parts, layouts)\n",
+        "scatter_(a.clone()[..., : 7], points.parts[:1], layouts[:1])\n",
         "tests/optim/test_lbfgs_points.py::test_joint_points[Sphere()-torch.float64-strong_wolfe]",
     ),
     Mutant(
@@ -314,7 +314,7 @@ MUTANTS = [
     Mutant(
         "conjugate gradients never start anew",
         "optim/solvers/algorithms.py",
-        "_RESTART = 50\n",
+        "_RESTART = 40\n",
         "_RESTART = 10**9\n",
         "tests/optim/test_solver_methods.py::test_conjugate_gradients_start_anew",
     ),
