@@ -23,8 +23,8 @@ class Hyperbolic(GeodesicManifold):
 
     Its geodesics are those of the hyperboloid, cosh θ · x + (sinh θ / θ) u with θ = ‖u‖ₓ/R and R = 1/√−K, and each pair
     of points is on one of them. The retraction is on the geodesic of u too, at the distance R asinh θ: with √(1 + θ²)
-    in place of cosh θ and 1 in place of sinh θ / θ. It has no acceleration at its start, and no length of u takes
-    it out of the range of floats.
+    in place of cosh θ and 1 in place of sinh θ / θ. It has no acceleration at its start, and no length of u that has
+    a square takes it out of the range of floats.
 
     Raises:
         GeometryError: a curvature that is not a negative number.

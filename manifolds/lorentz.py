@@ -157,23 +157,33 @@ class Lorentz(Hyperbolic):
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         """cosh θ · x + (sinh θ / θ) u with θ = ‖u‖ₓ/R, (*batch, n).
 
-        θ is no longer than a quarter of the exponents of the dtype, 22 in float32 and 177 in float64, so that the
-        squares fit.
+        θ is no longer than a quarter of the exponents of the dtype, 22 in float32 and 177 in float64, and log x₀ + θ no
+        more than half of them, so that the squares fit.
         """
-        u = self._shortened(x, u)
-        square = self.inner(x, u, u) * self.radius**-2
+        u, flat = self._shortened(x, u)
+        square = numerics.dot(flat, flat, 1) * self.radius**-2
         cosine, sinc = series.hyperbolic(square, 0, 1)
+        return self._exponential(x, u, square, cosine, sinc)
+
+    def _exponential(self, x: Tensor, u: Tensor, square: Tensor, cosine: Tensor, sinc: Tensor) -> Tensor:
         return self._moved(x, u, square, torch.addcmul(cosine * x[..., 1:], u[..., 1:], sinc))
 
-    def _shortened(self, x: Tensor, u: Tensor) -> Tensor:
-        return u * (self.longest_step(u.dtype) / self.norm(x.detach(), u.detach())).clamp(max=1.0)
+    def _shortened(self, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """`u` as `exp` takes it, with `_flat` of it; that of the rounded product may be much longer far out."""
+        flat, longest = self._flat(x, u), self.longest_step(u.dtype)
+        room = 2.0 * longest - x.detach()[..., :1].log() * self.radius
+        limit = room.clamp(min=torch.finfo(u.dtype).tiny * self.radius, max=longest)
+        factor = (limit / numerics.norm(flat.detach(), 1)).clamp(max=1.0)
+        return u * factor, flat * factor
 
     def parallel_transport(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """v + ⟨u, v⟩ₓ/R² ((sinh θ/θ) x + ((cosh θ − 1)/θ²) u), (*batch, n)."""
-        u = self._shortened(x, u)
-        sinc, versine = series.hyperbolic(self.inner(x, u, u) * self.radius**-2, 1, 2)
-        share = self.inner(x, u, v) * self.radius**-2
-        return _carried(x, u, v, self.exp(x, u), share * sinc, share * versine)
+        u, flat = self._shortened(x, u)
+        square = numerics.dot(flat, flat, 1) * self.radius**-2
+        cosine, sinc, versine = series.hyperbolic(square, 0, 1, 2)
+        share = numerics.dot(flat, self._flat(x, v), 1) * self.radius**-2
+        y = self._exponential(x, u, square, cosine, sinc)
+        return _carried(x, u, v, y, share * sinc, share * versine)
 
     def _apart(self, x: Tensor, y: Tensor) -> _Apart:
         """The geometry of two points, in float64.
@@ -194,7 +204,7 @@ class Lorentz(Hyperbolic):
         square = numerics.dot(flat, flat, 1)
         beside = total > 0.5 * product
         half = torch.where(
-            beside, time.square() * square / torch.where(beside, total, 1.0), product - spatial - self.radius**2
+            beside, time * square * (time / torch.where(beside, total, 1.0)), product - spatial - self.radius**2
         )
         return _Apart(x, y, time, other, chord, lapse, half * (0.5 * self.radius**-2))
 

@@ -87,12 +87,9 @@ def full_precision() -> Iterator[None]:
 
 
 def in_this_precision(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` under the `torch.autocast` that surrounds this call, also where it is called inside of `full_precision`.
-
-    Without the cache of cast parameters, which would outlive changes of them.
-    """
+    """`function` under the `torch.autocast` that surrounds this call, also where it is called inside of `full_precision`."""
     for device in _autocast_devices():
-        function = torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)(function)
+        function = torch.autocast(device, torch.get_autocast_dtype(device))(function)
     return function
 
 

@@ -113,6 +113,9 @@ class SteepestDescent(LineSearchMethod):
         return _Gradients(space)
 
 
+# Without restarts conjugate gradients converge only linearly, on quadratic functions too (Crowder & Wolfe 1972).
+_RESTART = 40
+
 BETAS = ("fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "hager_zhang")
 
 
@@ -121,35 +124,35 @@ class _Conjugate(_Gradients):
         super().__init__(space)
         self.beta = beta
         self.before: tuple[Arrays, Arrays, float] | None = None
+        self.conjugated = 0
+        """Directions since the last one of steepest descent."""
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
-        found = self._conjugate(here) if self.before is not None else None
-        d, slope, length = found or steepest(here)
-        return d, slope, length, self.guess(slope, length)
-
-    def _conjugate(self, here: State) -> tuple[Arrays, float, float] | None:
-        """−g + β d, or None if that does not descend."""
-        assert self.before is not None
-        d, former, square = self.before
+        if self.before is None:
+            return super().next(here)
+        assert self.last is not None
+        (d, former, square), (t, before), gg = self.before, self.last, here.square
         change = combined((1.0, here.gradient), (-1.0, former))
         vectors = [torch.stack(arrays) for arrays in zip(d, change, here.gradient, strict=True)]
         (dd, dy, dg), (_, yy, yg), _ = self.space.table(here.x, vectors, vectors).tolist()
-        gg = here.square
-        if self.beta == "fletcher_reeves":
+        if self.conjugated == _RESTART or dy == 0.0:
+            beta = 0.0
+        elif self.beta == "fletcher_reeves":
             beta = gg / square
         elif self.beta == "polak_ribiere":
             beta = max(0.0, yg / square)
-        elif dy == 0.0:
-            return None
         elif self.beta == "hestenes_stiefel":
             beta = max(0.0, yg / dy)
         else:  # Hager & Zhang 2005, eq. 1.3, with the bound of Hager & Zhang 2013, which has no unit
-            assert self.last is not None
-            beta = max((yg - 2.0 * dg * yy / dy) / dy, 0.4 * self.last[1] / dd)
-        slope, long = beta * dg - gg, math.sqrt(max(gg + beta * (beta * dd - 2.0 * dg), 0.0))
-        if not slope < -1e-10 * long * math.sqrt(gg):
-            return None
-        return combined((beta, d), (-1.0, here.gradient)), slope, long
+            beta = max((yg - 2.0 * dg * yy / dy) / dy, 0.4 * before / dd)
+        slope, length = beta * dg - gg, math.sqrt(max(gg + beta * (beta * dd - 2.0 * dg), 0.0))
+        if not slope < -1e-10 * length * math.sqrt(gg):
+            beta, slope, length = 0.0, -gg, math.sqrt(gg)
+        self.conjugated = self.conjugated + 1 if beta else 0
+        # The minimizer of the quadratic function with t H d = y, and with ⟨g, H g⟩/‖g‖² = ‖y‖²/⟨t d, y⟩, as in the direction of y.
+        bend = gg * yy / dy - 2.0 * beta * yg + beta * beta * dy if dy > 0.0 else 0.0
+        guess = -slope * t / bend if bend > 0.0 else self.guess(slope, length)
+        return combined((beta, d), (-1.0, here.gradient)), slope, length, guess
 
     def remember(self, here: State, d: Arrays, length: float, slope: float, trial: Trial) -> None:
         super().remember(here, d, length, slope, trial)
@@ -166,7 +169,7 @@ class _Conjugate(_Gradients):
 @dataclass(frozen=True)
 class ConjugateGradients(LineSearchMethod):
     """Nonlinear conjugate gradients, d ← −g + β T(d), with T the transport of the manifold (Absil, Mahony & Sepulchre 2008, §8.3; Sato
-    2022). A direction that does not descend is replaced by −g.
+    2022). A direction that does not descend is replaced by −g, and so is every 41st one.
 
     With y = g − T(g₋) of the last gradient g₋, β is ‖g‖²/‖g₋‖² (``"fletcher_reeves"``), max(0, ⟨g, y⟩/‖g₋‖²) (``"polak_ribiere"``, its
     variant PR+), max(0, ⟨g, y⟩/⟨d, y⟩) (``"hestenes_stiefel"``) or ⟨y − 2 d ‖y‖²/⟨d, y⟩, g⟩/⟨d, y⟩ (``"hager_zhang"``, at least

@@ -273,6 +273,7 @@ class _Call:
     def _put(self, x: Arrays) -> None:
         for a, points, layouts in zip(x, self.points, self.layouts, strict=True):
             scatter_(a.clone(), points.parts, layouts)
+        torch.clear_autocast_cache()  # casts of the parameters as they were
 
     def _longest(self, x: Arrays, u: Arrays) -> float:
         """The length of the longest tangent of a point."""

@@ -279,3 +279,47 @@ def test_products_of_narrow_rows(n, generator):
             found = numerics.dot(a, b, 1)
         assert found.shape == (*a.shape[:-1], 1)
         assert torch.allclose(found, (a * b).sum(-1, keepdim=True), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("curvature", [-1.0, -1e-4, -100.0])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("model", [Lorentz, PoincareBall])
+def test_all_maps_are_finite_at_all_distances(model, dtype, curvature, generator):
+    """From points up to where squares of coordinates end, along tangents of any length, and between such points."""
+    manifold, far = model(curvature), 21.0 if dtype == torch.float32 else 176.0
+    lorentz = model is Lorentz
+    origin = torch.zeros(8, 4, dtype=dtype)
+    directions = torch.randn(2, 8, 4, generator=generator, dtype=torch.float64).to(dtype)
+    if lorentz:
+        origin[:, 0], directions[..., 0] = manifold.radius, 0.0
+    directions = directions / directions.norm(dim=-1, keepdim=True) * manifold.radius * (1.0 if lorentz else 0.5)
+    v = torch.randn(8, 4, generator=generator, dtype=torch.float64).to(dtype)
+    radii = [0.0, 1e-3, 1.0, 5.0, 10.0, 15.0, 19.0, 20.0, far, 0.25 * far, 0.5 * far, 0.75 * far]
+    radii = torch.tensor(radii, dtype=dtype).reshape(-1, 1, 1, 1)
+    x, y = (manifold.exp(origin, radii * each) for each in directions)
+    a = manifold.project(x, v.expand_as(x))
+    a = a / manifold.norm(x, a).clamp(min=torch.finfo(dtype).tiny)
+    lengths = torch.cat([radii, torch.tensor([30.0, 100.0, 700.0, 1e6], dtype=dtype).reshape(-1, 1, 1, 1)]).movedim(
+        0, 1
+    )
+    u, z = lengths * manifold.radius * a, y.movedim(0, 1)
+    for name in ("exp", "retract"):
+        assert torch.isfinite(getattr(manifold, name)(x, u)).all(), name
+    for name in ("parallel_transport", "transport"):
+        assert torch.isfinite(getattr(manifold, name)(x, u, a)).all(), name
+    for found in (manifold.log(x, z), manifold.dist(x, z), manifold.transport_to(x, z, a)):
+        assert torch.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("dtype", "radius", "limit"), [(torch.float32, 8.0, 22.18), (torch.float64, 12.0, 177.45)])
+def test_steps_on_the_hyperboloid_end_at_the_limit(dtype, radius, limit):
+    """Outwards from a point; from one far out where squares of coordinates end."""
+    manifold = Lorentz()
+    for start in (radius, 1.5 * limit):
+        x = far_point(manifold, start, torch.float64)
+        outwards = torch.cat([x[1:].norm().reshape(1), x[1:] / x[1:].norm() * x[0]])
+        y = manifold.exp(x.to(dtype), 1e3 * outwards.to(dtype)).double()
+        assert torch.isfinite(y).all()
+        assert float(y[0].log()) <= 2.0 * limit + 0.01
+        if start == radius:
+            assert float(y[0].log()) + math.log(2.0) == pytest.approx(radius + limit, abs=0.01)

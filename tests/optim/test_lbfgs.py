@@ -1,6 +1,5 @@
 """`RiemannianLBFGS`: torch.optim.LBFGS in flat space, tangents at one point, declared modules, lives of its state."""
 
-import contextlib
 import copy
 import io
 import itertools
@@ -143,7 +142,7 @@ def test_the_closure_is_under_the_autocast_around_the_step():
 
         def closure():
             optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16) if inside else contextlib.nullcontext():
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside or torch.is_autocast_enabled("cpu")):
                 out = model(INPUTS.float())
             assert out.dtype == torch.bfloat16
             loss = out.float().square().mean()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from benchmarks.problems import frechet_mean, karcher_mean, rosenbrock
 from retract.errors import ProblemError
 from retract.manifolds import Euclidean, Sphere, Stiefel
 from retract.optim import LBFGS, ConjugateGradients, SteepestDescent, TrustRegions, minimize
@@ -177,3 +178,23 @@ def test_solvers_stay_on_their_device(method, device):
     assert found.success
     assert found.x["frame"].device.type == device.type
     assert found.fun == pytest.approx(float(3 * LOW[0] + LOW[:2].sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("beta", ["fletcher_reeves", "polak_ribiere", "hestenes_stiefel", "hager_zhang"])
+@pytest.mark.parametrize("make", [karcher_mean, frechet_mean])
+def test_the_first_guess_is_good_where_convergence_is_fast(make, beta):
+    """The gradient falls by a factor of ten per iteration, and the curvature stays: about one evaluation for each."""
+    for seed in range(3):
+        problem = make(seed=seed)
+        found = minimize(problem.f, problem.x0, problem.manifold, ConjugateGradients(beta=beta))
+        assert found.success, found.message
+        assert found.nfev <= found.nit + 4
+
+
+def test_conjugate_gradients_start_anew():
+    """From some of these starts they converge linearly with exact searches, in 500 iterations, if they never do."""
+    for seed in range(6):
+        problem = rosenbrock(seed=seed)
+        found = minimize(problem.f, problem.x0, problem.manifold, "conjugate_gradients")
+        assert found.success, found.message
+        assert found.nfev < 250

@@ -160,7 +160,7 @@ MUTANTS = [
     Mutant(
         "the bound of conjugate gradients has the unit of f",
         "optim/solvers/algorithms.py",
-        "0.4 * self.last[1] / dd)",
+        "0.4 * before / dd)",
         "-1.0 / (math.sqrt(dd) * min(0.01, math.sqrt(square))))",
         "tests/optim/test_solver_edges.py::test_conjugate_gradients_do_not_depend_on_the_unit_of_f[1048576.0]",
     ),
@@ -292,16 +292,16 @@ MUTANTS = [
     ),
     Mutant(
         "autocast keeps parameters as they were before a step",
-        "manifolds/numerics.py",
-        "cache_enabled=False)(function)",
-        "cache_enabled=True)(function)",
+        "optim/solvers/lbfgs.py",
+        "        torch.clear_autocast_cache()  # casts of the parameters as they were\n",
+        "",
         "tests/optim/test_lbfgs.py::test_the_closure_is_under_the_autocast_around_the_step",
     ),
     Mutant(
         "of joint points only the first part moves",
         "optim/solvers/lbfgs.py",
-        "scatter_(a.clone(), points.parts, layouts)",
-        "scatter_(a.clone()[..., : 7], points.parts[:1], layouts[:1])",
+        "scatter_(a.clone(), points.parts, layouts)\n",
+        "scatter_(a.clone()[..., : 7], points.parts[:1], layouts[:1])\n",
         "tests/optim/test_lbfgs_points.py::test_joint_points[Sphere()-torch.float64-strong_wolfe]",
     ),
     Mutant(
@@ -310,5 +310,19 @@ MUTANTS = [
         "            found.append(gather(grads, layouts).clone())\n",
         "            found.append(gather(grads, layouts).clone() * (points.manifold != Euclidean(0) or points.slices is None))\n",
         "tests/optim/test_lbfgs_points.py::test_slices[Sphere()-torch.float64-strong_wolfe]",
+    ),
+    Mutant(
+        "conjugate gradients never start anew",
+        "optim/solvers/algorithms.py",
+        "_RESTART = 40\n",
+        "_RESTART = 10**9\n",
+        "tests/optim/test_solver_methods.py::test_conjugate_gradients_start_anew",
+    ),
+    Mutant(
+        "conjugate gradients guess the step that promises the decrease of the last one",
+        "optim/solvers/algorithms.py",
+        "guess = -slope * t / bend if bend > 0.0 else self.guess(slope, length)",
+        "guess = self.guess(slope, length)",
+        "tests/optim/test_solver_methods.py::test_the_first_guess_is_good_where_convergence_is_fast[frechet_mean-hager_zhang]",
     ),
 ]

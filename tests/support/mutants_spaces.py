@@ -88,6 +88,27 @@ MUTANTS = [
         "tests/manifolds/test_hessians.py::test_hessians_in_closed_form[spd]",
     ),
     Mutant(
+        "shortened tangents of the hyperboloid are measured again",
+        "manifolds/lorentz.py",
+        "        return u * factor, flat * factor\n",
+        "        return u * factor, self._flat(x, u * factor)\n",
+        "tests/manifolds/test_hyperbolic.py::test_all_maps_are_finite_at_all_distances[Lorentz-torch.float32--1.0]",
+    ),
+    Mutant(
+        "steps on the hyperboloid are as long from everywhere",
+        "manifolds/lorentz.py",
+        "room = 2.0 * longest - x.detach()[..., :1].log() * self.radius",
+        "room = 2.0 * longest - 0.0 * x.detach()[..., :1].log()",
+        "tests/manifolds/test_hyperbolic.py::test_steps_on_the_hyperboloid_end_at_the_limit[dtype0-8.0-22.18]",
+    ),
+    Mutant(
+        "squares of coordinates of two points are multiplied",
+        "manifolds/lorentz.py",
+        "time * square * (time / torch.where(beside, total, 1.0))",
+        "time.square() * square / torch.where(beside, total, 1.0)",
+        "tests/manifolds/test_hyperbolic.py::test_all_maps_are_finite_at_all_distances[Lorentz-torch.float64--0.0001]",
+    ),
+    Mutant(
         "distances on the hyperboloid are differences of products",
         "manifolds/lorentz.py",
         "beside = total > 0.5 * product",
