@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import OptionError
@@ -199,7 +200,7 @@ class _LimitedMemory(_Gradients):
     def __init__(self, space: Space, memory: int, caution: float) -> None:
         super().__init__(space)
         self.pairs = Pairs(
-            space, memory, lambda sy, ss, square: sy > caution / space.scale * math.sqrt(square) * ss and sy > 0
+            space, memory, lambda sy, ss, square: sy > np.maximum(caution / space.scale * math.sqrt(square) * ss, 0.0)
         )
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:

@@ -177,13 +177,12 @@ class Objective:
         share of the square of the step, and the one by which pairs (s, y) have ⟨s, y⟩ > 0 (Huang, Absil & Gallivan 2018).
         """
         space, u = self.space, [t * a for a in d]
-        value, x, egrad = self._gradients(space.each("retract", here.x, u))
+        y, carried = space.moved(here.x, u, d)
+        value, x, egrad = self._gradients(y)
         gradient = space.each("riemannian_gradient", x, egrad)
-        slope = space.slope(here.x, u, x, d, gradient)
-        square = space.inner(x, gradient, gradient)
-        dtype = torch.promote_types(value.dtype, square.dtype)
-        numbers = [one.to(square.device, dtype) for one in (value, slope, square)]
-        f, steepness, length = torch.stack(numbers).tolist()
+        both = [torch.stack(pair) for pair in zip(carried, gradient, strict=True)]
+        products = space.products(x, both, gradient)
+        f, steepness, length = torch.cat([value.reshape(1).to(products.device), products]).tolist()
         if not (math.isfinite(f) and math.isfinite(length)):
             return Trial(t, math.inf if math.isnan(f) else f, math.nan, None)
         return Trial(t, f, steepness, State(x, f, gradient, max(length, 0.0)))

@@ -186,8 +186,8 @@ def test_pairs_are_tangent_at_one_point(case):
         expected = there.gradient[0] - m.transport(here.x[0], u[0], here.gradient[0])
         pairs.carry(here.x, here.gradient, u, there.x, 1.0)
         pairs.append(there.gradient)
-        assert torch.allclose(pairs.stacks[0][1, -1], expected, atol=1e-10)
-        assert torch.allclose(pairs.stacks[0][0, -1], m.transport(here.x[0], u[0], u[0]), atol=1e-12)
+        assert torch.allclose(pairs.stacks[0][-1, 1], expected, atol=1e-10)
+        assert torch.allclose(pairs.stacks[0][-1, 0], m.transport(here.x[0], u[0], u[0]), atol=1e-12)
         for vector in pairs.stacks[0].flatten(0, 1):
             assert float(m.tangent_defect(there.x[0], vector).max()) < 1e-9
         here = there
@@ -215,7 +215,7 @@ def test_directions_are_those_of_the_bfgs_formula(case, length):
         if found is None:
             continue
         y, g = here.x[0], here.gradient[0]
-        s, change = pairs.stacks[0]
+        s, change = pairs.stacks[0].unbind(1)
 
         def dot(a, b, y=y):
             return float(m.inner(y, a, b).sum())
