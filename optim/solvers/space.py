@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,27 +43,24 @@ class Space:
 
     def inner(self, x: Arrays, u: Arrays, v: Arrays) -> Tensor:
         """⟨u, v⟩ₓ, a tensor without dimensions."""
-        found = [
+        return _total(
             torch.dot(b.reshape(-1), c.reshape(-1)) if dot else m.inner(a, b, c).sum()
             for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True)
-        ]
-        return sum((one.to(found[0].device) for one in found[1:]), found[0])
+        )
 
     def table(self, x: Arrays, u: Arrays, v: Arrays) -> Tensor:
         """The inner products of all tangents of a stack `u` with all of a stack `v`, (k, l)."""
-        total: Any = 0.0
-        for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True):
-            one = as_rows(b if dot else _lowered(m, a, b)) @ as_rows(c).T
-            total = total + one.to(x[0].device)
-        return total
+        return _total(
+            as_rows(b if dot else _lowered(m, a, b)) @ as_rows(c).T
+            for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True)
+        )
 
     def products(self, x: Arrays, u: Arrays, v: Arrays) -> Tensor:
         """The inner products of all tangents of a stack `u` with `v`, (k,)."""
-        found = [
+        return _total(
             as_rows(b) @ c.reshape(-1) if dot else as_rows(m.inner(a, b, c)).sum(1)
             for m, dot, a, b, c in zip(self.manifolds, self._dots, x, u, v, strict=True)
-        ]
-        return sum((one.to(found[0].device) for one in found[1:]), found[0])
+        )
 
     def moved(self, x: Arrays, u: Arrays, d: Arrays) -> tuple[Arrays, Arrays]:
         """y = retract(x, u), and `d` for products with tangents there: transported, or as it is where that would be a projection,
@@ -91,6 +88,12 @@ def _projects(manifold: Manifold) -> bool:
     )
 
 
+def _total(products: Iterator[Tensor]) -> Tensor:
+    """The sum of the products of each array, on the device of the first."""
+    first = next(products)
+    return sum((one.to(first.device) for one in products), first)
+
+
 def _lowered(manifold: Manifold, x: Tensor, stack: Tensor) -> Tensor:
     """The arrays whose dot products with tangents at `x` are the inner products with those of a stack."""
     if isinstance(manifold, ConformalManifold):
@@ -101,8 +104,8 @@ def _lowered(manifold: Manifold, x: Tensor, stack: Tensor) -> Tensor:
 
 
 def as_rows(stack: Tensor) -> Tensor:
-    """The arrays of a stack as rows, also those without dimensions."""
-    return stack.unsqueeze(-1).flatten(1)
+    """The arrays of a stack as rows, also those without dimensions or entries."""
+    return stack.reshape(len(stack), math.prod(stack.shape[1:]))
 
 
 def combined(*terms: tuple[float, Arrays]) -> Arrays:
