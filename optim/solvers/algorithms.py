@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...errors import OptionError
@@ -132,7 +131,7 @@ class _Conjugate(_Gradients):
         """−g + β d, or None if that does not descend."""
         assert self.before is not None
         d, former, square = self.before
-        change = combined((1.0, here.gradient), (-1.0, former))
+        change = [g - a for g, a in zip(here.gradient, former, strict=True)]
         vectors = [torch.stack(arrays) for arrays in zip(d, change, here.gradient, strict=True)]
         (dd, dy, dg), (_, yy, yg), _ = self.space.table(here.x, vectors, vectors).tolist()
         gg = here.square
@@ -199,9 +198,7 @@ class ConjugateGradients(LineSearchMethod):
 class _LimitedMemory(_Gradients):
     def __init__(self, space: Space, memory: int, caution: float) -> None:
         super().__init__(space)
-        self.pairs = Pairs(
-            space, memory, lambda sy, ss, square: sy > np.maximum(caution / space.scale * math.sqrt(square) * ss, 0.0)
-        )
+        self.pairs = Pairs(space, memory, lambda sy, ss, square: sy > caution / space.scale * math.sqrt(square) * ss)
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
         found = self.pairs.direction(here.x, here.gradient, here.square)

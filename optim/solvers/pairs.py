@@ -31,14 +31,14 @@ class Pairs:
         self.stacks: Arrays | None = None
         self.last: tuple[Arrays, Arrays] | None = None
         """The last step and the gradient before it, both carried to the point, until `append`."""
-        self._table: Numbers | None = None
-        """The inner products of the pairs, (k, 2, k, 2), without those of the newest; None where they have changed."""
+        self._known: tuple[Numbers, Numbers] | None = None
+        """The inner products of the pairs, (k, 2, k, 2), and R⁻¹ of `direction`, without the newest; None where they have changed."""
         self._drift = 0.0
 
     def forget(self) -> bool:
         """Drop all pairs; whether there were any."""
         known = self.stacks is not None
-        self.stacks = self.last = self._table = None
+        self.stacks = self.last = self._known = None
         return known
 
     def carry(self, x: Arrays, gradient: Arrays, u: Arrays, y: Arrays, length: float) -> None:
@@ -56,7 +56,7 @@ class Pairs:
             own = space.carried(x, u, y, own)
             if self.stacks is not None:
                 self.stacks = [stack[:-2].unflatten(0, (-1, 2)) for stack in own]
-            self._table, self._drift = None, 0.0
+            self._known, self._drift = None, 0.0
             self.last = [stack[-2] for stack in own], [stack[-1] for stack in own]
 
     def append(self, gradient: Arrays) -> None:
@@ -66,7 +66,7 @@ class Pairs:
         fresh = [torch.stack([s, g - before]).unsqueeze(0) for s, before, g in zip(*self.last, gradient, strict=True)]
         self.last = None
         if self.stacks is None:
-            self.stacks, self._table = fresh, None
+            self.stacks, self._known = fresh, None
         else:
             self.stacks = [torch.cat([stack, pair]) for stack, pair in zip(self.stacks, fresh, strict=True)]
 
@@ -80,22 +80,26 @@ class Pairs:
         if self.stacks is None:
             return None
         table, along = self._products(x, gradient)
+        inverse = self._known[1] if self._known else np.empty((0, 0))
         sy, ss = (table[:, 0, :, i].diagonal() for i in (1, 0))
-        kept: Any = np.flatnonzero(self.keep(sy, ss, square))[-self.memory :]
+        kept: Any = self.keep(sy, ss, square).nonzero()[0][-self.memory :]
         if not kept.size:
             self.forget()
             return None
         if kept.size < len(table):
-            if kept[0] == len(table) - kept.size:  # the newest
-                kept = slice(kept[0], None)
+            newest = kept[0] == len(table) - kept.size
+            inverse = inverse[kept[0] :, kept[0] :] if newest else inverse[:0, :0]
+            kept = slice(kept[0], None) if newest else kept
             self.stacks = [stack[kept] for stack in self.stacks]
             table, along = table[kept][:, :, kept], along[kept]
-        self._table = table
         sg, yg, sy, yy = along[:, 0], along[:, 1], table[:, 0, :, 1], table[:, 1, :, 1]
+        inverse = _inverse(sy, inverse)
+        self._known = table, inverse
         scale = float(sy[-1, -1] / yy[-1, -1])
-        inverse = np.linalg.inv(np.triu(sy))
         p = inverse @ sg
-        weights = np.stack([-(sy.diagonal() * p + scale * (yy @ p - yg)) @ inverse, scale * p], 1).reshape(-1)
+        weights = np.empty_like(along)
+        weights[:, 0], weights[:, 1] = -(sy.diagonal() * p + scale * (yy @ p - yg)) @ inverse, scale * p
+        weights = weights.reshape(-1)
         share = float(weights @ along.reshape(-1))
         long = float(weights @ table.reshape(weights.size, -1) @ weights)
         factors = torch.from_numpy(weights)
@@ -110,13 +114,23 @@ class Pairs:
     def _products(self, x: Arrays, gradient: Arrays) -> tuple[Numbers, Numbers]:
         """The inner products of the pairs with one another, (k, 2, k, 2), and with the gradient, (k, 2)."""
         assert self.stacks is not None
-        known = 0 if self._table is None else 2 * len(self._table)
+        known = 2 * len(self._known[0]) if self._known else 0
         pairs = [stack.flatten(0, 1) for stack in self.stacks]
         others = [torch.cat([both[known:], g.unsqueeze(0)]) for both, g in zip(pairs, gradient, strict=True)]
         found = self.space.table(x, pairs, others).double().cpu().numpy()
         k, fresh = len(found), found[:, :-1]
         table = np.empty((k, k))
         table[:, known:], table[known:] = fresh, fresh.T
-        if self._table is not None:
-            table[:known, :known] = self._table.reshape(known, known)
+        if self._known:
+            table[:known, :known] = self._known[0].reshape(known, known)
         return table.reshape(k // 2, 2, k // 2, 2), found[:, -1].reshape(-1, 2)
+
+
+def _inverse(a: Numbers, known: Numbers) -> Numbers:
+    """The inverse of the upper triangle of `a`, (k, k), from the `known` one of its first rows and columns."""
+    inverse = np.zeros(a.shape)
+    inverse[: len(known), : len(known)] = known
+    for j in range(len(known), len(a)):
+        inverse[:j, j] = inverse[:j, :j] @ a[:j, j] / -a[j, j]
+        inverse[j, j] = 1.0 / a[j, j]
+    return inverse

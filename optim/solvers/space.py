@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -104,8 +103,8 @@ def _lowered(manifold: Manifold, x: Tensor, stack: Tensor) -> Tensor:
 
 
 def as_rows(stack: Tensor) -> Tensor:
-    """The arrays of a stack as rows, also those without dimensions or entries."""
-    return stack.reshape(len(stack), math.prod(stack.shape[1:]))
+    """The arrays of a stack as rows, also those without dimensions."""
+    return stack.flatten(1) if stack.ndim > 1 else stack.unsqueeze(1)
 
 
 def combined(*terms: tuple[float, Arrays]) -> Arrays:
