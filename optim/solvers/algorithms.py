@@ -133,7 +133,8 @@ class _Conjugate(_Gradients):
         d, former, square = self.before
         change = [g - a for g, a in zip(here.gradient, former, strict=True)]
         vectors = [torch.stack(arrays) for arrays in zip(d, change, here.gradient, strict=True)]
-        (dd, dy, dg), (_, yy, yg), _ = self.space.table(here.x, vectors, vectors).tolist()
+        products = [self.space.products(here.x, vectors, one) for one in (d, change)]
+        dd, dy, dg, _, yy, yg = torch.cat(products).tolist()
         gg = here.square
         if self.beta == "fletcher_reeves":
             beta = gg / square

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ...manifolds import ConformalManifold, EmbeddedManifold, Euclidean, Manifold, SpectralSphere
+from ...manifolds import ConformalManifold, EmbeddedManifold, Euclidean, FixedRank, Manifold, SpectralSphere
 
 __all__ = ["Arrays", "Space", "as_rows", "combined"]
 
@@ -63,9 +63,9 @@ class Space:
 
     def moved(self, x: Arrays, u: Arrays, d: Arrays) -> tuple[Arrays, Arrays]:
         """y = retract(x, u), and `d` for products with tangents there: transported, or as it is where that would be a projection,
-        which does not change them."""
+        orthogonal in the metric, which does not change them."""
         both = [
-            (m.retract(a, b), c) if projects else m.retract_and_transport(a, b, c)
+            (m.retract(a, b), c) if projects or isinstance(m, FixedRank) else m.retract_and_transport(a, b, c)
             for m, projects, a, b, c in zip(self.manifolds, self._projects, x, u, d, strict=True)
         ]
         return [y for y, _ in both], [c for _, c in both]
