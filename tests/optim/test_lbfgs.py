@@ -239,6 +239,22 @@ def test_directions_are_those_of_the_bfgs_formula(case, length):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_slopes_are_products_with_the_carried_direction(case):
+    """At the end of a trial; and the square is that of the gradient there."""
+    m, space = case.manifold, Space([case.manifold])
+    x = m.random_point(3, *case.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    canonical = m.canonical if isinstance(m, QuotientManifold) else lambda x: x
+    weights = normal(*x.shape, seed=2)
+    objective = Objective(lambda x: (weights * canonical(x[0])).sin().sum(), space)
+    here, d = objective.start([x]), m.project(x, normal(*x.shape, seed=3))
+    trial = objective.along(here, [d], 0.3)
+    y, gradient = trial.state.x[0], trial.state.gradient[0]
+    assert torch.equal(y, m.retract(x, 0.3 * d))
+    assert trial.slope == pytest.approx(float(m.inner(y, gradient, m.transport(x, 0.3 * d, d)).sum()), rel=1e-9)
+    assert trial.state.square == pytest.approx(float(m.inner(y, gradient, gradient).sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_table_is_that_of_the_metric(case):
     m, space = case.manifold, Space([case.manifold])
     x = m.random_point(3, *case.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
