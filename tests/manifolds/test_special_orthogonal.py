@@ -93,6 +93,7 @@ def test_reflections_are_no_points(generator):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("n", [2, 3, 7, 30])
+@torch.no_grad()
 def test_retractions_are_polar_factors(n, dtype, generator):
     """To rounding, whatever the length of the tangent, in a batch with shorter ones."""
     x = SO.random_point(3, n, n, generator=generator, dtype=torch.float64)
