@@ -17,6 +17,8 @@ __all__ = ["SpecialOrthogonal"]
 
 # Each cubes the error of half a rotation: 1e-4, as of an angle of π − 1e-12, becomes rounding.
 _REFINEMENTS = 2
+# The largest singular value of a tangent up to which Newton's steps take less time than a decomposition.
+_LONGEST = 2.8
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,15 @@ class SpecialOrthogonal(EmbeddedManifold, GeodesicManifold):
     def retract(self, x: Tensor, u: Tensor) -> Tensor:
         """The rotation closest to x + u, (*batch, n, n). Of second order: angles θ in place of arctan θ."""
         moved = x + u
-        short = numerics.readable(u) and not numerics.derivatives_wanted() and u.numel() > 0
-        if short and float(numerics.root_of_squares(u, 2).amax()) <= 1.0:  # (x + u)ᵀ(x + u) = 1 + uᵀu
-            return numerics.hold_still(u, rotations.orthogonalised(moved), moved, 2)
+        if numerics.readable(u) and not numerics.derivatives_wanted() and u.numel() > 0:
+            # (x + u)ᵀ(x + u) = 1 + uᵀu, and singular values of u come in pairs: twice the square of the largest is at most ‖u‖²,
+            # and √2 times it at most ‖uᵀu‖.
+            square = 0.5 * float(numerics.root_of_squares(u, 2).amax()) ** 2
+            if square > 1.0:
+                square = 0.5**0.5 * float(numerics.root_of_squares(u.mT @ u, 2).amax())
+            if square <= _LONGEST**2:
+                scaled = moved if square <= 1.0 else moved * (2.0 / (1.0 + square)) ** 0.5
+                return numerics.hold_still(u, rotations.orthogonalised(scaled), moved, 2)
         return numerics.hold_still(u, numerics.special_polar(moved), moved, 2)
 
     def point_defect(self, x: Tensor) -> Tensor:

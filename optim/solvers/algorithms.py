@@ -132,9 +132,10 @@ class _Conjugate(_Gradients):
             return super().next(here)
         assert self.last is not None
         (d, former, square), (t, before), gg = self.before, self.last, here.square
-        change = combined((1.0, here.gradient), (-1.0, former))
+        change = [g - a for g, a in zip(here.gradient, former, strict=True)]
         vectors = [torch.stack(arrays) for arrays in zip(d, change, here.gradient, strict=True)]
-        (dd, dy, dg), (_, yy, yg), _ = self.space.table(here.x, vectors, vectors).tolist()
+        products = [self.space.products(here.x, vectors, one) for one in (d, change)]
+        dd, dy, dg, _, yy, yg = torch.cat(products).tolist()
         if self.conjugated == _RESTART or dy == 0.0:
             beta = 0.0
         elif self.beta == "fletcher_reeves":
@@ -201,9 +202,7 @@ class ConjugateGradients(LineSearchMethod):
 class _LimitedMemory(_Gradients):
     def __init__(self, space: Space, memory: int, caution: float) -> None:
         super().__init__(space)
-        self.pairs = Pairs(
-            space, memory, lambda sy, ss, square: sy > caution / space.scale * math.sqrt(square) * ss and sy > 0
-        )
+        self.pairs = Pairs(space, memory, lambda sy, ss, square: sy > caution / space.scale * math.sqrt(square) * ss)
 
     def next(self, here: State) -> tuple[Arrays, float, float, float]:
         found = self.pairs.direction(here.x, here.gradient, here.square)

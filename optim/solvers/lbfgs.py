@@ -244,10 +244,11 @@ class _Call:
     def _along(self, here: State, d: Arrays, t: float) -> Trial:
         """The trial at `t`, as in `Objective.along`."""
         space, u = self.space, [t * a for a in d]
-        state = self._evaluate(space.each("retract", here.x, u))[1]
+        x, carried = space.moved(here.x, u, d)
+        state = self._evaluate(x)[1]
         if not (math.isfinite(state.f) and math.isfinite(state.square)):
             return Trial(t, math.inf, math.nan, None)
-        return Trial(t, state.f, float(space.slope(here.x, u, state.x, d, state.gradient)), state)
+        return Trial(t, state.f, float(space.inner(x, carried, state.gradient)), state)
 
     def _evaluate(self, x: Arrays) -> tuple[Any, State]:
         """What the closure returns at `x`, and the state there."""

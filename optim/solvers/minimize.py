@@ -90,7 +90,7 @@ def minimize(
     _check(gtol=gtol, gtol_rel=gtol_rel, xtol=xtol, ftol=ftol, max_iter=max_iter, max_time=max_time)
 
     def nested(x: Arrays) -> Any:
-        return tree_unflatten(x, tree)
+        return x[0] if isinstance(x0, Tensor) else tree_unflatten(x, tree)
 
     objective = Objective(lambda x: f(nested(x)), Space(manifolds))
     with torch.inference_mode(False), torch.no_grad(), full_precision():

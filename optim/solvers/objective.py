@@ -80,7 +80,7 @@ class Objective:
             ProblemError: f(x) is not finite, is no scalar tensor, or does not depend on x; its gradient is not finite; x, or the gradient
                 where f is about 1, has no square in its dtype.
         """
-        value, x, egrad = self._gradients(x)
+        value, egrad = self._gradients(x)
         f, gradient = float(value), self.space.each("riemannian_gradient", x, egrad)
         coarsest = max((torch.finfo(a.dtype) for a in (value, *x)), key=lambda one: one.eps)
         self.eps = coarsest.eps
@@ -117,7 +117,8 @@ class Objective:
 
     def state(self, x: Arrays) -> State:
         """The state at `x`."""
-        return self._state(*self._gradients(x))
+        value, egrad = self._gradients(x)
+        return self._state(value, x, egrad)
 
     def pullback(self, x: Arrays) -> Model:
         """The state at `x`, and v ↦ H v with H the second derivative of u ↦ f(retract(x, u)) at 0, raised to a tangent."""
@@ -177,26 +178,25 @@ class Objective:
         share of the square of the step, and the one by which pairs (s, y) have ⟨s, y⟩ > 0 (Huang, Absil & Gallivan 2018).
         """
         space, u = self.space, [t * a for a in d]
-        value, x, egrad = self._gradients(space.each("retract", here.x, u))
+        x, carried = space.moved(here.x, u, d)
+        value, egrad = self._gradients(x)
         gradient = space.each("riemannian_gradient", x, egrad)
-        slope = space.slope(here.x, u, x, d, gradient)
-        square = space.inner(x, gradient, gradient)
-        dtype = torch.promote_types(value.dtype, square.dtype)
-        numbers = [one.to(square.device, dtype) for one in (value, slope, square)]
-        f, steepness, length = torch.stack(numbers).tolist()
+        both = [torch.stack(pair) for pair in zip(carried, gradient, strict=True)]
+        products = space.products(x, both, gradient)
+        f, steepness, length = torch.cat([value.reshape(1).to(products.device), products]).tolist()
         if not (math.isfinite(f) and math.isfinite(length)):
             return Trial(t, math.inf if math.isnan(f) else f, math.nan, None)
         return Trial(t, f, steepness, State(x, f, gradient, max(length, 0.0)))
 
-    def _gradients(self, x: Arrays) -> tuple[Tensor, Arrays, Arrays]:
-        """f, the point without a history, and the Euclidean gradients."""
+    def _gradients(self, x: Arrays) -> tuple[Tensor, Arrays]:
+        """f and the Euclidean gradients at `x`, which has no history."""
         with torch.enable_grad():
-            x = [a.detach().requires_grad_() for a in x]
-            value = self._value(x)
-            egrad = self._grad(value, x)
+            leaves = [a.detach().requires_grad_() for a in x]
+            value = self._value(leaves)
+            egrad = self._grad(value, leaves)
         self.counts.nfev += 1
         self.counts.njev += 1
-        return value.detach(), [a.detach() for a in x], egrad
+        return value.detach(), egrad
 
     @staticmethod
     def _grad(value: Tensor, x: Sequence[Tensor]) -> Arrays:

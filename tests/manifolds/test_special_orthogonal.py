@@ -91,6 +91,20 @@ def test_reflections_are_no_points(generator):
     assert torch.autograd.gradcheck(numerics.special_polar, (a,), check_forward_ad=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("n", [2, 3, 7, 30])
+@torch.no_grad()
+def test_retractions_are_polar_factors(n, dtype, generator):
+    """To rounding, whatever the length of the tangent, in a batch with shorter ones."""
+    x = SO.random_point(3, n, n, generator=generator, dtype=torch.float64)
+    u = SO.random_tangent(x, generator=generator)
+    u = u / torch.linalg.matrix_norm(u, 2, keepdim=True) * torch.tensor([1e-3, 0.1, 1.0]).view(3, 1, 1)
+    for longest in (1e-6, 0.1, 0.7, 1.0, 1.4, 2.0, 2.8, 3.0, 10.0):
+        expected = numerics.special_polar(x + longest * u)
+        found = SO.retract(x.to(dtype), (longest * u).to(dtype))
+        assert (found - expected).abs().max() < 30.0 * max(1.0, longest) * torch.finfo(dtype).eps
+
+
 def test_random_rotations_are_uniform(generator):
     """The mean of rotations is 0, that of squared traces 1 (Diaconis & Shahshahani 1994), both up to 5 standard errors."""
     x = SO.random_point(20000, 3, 3, generator=generator, dtype=torch.float64)

@@ -185,8 +185,8 @@ def test_pairs_are_tangent_at_one_point(case):
         expected = there.gradient[0] - m.transport(here.x[0], u[0], here.gradient[0])
         pairs.carry(here.x, here.gradient, u, there.x, 1.0)
         pairs.append(there.gradient)
-        assert torch.allclose(pairs.stacks[0][1, -1], expected, atol=1e-10)
-        assert torch.allclose(pairs.stacks[0][0, -1], m.transport(here.x[0], u[0], u[0]), atol=1e-12)
+        assert torch.allclose(pairs.stacks[0][-1, 1], expected, atol=1e-10)
+        assert torch.allclose(pairs.stacks[0][-1, 0], m.transport(here.x[0], u[0], u[0]), atol=1e-12)
         for vector in pairs.stacks[0].flatten(0, 1):
             assert float(m.tangent_defect(there.x[0], vector).max()) < 1e-9
         here = there
@@ -214,7 +214,7 @@ def test_directions_are_those_of_the_bfgs_formula(case, length):
         if found is None:
             continue
         y, g = here.x[0], here.gradient[0]
-        s, change = pairs.stacks[0]
+        s, change = pairs.stacks[0].unbind(1)
 
         def dot(a, b, y=y):
             return float(m.inner(y, a, b).sum())
@@ -235,6 +235,22 @@ def test_directions_are_those_of_the_bfgs_formula(case, length):
         assert long == pytest.approx(dot(d, d) ** 0.5, rel=2e-2)
         if not space.projects or space.flat:
             assert torch.allclose(d, -inverse(g, len(s)), rtol=1e-8, atol=1e-8 * float(d.abs().max()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_slopes_are_products_with_the_carried_direction(case):
+    """At the end of a trial; and the square is that of the gradient there."""
+    m, space = case.manifold, Space([case.manifold])
+    x = m.random_point(3, *case.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    canonical = m.canonical if isinstance(m, QuotientManifold) else lambda x: x
+    weights = normal(*x.shape, seed=2)
+    objective = Objective(lambda x: (weights * canonical(x[0])).sin().sum(), space)
+    here, d = objective.start([x]), m.project(x, normal(*x.shape, seed=3))
+    trial = objective.along(here, [d], 0.3)
+    y, gradient = trial.state.x[0], trial.state.gradient[0]
+    assert torch.equal(y, m.retract(x, 0.3 * d))
+    assert trial.slope == pytest.approx(float(m.inner(y, gradient, m.transport(x, 0.3 * d, d)).sum()), rel=1e-9)
+    assert trial.state.square == pytest.approx(float(m.inner(y, gradient, gradient).sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -167,7 +167,7 @@ def test_units_of_values(method, dtype, power):
         return x["on"] @ matrix @ x["on"] + (x["off"] - x["on"]).square().sum() + x["off"].pow(4).sum()
 
     one, two = (
-        minimize(lambda x, s=s: s * f(x), x0, {"on": Sphere(), "off": Euclidean(1)}, method, max_iter=200)
+        minimize(lambda x, s=s: s * f(x), x0, {"on": Sphere(), "off": Euclidean(1)}, method, max_iter=1000)
         for s in (1.0, 2.0**power)
     )
     assert one.success, one.message

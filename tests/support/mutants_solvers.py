@@ -6,9 +6,23 @@ MUTANTS = [
     Mutant(
         "inner products of pairs that were carried are those of before",
         "optim/solvers/pairs.py",
-        "            self._table, self._drift = None, 0.0\n",
+        "            self._known, self._drift = None, 0.0\n",
         "            self._drift = 0.0\n",
         "tests/optim/test_lbfgs.py::test_directions_are_those_of_the_bfgs_formula[0.2-fixed-rank3]",
+    ),
+    Mutant(
+        "the inverse of a triangle grows by columns of the wrong sign",
+        "optim/solvers/pairs.py",
+        "a[:j, j] / -a[j, j]\n",
+        "a[:j, j] / a[j, j]\n",
+        "tests/optim/test_lbfgs.py::test_directions_are_those_of_the_bfgs_formula[0.02-euclidean1]",
+    ),
+    Mutant(
+        "slopes are taken along directions that stay where they were",
+        "optim/solvers/space.py",
+        "else m.retract_and_transport(a, b, c)\n",
+        "else (m.retract(a, b), c)\n",
+        "tests/optim/test_lbfgs.py::test_slopes_are_products_with_the_carried_direction[psi]",
     ),
     Mutant(
         "pairs on a manifold are never carried",
@@ -34,14 +48,14 @@ MUTANTS = [
     Mutant(
         "Euclidean dot products stand in for the metric",
         "optim/solvers/space.py",
-        "                b, dot = b / m.conformal_factor(a), True\n",
-        "                dot = True\n",
+        "        return stack / manifold.conformal_factor(x)\n",
+        "        return stack\n",
         "tests/optim/test_lbfgs.py::test_the_table_is_that_of_the_metric[psi]",
     ),
     Mutant(
         "solvers without transport",
         "optim/solvers/space.py",
-        "            m.project(b, c) if _projects(m) else m.transport(a, along, c)\n",
+        "            m.project(b, c) if projects else m.transport(a, along, c)\n",
         "            c\n",
         "tests/optim/test_lbfgs.py::test_pairs_are_tangent_at_one_point[fixed-rank3]",
     ),
@@ -104,7 +118,7 @@ MUTANTS = [
     Mutant(
         "inner products of points without dimensions have no rows",
         "optim/solvers/space.py",
-        "    return stack.unsqueeze(-1).flatten(1)\n",
+        "    return stack.flatten(1) if stack.ndim > 1 else stack.unsqueeze(1)\n",
         "    return stack.flatten(1)\n",
         "tests/optim/test_solver_edges.py::test_points_without_dimensions[lbfgs]",
     ),

@@ -39,6 +39,13 @@ MUTANTS = [
         "tests/manifolds/test_special_orthogonal.py::test_reflections_are_no_points",
     ),
     Mutant(
+        "long tangents are retracted by Newton's steps without a scale",
+        "manifolds/special_orthogonal.py",
+        "moved if square <= 1.0 else moved * (2.0 / (1.0 + square)) ** 0.5",
+        "moved",
+        "tests/manifolds/test_special_orthogonal.py::test_retractions_are_polar_factors[7-torch.float64]",
+    ),
+    Mutant(
         "half of a rotation by almost π is not refined",
         "manifolds/special_orthogonal.py",
         "_REFINEMENTS = 2",
