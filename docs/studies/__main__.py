@@ -16,8 +16,9 @@ def main() -> None:
 
     from studies import runs
     from studies.batchnorm import BatchNorm
+    from studies.lora_study import Lora4, Lora32
 
-    studies = {"batchnorm": BatchNorm}
+    studies = {study.name: study for study in (BatchNorm, Lora4, Lora32)}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make the next runs; a second worker may do so at the same time")

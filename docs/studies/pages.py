@@ -20,7 +20,6 @@ from .runs import Record, read, sweep
 __all__ = ["Row", "generated", "rows", "write"]
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-_MARKS = re.compile(r"(<!-- generated: docs/studies -->\n).*?(<!-- end -->)", re.S)
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
 
 
@@ -57,10 +56,11 @@ def rows(study: type[Study], folder: Path) -> dict[str, Row]:
 
 
 def write(study: type[Study], results: Path, pages: Path = BENCHMARKS) -> None:
-    """Write the generated part of the page ``study.name`` and its picture."""
-    page, folder = pages / f"{study.name}.md", results / study.name
+    """Write the generated part of the study on its page, and its picture."""
+    page, folder = pages / f"{study.page}.md", results / study.name
     text = generated(study, folder)
-    page.write_text(_MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page.read_text()))
+    marks = re.compile(rf"(<!-- generated: docs/studies report {study.name} -->\n).*?(<!-- end -->)", re.S)
+    page.write_text(marks.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page.read_text()))
     found = rows(study, folder)
     if found:
         _draw(found, study.methods[0], pages / f"{study.name}.svg")
@@ -114,13 +114,13 @@ def _row(name: str, budget: int, records: Sequence[Record]) -> Row | None:
 def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
     base = found[baseline]
     target = statistics.fmean(base.of("loss"))
-    lines = [
-        f"| method | lr | rest | decay | test accuracy in % | difference to {base.title} | test loss | difference | steps to {target:.3f} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    knobs = [knob for knob in protocol.FACTORS if any(knob in row.values for row in found.values())]
+    columns = ["method", *knobs, "test accuracy in %", f"difference to {base.title}", "test loss", "difference"]
+    columns.append(f"steps to {target:.3f}")
+    lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
     for row in _ordered(found):
         cells = [row.title + " (at an edge)" * (not row.interior)]
-        cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in ("lr", "rest", "decay")]
+        cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in knobs]
         for key, digits in (("test accuracy", 2), ("test loss", 4)):
             mean = protocol.estimate(row.of(key))
             cells.append(f"{mean.mean:.{digits}f} ± {mean.error:.{digits}f}")
