@@ -129,9 +129,8 @@ def test_passages_are_cut_from_one_speech():
     """Seven lines are three passages; what is shorter than 31 characters is left out."""
     lines = [f"a line of thirty-one characters {i}" for i in range(7)]
     text = "\n".join(["A:", *lines]) + "\n\nA:\ntoo short\n\n" + "B:\n" + "b" * 31
-    found = parts(text, 2)
-    assert [" ".join(lines[i : i + LINES]) for i in (0, 3, 6)] == [passage for passage, who in found[0] if who == 0]
-    assert [who for _, who in found[0]] == [0, 0, 0, 1]
+    passages = [" ".join(lines[i : i + LINES]) for i in (0, 3, 6)]
+    assert parts(text, 2) == ([*((passage, 0) for passage in passages), ("b" * 31, 1)], [], [])
 
 
 def test_every_passage_comes_once_in_an_epoch_with_its_speaker(study):
@@ -195,6 +194,19 @@ def test_every_knob_of_a_method_moves_what_it_says(study, name):
     for knob, centre in method.knobs.items():
         moved = {key for key, value in after(**{knob: 2 * centre})[0].items() if not value.equal(before[key])}
         assert moved == expected[knob], knob
+
+
+def test_pairs_are_stepped_on_fixed_rank_with_the_damping_of_the_docs(study):
+    """From B = 0 the first step of Nesterov's SGD is B = −1.9 η ∇_B L (A Aᵀ + λ)⁻¹ with λ = 0.01 tr A Aᵀ / 2 k, and A stays."""
+    torch.manual_seed(0)
+    network = study.network()
+    study.loss(network, *next(study.batches(torch.Generator().manual_seed(0)))).backward()
+    stepped = trained(study, "lora_pairs_sgd", lr=0.5)
+    for a, b, same, moved in zip(*factors(network)[:2], *factors(stepped)[:2], strict=True):
+        gram = (a @ a.mT).detach()
+        gram += 0.01 * gram.trace() / (2 * len(a)) * torch.eye(len(a))
+        torch.testing.assert_close(moved, -1.9 * 0.5 * torch.linalg.solve(gram, b.grad, left=False))
+        assert same.equal(a)
 
 
 def test_ranks_are_studies_of_their_own(folder):

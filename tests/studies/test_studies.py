@@ -197,12 +197,13 @@ def test_the_table_has_the_numbers_of_the_runs(stored):
 
 def test_the_page_is_written_between_its_marks_and_a_second_time_alike(stored, tmp_path):
     page = tmp_path / "tiny.md"
-    page.write_text("# Tiny\n\n<!-- generated: docs/studies report tiny -->\nold\n<!-- end -->\n\nAfter.\n")
+    other = "\n<!-- end -->\n\nAfter.\n\n<!-- generated: docs/studies report other -->\nold\n<!-- end -->\n"
+    page.write_text(f"# Tiny\n\n<!-- generated: docs/studies report tiny -->\nmine{other}")
     pages.write(Tiny, stored, tmp_path)
     first, picture = page.read_text(), (tmp_path / "tiny.svg").read_bytes()
     assert first.startswith("# Tiny\n\n<!-- generated: docs/studies report tiny -->\n| method |")
-    assert first.endswith("\n<!-- end -->\n\nAfter.\n")
-    assert "old" not in first
+    assert first.endswith(other)
+    assert "mine" not in first
     pages.write(Tiny, stored, tmp_path)
     assert (page.read_text(), (tmp_path / "tiny.svg").read_bytes()) == (first, picture)
 
