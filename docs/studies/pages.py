@@ -80,10 +80,10 @@ def generated(study: type[Study], folder: Path) -> str:
     missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    hours = sum(record["seconds"] for runs in records.values() for record in runs) / 3600.0
-    machines = sorted({record["on"] for runs in records.values() for record in runs})
-    count = sum(map(len, records.values()))
-    parts.append(f"{count:,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
+    made = [record for runs in records.values() for record in runs]
+    if made:
+        hours, machines = sum(record["seconds"] for record in made) / 3600.0, sorted({record["on"] for record in made})
+        parts.append(f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
     return "\n\n".join(parts)
 
 

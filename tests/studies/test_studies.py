@@ -213,3 +213,4 @@ def test_methods_that_are_not_finished_are_not_compared(stored):
     found = json.loads(path.read_text())["runs"]
     runs._write(stored / "tiny", load("psi_sgdm"), found[:-1])
     assert "Not finished: PSI-SGDM (23 runs)." in pages.generated(Tiny, stored / "tiny")
+    assert pages.generated(Tiny, stored / "none") == "Not finished: SGD, decay (0 runs), PSI-SGDM (0 runs)."
