@@ -4,7 +4,7 @@ from torch.optim import AdamW
 from studies.adapters import factors
 
 TITLE = "AdamW"
-KNOBS = {"lr": 2e-3, "rest": 4e-3}
+KNOBS = {"lr": 2e-3, "rest": 0.016}
 
 
 def optimizers(network: nn.Module, example: Tensor, lr: float, rest: float) -> list[AdamW]:

@@ -5,7 +5,7 @@ from torch.optim import AdamW, Optimizer
 from studies.adapters import on_fixed_rank
 
 TITLE = "Adam on FixedRank"
-KNOBS = {"lr": 0.05, "rest": 4e-3}
+KNOBS = {"lr": 0.025, "rest": 0.016}
 
 
 def optimizers(network: nn.Module, example: Tensor, lr: float, rest: float) -> list[Optimizer]:
