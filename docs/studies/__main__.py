@@ -17,9 +17,10 @@ def main() -> None:
 
     from studies import mechanism, runs
     from studies.batchnorm import BatchNorm
+    from studies.lora_study import Lora4, Lora32
     from studies.starts import STARTS
 
-    kinds: tuple[type[BatchNorm], ...] = (BatchNorm, *STARTS)
+    kinds: tuple[type[BatchNorm] | type[Lora4] | type[Lora32], ...] = (BatchNorm, *STARTS, Lora4, Lora32)
     studies = {study.name: study for study in kinds}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)

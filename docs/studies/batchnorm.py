@@ -24,6 +24,7 @@ class BatchNorm:
 
     name = "batchnorm"
     title = "Networks with BatchNorm"
+    page = "batchnorm"
     methods: tuple[str, ...] = (
         "sgd_decay",
         "psi_sgdm",
@@ -40,7 +41,8 @@ class BatchNorm:
         "adamg",
     )
     budget = 30
-    steps = _EPOCHS * _STEPS // 16 * 16
+    points = 16
+    steps = _EPOCHS * _STEPS // points * points
 
     def __init__(self, folder: Path) -> None:
         split = cifar10(folder)

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from .methods import Method
 
-__all__ = ["POINTS", "FollowUp", "Study", "train"]
+__all__ = ["FollowUp", "Study", "train"]
 
-POINTS = 16
-"""At which the held-out loss is taken, the last at the end."""
 _DIGITS = 6
 """Of the losses of a curve. The last one is stored to the bit."""
 
@@ -33,8 +31,12 @@ class Study(Protocol):
     """Names of the methods, the baseline first."""
     budget: int
     """Runs of the sweep of each method."""
+    points: int
+    """At which the held-out loss is taken, the last at the end."""
     steps: int
-    """Of a run; a multiple of `POINTS`."""
+    """Of a run; a multiple of `points`."""
+    page: str
+    """In docs/benchmarks, without its ending; it may have several studies."""
 
     def network(self) -> nn.Module:
         """A new network in train mode, drawn from torch's global generator."""
@@ -94,9 +96,9 @@ def train(study: Study, method: Method, values: Mapping[str, float], seed: int, 
         for optimizer in optimizers:
             optimizer.step()
         total += loss.detach()
-        if (step + 1) % (study.steps // POINTS) == 0:
+        if (step + 1) % (study.steps // study.points) == 0:
             found = _evaluated(study.held_out, network)
-            record["train"].append(_rounded(total.item() / (study.steps // POINTS)))
+            record["train"].append(_rounded(total.item() / (study.steps // study.points)))
             record["curve"].append(_rounded(found["loss"]))
             total.zero_()
             if None in (record["curve"][-1], record["train"][-1]):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from . import protocol
-from .loop import POINTS, Study, train
+from .loop import Study, train
 from .methods import Method, load
 from .runs import Record, read, setting, store
 from .split import on, split
 
-__all__ = ["DRIVEN", "FOLDER", "METHODS", "SEEDS", "Turns", "drive", "made", "work"]
+__all__ = ["DRIVEN", "FOLDER", "METHODS", "PARTS", "SEEDS", "Turns", "drive", "made", "work"]
 
 FOLDER = "mechanism"
 METHODS = ("sgd_decay", "psi_sgdm", "psi_adam")
@@ -31,6 +31,8 @@ METHODS = ("sgd_decay", "psi_sgdm", "psi_adam")
 DRIVEN = "driven"
 """The name of PSI-SGD with the turns of `METHODS[0]`."""
 SEEDS = protocol.FINAL_SEEDS[:3]
+PARTS = 16
+"""Of a run, for which the turns are stored."""
 _MOMENTUM = 0.9
 _MANIFOLD = PSI()
 
@@ -101,7 +103,7 @@ def drive(groups: list[dict[str, Any]], weights: list[nn.Parameter], angles: lis
 
 
 def made(study: Study, name: str, settings: Mapping[str, Mapping[str, float]], seed: int) -> Record:
-    """The record of a final run, with the mean turn of a row, in rad, at `POINTS` steps; `settings` of `METHODS`, by name."""
+    """The record of a final run, with the mean turn of a row per step, in rad, in each of `PARTS` parts of it; `settings` of `METHODS`, by name."""
     base = load(METHODS[0] if name == DRIVEN else name)
     values, turns = settings[base.name], list[Turns]()
 
@@ -123,8 +125,8 @@ def made(study: Study, name: str, settings: Mapping[str, Mapping[str, float]], s
 
         record = train(study, Method(DRIVEN, "", dict(values), driven), values, seed, final=True)
     means = [float(torch.cat(angles).mean()) for angles in turns[0].angles]
-    every = len(means) // POINTS
-    parts = [means[i * every : (i + 1) * every] for i in range(POINTS)]
+    every = len(means) // PARTS
+    parts = [means[i * every : (i + 1) * every] for i in range(PARTS)]
     record["turns"] = [float(f"{sum(part) / len(part):.5g}") for part in parts]
     return {"phase": "final", "values": dict(values), "seed": seed, "node": [], **record}
 

@@ -6,7 +6,6 @@ import statistics
 from pathlib import Path
 
 from . import mechanism, pages, protocol
-from .loop import POINTS
 from .methods import load
 from .runs import Record, read
 
@@ -18,7 +17,7 @@ SHARES = (1, 4, 8, 12, 15)
 
 def write(results: Path, folder: Path = pages.BENCHMARKS) -> None:
     """Write the generated part of the page."""
-    pages.fill(folder / "mechanism.md", generated(results))
+    pages.fill(folder / "mechanism.md", "mechanism", generated(results))
 
 
 def generated(results: Path) -> str:
@@ -27,7 +26,7 @@ def generated(results: Path) -> str:
     base, count = stored[mechanism.METHODS[0]], len(mechanism.SEEDS)
     if any(len(records) < count for records in stored.values()):
         return f"Not run yet: {sum(count - len(records) for records in stored.values())} of {count * len(stored)} runs are missing."
-    shares = " | ".join(f"{share}/{POINTS}" for share in SHARES)
+    shares = " | ".join(f"{share}/{mechanism.PARTS}" for share in SHARES)
     lines = [
         f"| turn of a row per step, in mrad, after | {shares} of the run | test accuracy in % | difference to {load(mechanism.METHODS[0]).title} |",
         "| --- |" + " ---: |" * (len(SHARES) + 2),

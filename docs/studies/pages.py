@@ -20,7 +20,6 @@ from .runs import Record, read, sweep
 __all__ = ["BENCHMARKS", "Row", "fill", "generated", "rows", "write"]
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-_MARKS = re.compile(r"(<!-- generated: docs/studies -->\n).*?(<!-- end -->)", re.S)
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
 
 
@@ -57,17 +56,18 @@ def rows(study: type[Study], folder: Path) -> dict[str, Row]:
 
 
 def write(study: type[Study], results: Path, pages: Path = BENCHMARKS) -> None:
-    """Write the generated part of the page ``study.name`` and its picture."""
+    """Write the generated part of the study on its page, and its picture."""
     folder = results / study.name
-    fill(pages / f"{study.name}.md", generated(study, folder))
+    fill(pages / f"{study.page}.md", study.name, generated(study, folder))
     found = rows(study, folder)
     if found:
         _draw(found, study.methods[0], pages / f"{study.name}.svg")
 
 
-def fill(page: Path, text: str) -> None:
-    """Put `text` between the marks of `page`."""
-    page.write_text(_MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page.read_text()))
+def fill(page: Path, name: str, text: str) -> None:
+    """Put `text` between the marks of the report `name` on `page`."""
+    marks = re.compile(rf"(<!-- generated: docs/studies report {name} -->\n).*?(<!-- end -->)", re.S)
+    page.write_text(marks.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
 
 
 def generated(study: type[Study], folder: Path) -> str:
@@ -84,10 +84,10 @@ def generated(study: type[Study], folder: Path) -> str:
     missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    hours = sum(record["seconds"] for runs in records.values() for record in runs) / 3600.0
-    machines = sorted({record["on"] for runs in records.values() for record in runs})
-    count = sum(map(len, records.values()))
-    parts.append(f"{count:,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
+    made = [record for runs in records.values() for record in runs]
+    if made:
+        hours, machines = sum(record["seconds"] for record in made) / 3600.0, sorted({record["on"] for record in made})
+        parts.append(f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
     return "\n\n".join(parts)
 
 
@@ -118,13 +118,13 @@ def _row(name: str, budget: int, records: Sequence[Record]) -> Row | None:
 def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
     base = found[baseline]
     target = statistics.fmean(base.of("loss"))
-    lines = [
-        f"| method | lr | rest | decay | test accuracy in % | difference to {base.title} | test loss | difference | steps to {target:.3f} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    knobs = [knob for knob in protocol.FACTORS if any(knob in row.values for row in found.values())]
+    columns = ["method", *knobs, "test accuracy in %", f"difference to {base.title}", "test loss", "difference"]
+    columns.append(f"steps to {target:.3f}")
+    lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
     for row in _ordered(found):
         cells = [row.title + " (at an edge)" * (not row.interior)]
-        cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in ("lr", "rest", "decay")]
+        cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in knobs]
         for key, digits in (("test accuracy", 2), ("test loss", 4)):
             mean = protocol.estimate(row.of(key))
             cells.append(f"{mean.mean:.{digits}f} ± {mean.error:.{digits}f}")

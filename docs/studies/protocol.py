@@ -25,7 +25,7 @@ __all__ = [
     "values",
 ]
 
-FACTORS = {"lr": 2.0, "rest": 2.0, "decay": 4.0}
+FACTORS = {"lr": 2.0, "rest": 2.0, "decay": 4.0, "ratio": 2.0}
 """By which the values on the grid of a knob differ."""
 FINAL_SEEDS = (100, 101, 102, 103, 104)
 """Of the runs at the chosen setting; those of the sweep count from 0."""

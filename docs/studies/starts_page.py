@@ -15,7 +15,7 @@ __all__ = ["generated", "write"]
 
 def write(results: Path, folder: Path = pages.BENCHMARKS) -> None:
     """Write the generated part of the page."""
-    pages.fill(folder / "starts.md", generated(results))
+    pages.fill(folder / "starts.md", "starts", generated(results))
 
 
 def generated(results: Path) -> str:

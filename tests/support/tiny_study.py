@@ -23,8 +23,10 @@ class Tiny:
 
     name = "tiny"
     title = "Tiny"
+    page = "tiny"
     methods = ("sgd_decay", "psi_sgdm")
     budget = 11
+    points = 16
     steps = 16
 
     def __init__(self):

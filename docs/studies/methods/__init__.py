@@ -1,8 +1,9 @@
 """The methods that are compared, a file each: `TITLE`, `KNOBS` with the centre of the grid of each knob, and `optimizers`.
 
 ``optimizers(network, example, **knobs)`` returns the optimizers of a new network, which is in train mode; `example` is a batch of
-its inputs. The knobs are ``lr``, the rate of the scale-invariant weights, ``rest``, that of all other parameters, and, where the
-method has weight decay, ``decay``, that of the former.
+its inputs. The knobs are ``lr``, the rate of the scale-invariant weights or of the adapters, ``rest``, that of all other parameters
+that are trained, where the method has weight decay, ``decay``, that of the former, and where it has two rates for the factors of an
+adapter, ``ratio``, that of the second to the first.
 """
 
 from __future__ import annotations
