@@ -16,8 +16,10 @@ def main() -> None:
 
     from studies import runs
     from studies.batchnorm import BatchNorm
+    from studies.transformers import Transformers, Transformers128, Transformers256
 
-    studies = {"batchnorm": BatchNorm}
+    every: list[type[BatchNorm] | type[Transformers]] = [BatchNorm, Transformers, Transformers128, Transformers256]
+    studies = {study.name: study for study in every}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make the next runs; a second worker may do so at the same time")
@@ -40,7 +42,8 @@ def main() -> None:
     if arguments.command == "report":
         from studies.pages import write
 
-        return write(studies[arguments.study], arguments.results)
+        first = studies[arguments.study].after or studies[arguments.study]
+        return write(first, arguments.results, [other for other in every if other.after is first])
     if arguments.data is None:
         parser.error("--data DIR or STUDY_DATA=DIR is needed: the folder of the data")
     torch.set_num_threads(1)

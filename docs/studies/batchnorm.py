@@ -8,7 +8,7 @@ import torch
 from experiments.cifar_files import cifar10
 from torch import Tensor, nn
 
-from .loop import Batches
+from .loop import Batches, Study
 
 __all__ = ["BatchNorm"]
 
@@ -41,6 +41,8 @@ class BatchNorm:
     )
     budget = 30
     steps = _EPOCHS * _STEPS // 16 * 16
+    scores: tuple[str, ...] = ("accuracy", "loss")
+    after: type[Study] | None = None
 
     def __init__(self, folder: Path) -> None:
         split = cifar10(folder)

@@ -35,6 +35,10 @@ class Study(Protocol):
     """Runs of the sweep of each method."""
     steps: int
     """Of a run; a multiple of `POINTS`."""
+    scores: tuple[str, ...]
+    """What is compared, of ``"accuracy"`` and ``"loss"``; the first orders the methods."""
+    after: type[Study] | None
+    """Another study, or None. After it only `lr` is swept, about what was chosen there, and nothing else is run."""
 
     def network(self) -> nn.Module:
         """A new network in train mode, drawn from torch's global generator."""

@@ -15,13 +15,26 @@ import matplotlib
 from . import protocol
 from .loop import Study
 from .methods import load
-from .runs import Record, read, sweep
+from .runs import Record, about, read, sweep
 
 __all__ = ["Row", "generated", "rows", "write"]
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _MARKS = re.compile(r"(<!-- generated: docs/studies -->\n).*?(<!-- end -->)", re.S)
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the final runs are compared by."""
+
+    heading: str
+    digits: int
+    sign: int
+    """-1 where more is better."""
+
+
+SCORES = {"accuracy": Score("test accuracy in %", 2, -1), "loss": Score("test loss", 4, 1)}
 
 
 @dataclass(frozen=True)
@@ -56,34 +69,36 @@ def rows(study: type[Study], folder: Path) -> dict[str, Row]:
     return {name: row for name, row in found if row is not None}
 
 
-def write(study: type[Study], results: Path, pages: Path = BENCHMARKS) -> None:
-    """Write the generated part of the page ``study.name`` and its picture."""
+def write(study: type[Study], results: Path, wider: Sequence[type[Study]] = (), pages: Path = BENCHMARKS) -> None:
+    """Write the generated part of the page ``study.name``, which has also the studies after it, and its picture."""
     page, folder = pages / f"{study.name}.md", results / study.name
-    text = generated(study, folder)
+    text = generated(study, folder, wider)
     page.write_text(_MARKS.sub(lambda marks: f"{marks[1]}{text}\n{marks[2]}", page.read_text()))
     found = rows(study, folder)
     if found:
-        _draw(found, study.methods[0], pages / f"{study.name}.svg")
+        _draw(found, study, pages / f"{study.name}.svg")
 
 
-def generated(study: type[Study], folder: Path) -> str:
-    """Markdown: the comparison, how much each method minds its rate, and what it took."""
+def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = ()) -> str:
+    """Markdown: the comparison, how much each method minds its rate, its best rates in the studies after it, and what it took."""
     found, baseline = rows(study, folder), study.methods[0]
     parts = []
     if baseline in found:
         parts += [
             _comparison(found, baseline, study),
-            f"![test accuracies and rates]({study.name}.svg)",
-            _minded(found),
+            f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)",
+            _minded(found, study),
         ]
+    if wider:
+        parts.append(_drift((study, *wider), folder.parent))
     records = {name: read(folder, name) for name in study.methods}
     missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    hours = sum(record["seconds"] for runs in records.values() for record in runs) / 3600.0
-    machines = sorted({record["on"] for runs in records.values() for record in runs})
-    count = sum(map(len, records.values()))
-    parts.append(f"{count:,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
+    every = [r for each in (study, *wider) for name in each.methods for r in read(folder.parent / each.name, name)]
+    hours = sum(record["seconds"] for record in every) / 3600.0
+    machines = "; ".join(sorted({record["on"] for record in every}))
+    parts.append(f"{len(every):,} runs, {hours:.1f} hours of one core" + f" ({machines})" * bool(machines) + ".")
     return "\n\n".join(parts)
 
 
@@ -114,17 +129,21 @@ def _row(name: str, budget: int, records: Sequence[Record]) -> Row | None:
 def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
     base = found[baseline]
     target = statistics.fmean(base.of("loss"))
+    scores = " | ".join(
+        f"{SCORES[key].heading} | difference" + f" to {base.title}" * (key == study.scores[0]) for key in study.scores
+    )
     lines = [
-        f"| method | lr | rest | decay | test accuracy in % | difference to {base.title} | test loss | difference | steps to {target:.3f} |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        f"| method | lr | rest | decay | {scores} | steps to {target:.3f} |",
+        "| --- | ---: | ---: | ---: |" + " ---: | ---: |" * len(study.scores) + " ---: |",
     ]
-    for row in _ordered(found):
+    for row in _ordered(found, study):
         cells = [row.title + " (at an edge)" * (not row.interior)]
         cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in ("lr", "rest", "decay")]
-        for key, digits in (("test accuracy", 2), ("test loss", 4)):
-            mean = protocol.estimate(row.of(key))
+        for key in study.scores:
+            digits, ours, theirs = SCORES[key].digits, row.of(f"test {key}"), base.of(f"test {key}")
+            mean = protocol.estimate(ours)
             cells.append(f"{mean.mean:.{digits}f} ± {mean.error:.{digits}f}")
-            cells.append("–" if row is base else _difference(row.of(key), base.of(key), digits))
+            cells.append("–" if row is base else _difference(ours, theirs, digits))
         cells.append(row.steps(target, study.steps))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -137,42 +156,63 @@ def _difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> 
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
 
-def _minded(found: dict[str, Row]) -> str:
+def _minded(found: dict[str, Row], study: type[Study]) -> str:
     lines = ["| held-out loss at | ¼ | ½ | 1 | 2 | 4 × the chosen lr |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    for row in _ordered(found):
+    for row in _ordered(found, study):
         lines.append(f"| {row.title} | {' | '.join(f'{loss:.3f}' for loss in row.minded)} |")
     return "\n".join(lines).replace("inf", "diverged")
 
 
-def _ordered(found: dict[str, Row]) -> list[Row]:
+def _drift(studies: Sequence[type[Study]], results: Path) -> str:
+    """The rates of the least held-out loss in each study, with that loss in parentheses; – where a sweep is not complete."""
+    lines = [
+        f"| best lr (held-out loss) | {' | '.join(study.title for study in studies)} |",
+        "| --- |" + " ---: |" * len(studies),
+    ]
+    for name in studies[0].methods:
+        cells = []
+        for study in studies:
+            method, losses = about(study, name, results / study.name), sweep(read(results / study.name, name))
+            if method is None or len(losses) < study.budget:
+                cells.append("–")
+                continue
+            node = protocol.chosen(losses)
+            rate = protocol.values(method.knobs, node)["lr"]
+            loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)
+            edge = ", at an edge" * (not protocol.interior(node, {node for node, _ in losses}))
+            cells.append(f"{rate:.3g} ({loss:.3f}{edge})")
+        lines.append(f"| {load(name).title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:
     """Best first."""
-    return sorted(found.values(), key=lambda row: -statistics.fmean(row.of("test accuracy")))
+    key = study.scores[0]
+    return sorted(found.values(), key=lambda row: SCORES[key].sign * statistics.fmean(row.of(f"test {key}")))
 
 
 def _mean(records: Sequence[Record]) -> float:
     return statistics.fmean(float("inf") if r["loss"] is None else r["loss"] for r in records)
 
 
-def _draw(found: dict[str, Row], baseline: str, path: Path) -> None:
-    """Left the accuracies of all seeds with mean ± standard error, right the losses over multiples of the chosen rate."""
+def _draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
+    """Left the first score of all seeds with mean ± standard error, right the losses over multiples of the chosen rate."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    ordered = _ordered(found)
+    ordered, baseline, score = _ordered(found, study), found.get(study.methods[0]), study.scores[0]
     with plt.rc_context({"svg.hashsalt": "retract", "svg.fonttype": "path"}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.36 * len(ordered)), width_ratios=(3, 2))
         for place, row in enumerate(ordered):
-            mean, color = (
-                protocol.estimate(row.of("test accuracy")),
-                _BASELINE if row is found.get(baseline) else _COLOR,
-            )
-            left.plot(row.of("test accuracy"), [place] * len(row.final), "o", ms=4, color=color, alpha=0.35, mew=0)
+            results, color = row.of(f"test {score}"), _BASELINE if row is baseline else _COLOR
+            mean = protocol.estimate(results)
+            left.plot(results, [place] * len(row.final), "o", ms=4, color=color, alpha=0.35, mew=0)
             left.errorbar(mean.mean, place, xerr=mean.error, fmt="|", ms=11, color=color, capsize=3)
-            shown: dict[str, Any] = {"color": color} if row is found.get(baseline) else {}
+            shown: dict[str, Any] = {"color": color} if row is baseline else {}
             right.plot((0.25, 0.5, 1, 2, 4), row.minded, "o-", ms=3, lw=1.2, label=row.title, **shown)
         left.set_yticks(range(len(ordered)), [row.title for row in ordered])
         left.invert_yaxis()
-        left.set_xlabel("test accuracy in %: five seeds, mean ± standard error")
+        left.set_xlabel(f"{SCORES[score].heading}: five seeds, mean ± standard error")
         right.set_xscale("log", base=2)
         right.set_xticks((0.25, 0.5, 1, 2, 4), ("¼", "½", "1", "2", "4"))
         right.set_xlabel("multiple of the chosen lr")

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .loop import Study, train
 from .methods import Method, load
 from .protocol import Node, Run
 
-__all__ = ["RESULTS", "again", "next_run", "read", "sweep", "work"]
+__all__ = ["RESULTS", "about", "again", "next_run", "read", "sweep", "work"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,8 +47,20 @@ def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
     }
 
 
-def next_run(method: Method, budget: int, records: Sequence[Record]) -> Run | None:
-    """What comes after the runs in `records`; None when the method is done.
+def about(study: Study | type[Study], name: str, folder: Path) -> Method | None:
+    """The method of the file `name` with the centres that it has in the study, whose results are in `folder`: those of the file, or what
+    was chosen in the study before; None while that is not known."""
+    method, before = load(name), study.after
+    if before is None:
+        return method
+    losses = sweep(read(folder.parent / before.name, name))
+    if len(losses) < before.budget:
+        return None
+    return replace(method, knobs=protocol.values(method.knobs, protocol.chosen(losses)))
+
+
+def next_run(study: Study | type[Study], method: Method, records: Sequence[Record]) -> Run | None:
+    """What comes after the runs in `records`; None when the method, with the centres of the study, is done.
 
     Raises `RetractError` if these are of other centres than the method has now.
     """
@@ -59,10 +72,12 @@ def next_run(method: Method, budget: int, records: Sequence[Record]) -> Run | No
                 "them, or remove the file of the results"
             )
     losses = sweep(records)
-    found = protocol.next_of_sweep(len(method.knobs), losses, budget)
+    found = protocol.next_of_sweep(1 if study.after else len(method.knobs), losses, study.budget)
     if found is not None:
         node, seed = found
         return Run("sweep", protocol.values(method.knobs, node), seed, node)
+    if study.after:
+        return None
     done = [(record["phase"], record["values"], record["seed"]) for record in records]
     runs = protocol.final_runs(method.knobs, protocol.chosen(losses))
     return next((run for run in runs if (run.phase, run.values, run.seed) not in done), None)
@@ -81,8 +96,11 @@ def work(
             if not free:
                 tell(f"{name}: another worker is at it")
                 continue
-            method = load(name)
-            while (run := next_run(method, study.budget, records := read(folder, name))) is not None:
+            method = about(study, name, folder)
+            if method is None:
+                tell(f"{name}: not yet swept in the study before this one")
+                continue
+            while (run := next_run(study, method, records := read(folder, name))) is not None:
                 if time.monotonic() > end:
                     return
                 record = _made(study, method, run)
