@@ -42,6 +42,7 @@ class BatchNorm:
     budget = 30
     steps = _EPOCHS * _STEPS // 16 * 16
     scores: tuple[str, ...] = ("accuracy", "loss")
+    rest: float | None = None
     after: type[Study] | None = None
 
     def __init__(self, folder: Path) -> None:

@@ -37,6 +37,8 @@ class Study(Protocol):
     """Of a run; a multiple of `POINTS`."""
     scores: tuple[str, ...]
     """What is compared, of ``"accuracy"`` and ``"loss"``; the first orders the methods."""
+    rest: float | None
+    """Centre of the grid of `rest`, alike for all methods; None for those in their files."""
     after: type[Study] | None
     """Another study, or None. After it only `lr` is swept, about what was chosen there, and nothing else is run."""
 

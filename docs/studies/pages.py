@@ -65,7 +65,7 @@ class Row:
 
 def rows(study: type[Study], folder: Path) -> dict[str, Row]:
     """The methods of a study whose runs are complete, by name."""
-    found = ((name, _row(name, study.budget, read(folder, name))) for name in study.methods)
+    found = ((name, _row(study, name, folder)) for name in study.methods)
     return {name: row for name, row in found if row is not None}
 
 
@@ -89,8 +89,8 @@ def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = (
             f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)",
             _minded(found, study),
         ]
-    if wider:
-        parts.append(_drift((study, *wider), folder.parent))
+        if wider:
+            parts.append(_drift((study, *wider), folder.parent))
     records = {name: read(folder, name) for name in study.methods}
     missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
     if missing:
@@ -102,9 +102,10 @@ def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = (
     return "\n\n".join(parts)
 
 
-def _row(name: str, budget: int, records: Sequence[Record]) -> Row | None:
-    method, losses = load(name), sweep(records)
-    if len(losses) < budget:
+def _row(study: type[Study], name: str, folder: Path) -> Row | None:
+    method, records = about(study, name, folder), read(folder, name)
+    losses = sweep(records)
+    if method is None or len(losses) < study.budget:
         return None
     node = protocol.chosen(losses)
     made = {(r["phase"], r["seed"], r["values"]["lr"]): r for r in records if tuple(r["node"]) == node}

@@ -48,9 +48,11 @@ def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
 
 
 def about(study: Study | type[Study], name: str, folder: Path) -> Method | None:
-    """The method of the file `name` with the centres that it has in the study, whose results are in `folder`: those of the file, or what
-    was chosen in the study before; None while that is not known."""
+    """The method of the file `name` with the centres that it has in the study, whose results are in `folder`: those of the file and of
+    the study, or what was chosen in the study before; None while that is not known."""
     method, before = load(name), study.after
+    if study.rest is not None:
+        method = replace(method, knobs={**method.knobs, "rest": study.rest})
     if before is None:
         return method
     losses = sweep(read(folder.parent / before.name, name))

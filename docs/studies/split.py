@@ -9,7 +9,7 @@ from retract import psi
 from retract.manifolds import FixedRank, Manifold, Rows
 from torch import Tensor, nn
 
-__all__ = ["on", "on_pairs", "split"]
+__all__ = ["on", "on_pairs", "relative", "split"]
 
 
 def split(network: nn.Module, example: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -53,6 +53,11 @@ def on_pairs(
     taken = {id(p) for group in groups for p in group["params"]}
     weights, others = split(network, example)
     return groups, [p for p in weights if id(p) not in taken], others
+
+
+def relative(weights: list[nn.Parameter], lr: float, **options: float) -> list[dict[str, Any]]:
+    """A group for each of `weights`, with the rate at which a step of Adam, of ±1 in each number, has `lr` times its norm."""
+    return [{"params": [p], "lr": lr * p.detach().square().mean().sqrt().item(), **options} for p in weights]
 
 
 def _weights(network: nn.Module, example: Tensor) -> set[str]:

@@ -33,8 +33,9 @@ class Transformers:
         "psi_pairs",
     )
     budget = 30
-    steps = 1_024
+    steps = 768
     scores: tuple[str, ...] = ("loss",)
+    rest: float | None = 0.016
     after: type[Study] | None = None
     width = 64
     context = 64
@@ -46,7 +47,7 @@ class Transformers:
         codes = torch.tensor([index[character] for character in text])
         train, held_out = len(codes) * 90 // 100, len(codes) * 95 // 100
         self._train = codes[:train]
-        self._held_out = codes[train:held_out].unfold(0, self.context + 1, 2 * self.context)
+        self._held_out = codes[train:held_out].unfold(0, self.context + 1, 4 * self.context)
         self._test = codes[held_out:].unfold(0, self.context + 1, self.context)
 
     def network(self) -> GPT:
@@ -69,7 +70,7 @@ class Transformers:
         return cross_entropy(network(x).flatten(0, 1), y.flatten())
 
     def held_out(self, network: nn.Module) -> dict[str, float]:
-        """The loss on every second window of the held-out text, where each begins without a past."""
+        """The loss on every fourth window of the held-out text, where each begins without a past."""
         return _score(network, self._held_out)
 
     def test(self, network: nn.Module) -> dict[str, float]:
@@ -156,7 +157,7 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _score(network: nn.Module, windows: Tensor) -> dict[str, float]:
     """Mean cross-entropy over all characters that are predicted."""
     total = 0.0
-    for part in windows.split(64):
+    for part in windows.split(_BATCH):
         logits = network(part[:, :-1]).flatten(0, 1).double()
         total += cross_entropy(logits, part[:, 1:].flatten(), reduction="sum").item()
     return {"loss": total / windows[:, 1:].numel()}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from retract import psi
 from retract.manifolds import PSI
-from studies.split import on, on_pairs
+from studies.split import on, on_pairs, relative
 from studies.transformers import GPT, Transformers, Transformers128, Transformers256, _turned
 from tiny_study import Words
 
@@ -86,6 +86,16 @@ def test_pairs_of_weights_only_are_declared(network, text):
     assert len(others) == len([*network.parameters()]) - len(network.hidden)
 
 
+def test_a_relative_rate_is_that_of_a_step_to_the_norm(network):
+    (group,) = relative([network.blocks[0].gate.weight], 0.04, weight_decay=0.1)
+    before = network.blocks[0].gate.weight.detach().clone()
+    network(torch.zeros(1, 8, dtype=torch.long)).square().sum().backward()
+    torch.optim.AdamW([{**group, "weight_decay": 0.0}], eps=1e-30).step()
+    moved = (network.blocks[0].gate.weight - before).norm() / before.norm()
+    assert moved.item() == pytest.approx(0.04, rel=1e-3)
+    assert group["weight_decay"] == 0.1
+
+
 def test_the_text_is_split_by_position(tmp_path):
     class Letters(Words):
         def __init__(self, folder):
@@ -97,7 +107,7 @@ def test_the_text_is_split_by_position(tmp_path):
     assert study._train.unique().tolist() == [0]
     assert study._train.numel() == 1800
     assert study._held_out.unique().tolist() == [1]
-    assert len(study._held_out) == 3
+    assert len(study._held_out) == 2
     assert study._test.unique().tolist() == [2]
     assert len(study._test) == 6
 

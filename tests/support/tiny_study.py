@@ -45,6 +45,7 @@ class Tiny:
     budget = 11
     steps = 16
     scores = ("accuracy", "loss")
+    rest = None
     after = None
 
     def __init__(self, folder=None):

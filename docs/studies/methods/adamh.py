@@ -6,7 +6,7 @@ from torch.optim import AdamW, Optimizer
 from studies.split import on
 
 TITLE = "AdamH"
-KNOBS = {"lr": 0.02, "rest": 4e-3}
+KNOBS = {"lr": 0.04, "rest": 4e-3}
 
 
 def optimizers(network: nn.Module, example: Tensor, lr: float, rest: float) -> list[Optimizer]:
