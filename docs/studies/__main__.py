@@ -17,11 +17,21 @@ def main() -> None:
 
     from studies import mechanism, runs
     from studies.batchnorm import BatchNorm
+    from studies.loop import FollowUp
     from studies.lora_study import Lora4, Lora32
     from studies.starts import STARTS
+    from studies.transformers import Transformers, Transformers128, Transformers256
 
-    kinds: tuple[type[BatchNorm] | type[Lora4] | type[Lora32], ...] = (BatchNorm, *STARTS, Lora4, Lora32)
-    studies = {study.name: study for study in kinds}
+    every: list[type[BatchNorm] | type[Lora4] | type[Lora32] | type[Transformers]] = [
+        BatchNorm,
+        *STARTS,
+        Transformers,
+        Transformers128,
+        Transformers256,
+        Lora4,
+        Lora32,
+    ]
+    studies = {study.name: study for study in every}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make the next runs; a second worker may do so at the same time")
@@ -47,7 +57,12 @@ def main() -> None:
         page = {"starts": starts_page, "mechanism": mechanism_page}.get(arguments.study)
         if page is not None:
             return page.write(arguments.results)
-        return pages.write(studies[arguments.study], arguments.results)
+        kind = studies[arguments.study]
+        if issubclass(kind, FollowUp):
+            return starts_page.write(arguments.results)
+        first = kind.after or kind
+        wider = [other for other in every if other.after is first and not issubclass(other, FollowUp)]
+        return pages.write(first, arguments.results, wider)
     if arguments.data is None:
         parser.error("--data DIR or STUDY_DATA=DIR is needed: the folder of the data")
     torch.set_num_threads(1)

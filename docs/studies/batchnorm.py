@@ -8,7 +8,7 @@ import torch
 from experiments.cifar_files import cifar10
 from torch import Tensor, nn
 
-from .loop import Batches
+from .loop import Batches, Study
 
 __all__ = ["BatchNorm"]
 
@@ -43,6 +43,9 @@ class BatchNorm:
     budget = 30
     points = 16
     steps = _EPOCHS * _STEPS // points * points
+    scores: tuple[str, ...] = ("accuracy", "loss")
+    rest: float | None = None
+    after: type[Study] | None = None
 
     def __init__(self, folder: Path) -> None:
         split = cifar10(folder)

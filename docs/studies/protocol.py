@@ -38,7 +38,7 @@ SEEDS = 3
 SEVERAL = 3
 
 Node = tuple[int, ...]
-"""A setting: one integer k per knob, whose value is centre · factorᵏ."""
+"""A setting: one integer k per knob that is swept, whose value is centre · factorᵏ."""
 Losses = Mapping[tuple[Node, int], float]
 """What a sweep has found: held-out losses by setting and seed, infinite where a run diverged."""
 
@@ -56,8 +56,10 @@ class Run(NamedTuple):
 
 
 def values(knobs: Mapping[str, float], node: Node) -> dict[str, float]:
-    """The values of the knobs at `node`; `knobs` has their centres."""
-    return {name: centre * FACTORS[name] ** k for (name, centre), k in zip(knobs.items(), node, strict=True)}
+    """The values of the knobs at `node`; `knobs` has their centres. A node of fewer integers is about the first knobs, and the
+    others are at their centres."""
+    whole = (*node, *[0] * (len(knobs) - len(node)))
+    return {name: centre * FACTORS[name] ** k for (name, centre), k in zip(knobs.items(), whole, strict=True)}
 
 
 def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, int] | None:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .loop import FollowUp, Study, train
 from .methods import Method, load
 from .protocol import Node, Run
 
-__all__ = ["RESULTS", "again", "next_run", "read", "setting", "store", "sweep", "work"]
+__all__ = ["RESULTS", "about", "again", "chosen_in", "next_run", "read", "store", "sweep", "work"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -46,29 +47,45 @@ def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
     }
 
 
-def next_run(method: Method, budget: int, records: Sequence[Record]) -> Run | None:
-    """What comes after the runs in `records`; None when the method is done.
+def chosen_in(study: Study | type[Study], name: str, results: Path) -> dict[str, float] | None:
+    """The values of the knobs that the sweep of a method in `study` has chosen; None while it is not complete."""
+    losses = sweep(read(results / study.name, name))
+    return (
+        protocol.values(_centred(study, name).knobs, protocol.chosen(losses)) if len(losses) >= study.budget else None
+    )
+
+
+def about(study: Study | type[Study], name: str, folder: Path) -> Method | None:
+    """The method of the file `name` with the centres that it has in the study, whose results are in `folder`: those of the file and of
+    the study, or what was chosen in the study before; None while that is not known."""
+    method = _centred(study, name)
+    if study.after is None:
+        return method
+    values = chosen_in(study.after, name, folder.parent)
+    return None if values is None else replace(method, knobs=values)
+
+
+def _centred(study: Study | type[Study], name: str) -> Method:
+    """The method of the file `name`, with the centre of `rest` that the study has."""
+    method = load(name)
+    return method if study.rest is None else replace(method, knobs={**method.knobs, "rest": study.rest})
+
+
+def next_run(study: Study | type[Study], method: Method, records: Sequence[Record]) -> Run | None:
+    """What comes after the runs in `records`; None when the method, with the centres of the study, is done.
 
     Raises `RetractError` if these are of other centres than the method has now.
     """
     _check_centres(method, records)
+    if isinstance(study, FollowUp):
+        here = (0,) * len(method.knobs)
+        return _missing(protocol.final_runs(method.knobs, here)[: study.seeds], records)
     losses = sweep(records)
-    found = protocol.next_of_sweep(len(method.knobs), losses, budget)
+    found = protocol.next_of_sweep(1 if study.after else len(method.knobs), losses, study.budget)
     if found is not None:
         node, seed = found
         return Run("sweep", protocol.values(method.knobs, node), seed, node)
-    return _missing(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)
-
-
-def setting(method: Method, budget: int, records: Sequence[Record]) -> Node:
-    """What the sweep in `records` has chosen. Raises `RetractError` if it is not complete, or of other centres."""
-    _check_centres(method, records)
-    losses = sweep(records)
-    if protocol.next_of_sweep(len(method.knobs), losses, budget) is not None:
-        raise RetractError(
-            f"{method.name}: its setting is chosen by a sweep of {budget} runs in another study, which has {len(losses)}; run that first"
-        )
-    return protocol.chosen(losses)
+    return None if study.after else _missing(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)
 
 
 def _missing(runs: Sequence[Run], records: Sequence[Record]) -> Run | None:
@@ -100,8 +117,11 @@ def work(
             if not free:
                 tell(f"{name}: another worker is at it")
                 continue
-            method = load(name)
-            while (run := _next(study, method, folder, records := read(folder, name))) is not None:
+            method = about(study, name, folder)
+            if method is None:
+                tell(f"{name}: not yet swept in the study before this one")
+                continue
+            while (run := next_run(study, method, records := read(folder, name))) is not None:
                 if time.monotonic() > end:
                     return
                 record = _made(study, method, run)
@@ -110,13 +130,6 @@ def work(
                 told = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
                 tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {told}, {record['seconds']} s")
             tell(f"{name} is done: {len(records)} runs")
-
-
-def _next(study: Study, method: Method, folder: Path, records: Sequence[Record]) -> Run | None:
-    if isinstance(study, FollowUp):
-        node = setting(method, study.budget, read(folder.parent / study.settings_of, method.name))
-        return _missing(protocol.final_runs(method.knobs, node)[: study.seeds], records)
-    return next_run(method, study.budget, records)
 
 
 def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:

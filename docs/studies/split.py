@@ -6,20 +6,21 @@ from typing import Any
 
 import retract
 from retract import psi
-from retract.manifolds import Manifold, Rows
+from retract.manifolds import FixedRank, Manifold, Rows
 from torch import Tensor, nn
 
-__all__ = ["on", "split"]
+__all__ = ["on", "on_pairs", "relative", "split"]
 
 
 def split(network: nn.Module, example: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The weights that `psi.find` measures to be scale-invariant, and all other parameters.
+    """The weights that methods differ in, and all other parameters.
 
-    Weights and biases of normalization layers are among the others, invariant or not, as in the papers.
+    They are those that `network` names in ``hidden``, and of a network without it those that `psi.find` measures to be
+    scale-invariant. Weights and biases of normalization layers are among the others, invariant or not, as in the papers.
     """
-    invariant = {finding.name for finding in psi.find(network, example).invariant if len(finding.shape) > 1}
+    names = _weights(network, example)
     parameters = [*network.named_parameters()]
-    return [p for name, p in parameters if name in invariant], [p for name, p in parameters if name not in invariant]
+    return [p for name, p in parameters if name in names], [p for name, p in parameters if name not in names]
 
 
 def on(
@@ -27,14 +28,43 @@ def on(
 ) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
     """As `split`, with the weights declared on `manifold` and in groups of an optimizer.
 
-    Their points are cut by `rows`, or else those of the invariance. On a manifold of matrices a weight is one matrix, outputs ×
-    everything else.
+    Their points are cut by `rows`, or else those of the invariance, and then a weight that is not invariant is one point. On a
+    manifold of matrices a weight is one matrix, outputs × everything else.
     """
-    weights, others = split(network, example)
-    if rows is None and manifold.event_ndim == 1:
+    found = rows is None and manifold.event_ndim == 1
+    if found:
         psi.declare(network, example, manifold=manifold)
-    else:
-        for name, p in network.named_parameters():
-            if any(p is weight for weight in weights):
-                retract.declare(network, name, manifold, rows or Rows.whole(columns=tuple(range(1, p.ndim))))
-    return [group for group in retract.param_groups(network) if "manifold" in group], others
+    for name in _weights(network, example) - {*retract.declared(network)}:
+        whole = Rows.whole() if found else Rows.whole(columns=tuple(range(1, network.get_parameter(name).ndim)))
+        retract.declare(network, name, manifold, rows or whole)
+    return _declared(network), split(network, example)[1]
+
+
+def on_pairs(
+    network: nn.Module, example: Tensor
+) -> tuple[list[dict[str, Any]], list[nn.Parameter], list[nn.Parameter]]:
+    """Groups of what is declared, the other weights of `split`, and all other parameters, with the pairs of weights declared on
+    `FixedRank`."""
+    names = _weights(network, example)
+    for pair in psi.find(network, example).pairs:
+        if names.issuperset(pair.names):
+            retract.declare(network, pair.factors, FixedRank(pair.k, degree=pair.degree))
+    groups = _declared(network)
+    taken = {id(p) for group in groups for p in group["params"]}
+    weights, others = split(network, example)
+    return groups, [p for p in weights if id(p) not in taken], others
+
+
+def relative(weights: list[nn.Parameter], lr: float, **options: float) -> list[dict[str, Any]]:
+    """A group for each of `weights`, with the rate at which a step of Adam, of ±1 in each number, has `lr` times its norm."""
+    return [{"params": [p], "lr": lr * p.detach().square().mean().sqrt().item(), **options} for p in weights]
+
+
+def _weights(network: nn.Module, example: Tensor) -> set[str]:
+    if hidden := getattr(network, "hidden", None):
+        return {*hidden}
+    return {finding.name for finding in psi.find(network, example).invariant if len(finding.shape) > 1}
+
+
+def _declared(network: nn.Module) -> list[dict[str, Any]]:
+    return [group for group in retract.param_groups(network) if "manifold" in group or "slices" in group]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .batchnorm import BatchNorm
-from .loop import FollowUp
+from .loop import FollowUp, Study
 
 __all__ = ["SCATTERED", "STARTS", "scaled"]
 
@@ -31,7 +31,7 @@ def _scattering(weight: Tensor) -> Tensor:
 class _Start(FollowUp, BatchNorm):
     """The settings that the sweep of the BatchNorm study has chosen, from another start."""
 
-    settings_of = "batchnorm"
+    after: type[Study] | None = BatchNorm
     seeds = 3
     factor: float
 

@@ -1,6 +1,8 @@
 """Turns of rows: measured, and prescribed."""
 
+import pytest
 import torch
+from retract.errors import RetractError
 from retract.manifolds import PSI
 from studies import mechanism, mechanism_page, runs
 from studies.loop import train
@@ -53,7 +55,9 @@ def test_driven_at_the_turns_of_sgd_it_goes_the_way_of_sgd():
 
 def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(mechanism, "SEEDS", (100,))
-    monkeypatch.setattr(mechanism, "setting", lambda method, budget, records: (0,) * len(method.knobs))
+    with pytest.raises(RetractError, match="sgd_decay is not yet swept in the study tiny"):
+        mechanism.work(Tiny(), tmp_path, 1.0)
+    monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: SETTINGS[name])
     told = []
     mechanism.work(Tiny(), tmp_path, 0.0, told.append)
     assert told == []

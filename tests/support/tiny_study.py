@@ -1,6 +1,9 @@
-"""A study of seconds, for the tests of docs/studies: a small network with BatchNorm on random data."""
+"""Studies of seconds, for the tests of docs/studies: a small network with BatchNorm on random data, a small GPT on words."""
+
+import random
 
 import torch
+from studies.transformers import Transformers
 from torch import nn
 
 FILE = """from torch.optim import SGD
@@ -18,6 +21,21 @@ def optimizers(network, example, lr, rest):
 """What a reader writes to add a method."""
 
 
+class Words(Transformers):
+    """A GPT of width 32 with two heads on a text of six words in random order, which is written into `folder`."""
+
+    name = "words"
+    steps = 16
+    width = 32
+    context = 16
+
+    def __init__(self, folder):
+        draw = random.Random(0)
+        words = (draw.choice(("to", "be", "or", "not", "that", "is")) for _ in range(1_500))
+        (folder / "input.txt").write_text(" ".join(words))
+        super().__init__(folder)
+
+
 class Tiny:
     """Two convolutions, and labels that a linear map of the image decides."""
 
@@ -28,8 +46,11 @@ class Tiny:
     budget = 11
     points = 16
     steps = 16
+    scores = ("accuracy", "loss")
+    rest = None
+    after = None
 
-    def __init__(self):
+    def __init__(self, folder=None):
         generator = torch.Generator().manual_seed(7)
         self._x = torch.randn(96, 3, 6, 6, generator=generator)
         self._y = (self._x.flatten(1) @ torch.randn(108, 3, generator=generator)).argmax(1)
@@ -66,3 +87,12 @@ class Tiny:
         outputs = network(self._x[80:])
         accuracy = 100.0 * (outputs.argmax(1) == self._y[80:]).double().mean().item()
         return {"loss": nn.functional.cross_entropy(outputs, self._y[80:]).item(), "accuracy": accuracy}
+
+
+class Wider(Tiny):
+    """A sweep of `lr` alone, about what is chosen in `Tiny`."""
+
+    name = "wider"
+    title = "Wider"
+    budget = 7
+    after = Tiny
