@@ -240,7 +240,7 @@ def test_methods_that_are_not_finished_are_not_compared(stored):
     found = json.loads(path.read_text())["runs"]
     runs.store(stored / "tiny", load("psi_sgdm"), found[:-1])
     assert "Not finished: PSI-SGDM (23 runs)." in pages.generated(Tiny, stored / "tiny")
-    assert pages.generated(Tiny, stored / "none") == "Not finished: SGD, decay (0 runs), PSI-SGDM (0 runs)."
+    assert pages.generated(Tiny, stored / "none" / "tiny") == "Not finished: SGD, decay (0 runs), PSI-SGDM (0 runs)."
 
 
 def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(stored):
