@@ -33,8 +33,10 @@ def test_no_character_changes_what_is_said_before_it(network, text):
     assert before[:, 40:].sub(after[:, 40:]).abs().amax(-1).min() > 1e-9
 
 
-def test_order_matters(network, text):
-    """Without rotary embedding the last logits would be the same for the characters before in any order."""
+def test_order_matters(text):
+    """In one block without rotary embedding the last logits would be the same for the characters before in any order."""
+    torch.manual_seed(0)
+    network = GPT(65, 64, 4, 1, 64)
     swapped = text.clone()
     swapped[:, :63] = swapped[:, :63].flip(1)
     assert network(text)[:, -1].sub(network(swapped)[:, -1]).abs().max() > 1e-3
