@@ -34,9 +34,11 @@ def on(
     found = rows is None and manifold.event_ndim == 1
     if found:
         psi.declare(network, example, manifold=manifold)
-    for name in _weights(network, example) - {*retract.declared(network)}:
-        whole = Rows.whole() if found else Rows.whole(columns=tuple(range(1, network.get_parameter(name).ndim)))
-        retract.declare(network, name, manifold, rows or whole)
+    missing = _weights(network, example) - {*retract.declared(network)}
+    for name, p in network.named_parameters():
+        if name in missing:
+            whole = Rows.whole() if found else Rows.whole(columns=tuple(range(1, p.ndim)))
+            retract.declare(network, name, manifold, rows or whole)
     return _declared(network), split(network, example)[1]
 
 
