@@ -154,7 +154,7 @@ def results(contents: dict[str, Result]) -> str:
     for size, content in contents.items():
         parts += [
             f"### {size.capitalize()} sizes",
-            f"{content['machine']}, {content['date']}, medians of {content['rounds']} interleaved rounds. {comparison(content)}",
+            f"{content['machine']}, {content['date']}, {_rounds(content['rounds'])}. {comparison(content)}",
             "To a relative gap of 1e-10: gradients + values (f) + products with the Hessian (H) · seconds; – not reached, failed: an exception, empty: the "
             "library lacks the manifold or a map of it.",
             table(content, cell),
@@ -162,6 +162,10 @@ def results(contents: dict[str, Result]) -> str:
             table(content, end),
         ]
     return "\n\n".join(parts)
+
+
+def _rounds(count: int) -> str:
+    return f"medians of {count} interleaved rounds" if count > 1 else "one round"
 
 
 def put(page: str, part: str, text: str) -> str:
