@@ -18,7 +18,7 @@ from ..manifolds import (
     Euclidean,
     ExponentialManifold,
     GeodesicManifold,
-    Lorentz,
+    Hyperbolic,
     Manifold,
     ScalingQuotient,
     Spherical,
@@ -327,7 +327,7 @@ def needs_reference(manifold: Manifold, rule: Any, options: Options) -> str:
     if rule.arrays or rule.averages_steps:
         kind = "stores numbers per coordinate" if rule.arrays else "measures its steps"
         return f"{type(rule).__name__} {kind}, as the reference path alone does"
-    if isinstance(manifold, Lorentz) and options["transport"] == "none":
+    if isinstance(manifold, Hyperbolic) and manifold.row_kernel == "sheet" and options["transport"] == "none":
         return "transport='none' leaves vectors off the tangent spaces, whose first coordinates row kernels compute from the others"
     late = next((name for name in ("tangent", "motion") if options[name] in ("step", "none", "polar")), None)
     return f"{late}={options[late]!r} is defined on the reference path alone" if late else ""

@@ -39,7 +39,7 @@ _MANIFOLD = PSI()
 
 
 class Turns:
-    """The angles by which an optimizer turns the rows of weights, step by step.
+    """The angles by which an optimizer turns the rows of weights, step by step, of which `retract.psi.Monitor` has the mean and the largest.
 
     Args:
         weights: whose first dimension counts rows.

@@ -49,8 +49,8 @@ def gradient(xx, xg, xv, gg, gv, vv, g0, unit, limit, rounding, C):
 
 def steps(f, sign, keep, take, along, ahead):
     """w = a v + b h and u = c v + d h, as a, b, c and d."""
-    b, along = take * f * sign, along + 0.0 * f
-    return keep + 0.0 * f, b, along * keep, along * b + ahead * f * sign
+    b = take * f * sign
+    return keep, b, along * keep, along * b + ahead * f * sign
 
 
 def motion(gap, xx, xu, uu, xw, uw, unit, longest, C):

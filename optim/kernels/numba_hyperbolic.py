@@ -42,19 +42,9 @@ _NUMBERS = len(HyperbolicNumbers._fields)
 _inlined = numba.njit(forceinline=True, **loops.OPTIONS)
 
 
-@_inlined
-def _where(condition, a, b):
-    return a if condition else b
-
-
-@_inlined
-def _full_like(a, value):
-    return value
-
-
 _algebra = algebra.bind(
     (algebra.adam, *hyperbolic.FUNCTIONS),
-    {"sqrt": math.sqrt, "exp": math.exp, "where": _where, "full_like": _full_like},
+    {"sqrt": math.sqrt, "exp": math.exp, "where": loops.where, "full_like": loops.full_like},
     _inlined,
 )
 _adam, _gradient, _steps = _algebra.adam, _algebra.gradient, _algebra.steps

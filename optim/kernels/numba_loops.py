@@ -11,8 +11,8 @@ from numba import types
 from numba.extending import intrinsic
 
 __all__ = [
-    "OPTIONS", "combine", "combine_alone", "fits", "form", "part", "pointer", "points_and_gradient", "products", "products_alone",
-    "scale", "square", "square_off", "ticket",
+    "OPTIONS", "combine", "combine_alone", "fits", "form", "full_like", "part", "pointer", "points_and_gradient", "products", "products_alone",
+    "scale", "square", "square_off", "ticket", "where",
 ]  # fmt: skip
 
 FEWEST = 1e-32
@@ -41,6 +41,18 @@ def ticket(typingctx: Any, address: Any) -> Any:
         return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(types.int64), codegen
+
+
+@part
+def where(condition, a, b):
+    """As `torch.where` of scalars."""
+    return a if condition else b
+
+
+@part
+def full_like(a, value):
+    """As `torch.full_like` of a scalar."""
+    return value
 
 
 @part

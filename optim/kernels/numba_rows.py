@@ -30,16 +30,6 @@ _WORDS, _NUMBERS = CHOICES + len(Choices._fields), len(Numbers._fields)
 
 
 @loops.part
-def _where(condition, a, b):
-    return a if condition else b
-
-
-@loops.part
-def _full_like(a, value):
-    return value
-
-
-@loops.part
 def _power_below(r):
     return math.ldexp(1.0, -math.frexp(r)[1])
 
@@ -50,8 +40,8 @@ _row_algebra = algebra.bind(
         "sqrt": math.sqrt,
         "sin": math.sin,
         "cos": math.cos,
-        "where": _where,
-        "full_like": _full_like,
+        "where": loops.where,
+        "full_like": loops.full_like,
         "power_below": _power_below,
     },
     loops.part,

@@ -12,41 +12,15 @@ from retract.manifolds import PSI, Grassmann, Sphere
 from retract.optim.execution.dispatch import BACKENDS
 from retract.optim.kernels import triton_rows
 from retract.optim.kernels.launch import update_of
-from retract.optim.options import COMMON
 from retract.optim.rules import Adam, Memory, Momentum
 from retract.optim.update import update
+from row_options import OPTIONS, RULES
 from torch import nn
 
 SMALL = {"STRIPS": 8, "LANES": 8, "PIECE": 128}
 # Several rows to a tile, tile by tile, and in pieces; each once at multiples of 16 bytes and once not.
 SHAPES = [(3, 24), (3, 21), (9, 3), (1, 72), (1, 61), (1, 136), (1, 131)]
 OWN = [(3, 24), (3, 21), (2, 72), (2, 61), (2, 136), (2, 131)]
-OPTIONS = {
-    **{name: option.default for name, option in COMMON.items()},
-    "lr": 0.3,
-    "momentum": 0.9,
-    "dampening": 0.25,
-    "nesterov": False,
-    "momentum_form": "heavy_ball",
-    "maximize": False,
-    "max_point_norm": None,
-    "orthogonality": 0.0,
-    "radius": "hold",
-    "betas": (0.8, 0.95),
-    "eps": 1e-3,
-    "eps_form": "outside",
-    "capturable": False,
-    "differentiable": False,
-}
-RULES = {
-    "plain": (Momentum(), {"momentum": 0.0}),
-    "heavy-ball": (Momentum(), {}),
-    "nesterov": (Momentum(), {"nesterov": True, "dampening": 0.0}),
-    "velocity": (Momentum(), {"momentum_form": "velocity"}),
-    "velocity-nesterov": (Momentum(), {"nesterov": True, "dampening": 0.0, "momentum_form": "velocity"}),
-    "adam": (Adam(), {}),
-    "adam-inside": (Adam(), {"eps_form": "inside"}),
-}
 MANIFOLDS = {"psi": PSI(), "sphere": Sphere(), "lines": Grassmann(1)}
 TRANSPORTS = ("manifold", "project", "parallel", "none")
 OTHERS = [torch.float32, torch.bfloat16, torch.float16]

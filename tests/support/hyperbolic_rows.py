@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from retract.manifolds import Lorentz, PoincareBall
 from retract.optim.kernels.launch import hyperbolic_update_of
-from retract.optim.options import COMMON
 from retract.optim.rules import Adam, Memory, Momentum
 from retract.optim.update import update
+from row_options import OPTIONS, RULES
 
 MANIFOLDS = {
     "ball": PoincareBall(),
@@ -19,29 +19,6 @@ MANIFOLDS = {
 }
 SHAPES = [(70, 3), (130, 5), (9, 2), (5, 33), (3, 300)]
 """Blocks that are full and not, of narrow and of wide rows."""
-OPTIONS = {
-    **{name: option.default for name, option in COMMON.items()},
-    "lr": 0.3,
-    "momentum": 0.9,
-    "dampening": 0.25,
-    "nesterov": False,
-    "momentum_form": "heavy_ball",
-    "maximize": False,
-    "max_point_norm": None,
-    "orthogonality": 0.0,
-    "radius": "hold",
-    "betas": (0.8, 0.95),
-    "eps": 1e-3,
-    "eps_form": "outside",
-}
-RULES = {
-    "plain": (Momentum(), {"momentum": 0.0}),
-    "heavy-ball": (Momentum(), {}),
-    "nesterov": (Momentum(), {"nesterov": True, "dampening": 0.0}),
-    "velocity": (Momentum(), {"momentum_form": "velocity"}),
-    "adam": (Adam(), {}),
-    "adam-inside": (Adam(), {"eps_form": "inside"}),
-}
 STEP = 3.0
 LIMIT = 12.0
 """Of `Points.excess`."""

@@ -3,6 +3,7 @@
 import mutants_experiments
 import mutants_kernels
 import mutants_manifolds
+import mutants_networks
 import mutants_norms
 import mutants_optim
 import mutants_psi
@@ -21,5 +22,6 @@ MUTANTS = [
     *mutants_solvers.MUTANTS,
     *mutants_spaces.MUTANTS,
     *mutants_experiments.MUTANTS,
+    *mutants_networks.MUTANTS,
     *mutants_studies.MUTANTS,
 ]
