@@ -15,34 +15,21 @@ def main() -> None:
     )  # Python has put the package there, in place of the folder it is in
     import torch
 
-    from studies import mechanism, runs
+    from studies import mechanism, reports, runs
     from studies.batchnorm import BatchNorm
-    from studies.loop import FollowUp
-    from studies.lora_study import Lora4, Lora32
-    from studies.starts import STARTS
-    from studies.transformers import Transformers, Transformers128, Transformers256
 
-    every: list[type[BatchNorm] | type[Lora4] | type[Lora32] | type[Transformers]] = [
-        BatchNorm,
-        *STARTS,
-        Transformers,
-        Transformers128,
-        Transformers256,
-        Lora4,
-        Lora32,
-    ]
-    studies = {study.name: study for study in every}
+    studies = {study.name: study for study in reports.STUDIES}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="make the next runs; a second worker may do so at the same time")
     repeat = commands.add_parser(
         "again", help="repeat a stored run and compare it bit by bit; exit code 1 if it differs"
     )
-    report = commands.add_parser("report", help="write the tables and the picture of the page")
-    for command, others in ((run, ["mechanism"]), (repeat, []), (report, ["starts", "mechanism"])):
-        command.add_argument("study", choices=[*studies, *others])
+    report = commands.add_parser("report", help="write the tables and the pictures of all pages")
+    for command in (run, repeat, report):
         command.add_argument("--results", type=Path, default=runs.RESULTS, help="folder of the stored runs")
-    for command in (run, repeat):
+    for command, others in ((run, ["mechanism"]), (repeat, [])):
+        command.add_argument("study", choices=[*studies, *others])
         command.add_argument(
             "--data", type=Path, default=os.environ.get("STUDY_DATA"), help="folder of the data; or STUDY_DATA"
         )
@@ -52,17 +39,7 @@ def main() -> None:
     repeat.add_argument("index", type=int, help="of the run in the file of the method, from 0")
     arguments = parser.parse_args()
     if arguments.command == "report":
-        from studies import mechanism_page, pages, starts_page
-
-        page = {"starts": starts_page, "mechanism": mechanism_page}.get(arguments.study)
-        if page is not None:
-            return page.write(arguments.results)
-        kind = studies[arguments.study]
-        if issubclass(kind, FollowUp):
-            return starts_page.write(arguments.results)
-        first = kind.after or kind
-        wider = [other for other in every if other.after is first and not issubclass(other, FollowUp)]
-        return pages.write(first, arguments.results, wider)
+        return reports.write(arguments.results)
     if arguments.data is None:
         parser.error("--data DIR or STUDY_DATA=DIR is needed: the folder of the data")
     torch.set_num_threads(1)

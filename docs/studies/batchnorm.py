@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .loop import Batches, Study
 
-__all__ = ["BatchNorm"]
+__all__ = ["BatchNorm", "convolutional"]
 
 _HELD_OUT = 5_000
 _BATCH = 128
@@ -68,13 +68,7 @@ class BatchNorm:
     def network(self) -> nn.Module:
         """Convolutions of 16, 32, 48 and 48 channels with BatchNorm and ReLU on 8 × 8 and 4 × 4 pixels, the mean over these, and a
         linear layer: 41,674 parameters."""
-        layers: list[nn.Module] = []
-        for before, width, size, stride in ((3, 16, 6, 4), (16, 32, 3, 1), (32, 48, 3, 2), (48, 48, 3, 1)):
-            convolution = nn.Conv2d(before, width, size, stride, 1, bias=False)
-            layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return convolutional(normalized=True)
 
     def example(self) -> Tensor:
         """The first 32 held-out images."""
@@ -113,6 +107,25 @@ class BatchNorm:
     def _prepared(self, x: Tensor) -> Tensor:
         """Lines of pixels, (N, 32, 96) in bytes, to normalized images, (N, 3, 32, 32) in the memory order channels_last."""
         return x.float().sub_(self._mean).mul_(self._scale).view(-1, 32, 32, 3).permute(0, 3, 1, 2)
+
+
+def convolutional(normalized: bool) -> nn.Module:
+    """The network of `BatchNorm`, or without normalization and with biases in its place. ``hidden`` names the convolutions then."""
+    layers: list[nn.Module] = []
+    for before, width, size, stride in ((3, 16, 6, 4), (16, 32, 3, 1), (32, 48, 3, 2), (48, 48, 3, 1)):
+        convolution = nn.Conv2d(before, width, size, stride, 1, bias=not normalized)
+        layers += [convolution, *[nn.BatchNorm2d(width)] * normalized, nn.ReLU()]
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 10))
+    if not normalized:
+        names = (
+            f"{i}.{kind}"
+            for i, layer in enumerate(network)
+            if isinstance(layer, nn.Conv2d)
+            for kind in ("weight", "bias")
+        )
+        network.hidden = (*names,)  # type: ignore[assignment]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _lines(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,10 @@ class Study(Protocol):
     """Centre of the grid of `rest`, alike for all methods; None for those in their files."""
     after: type[Study] | None
     """Another study, or None. After it only `lr` is swept, about what was chosen there, and nothing else is run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the data from `folder`."""
+        ...
 
     def network(self) -> nn.Module:
         """A new network in train mode, drawn from torch's global generator."""

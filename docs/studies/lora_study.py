@@ -51,7 +51,7 @@ class Lora:
     title: str
     rank: int
     page = "lora_study"
-    methods: tuple[str, ...] = ("lora_adamw", "lora_plus", "lora_sgd", "lora_pairs_sgd", "lora_pairs_adam")
+    methods: tuple[str, ...] = ("lora_adamw", "lora_plus", "lora_sgd", "lora_pairs_sgd", "lora_pairs_adam", "lora_head")
     budget = 30
     points = 4
     steps = 128

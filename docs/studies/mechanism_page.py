@@ -5,19 +5,14 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from . import mechanism, pages, protocol
+from . import mechanism, protocol
 from .methods import load
 from .runs import Record, read
 
-__all__ = ["generated", "write"]
+__all__ = ["generated"]
 
 SHARES = (1, 4, 8, 12, 15)
 """Sixteenths of a run after which the turn is shown, the mean over the sixteenth that follows."""
-
-
-def write(results: Path, folder: Path = pages.BENCHMARKS) -> None:
-    """Write the generated part of the page."""
-    pages.fill(folder / "mechanism.md", "mechanism", generated(results))
 
 
 def generated(results: Path) -> str:

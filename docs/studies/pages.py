@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any
 import matplotlib
 
 from . import protocol
-from .loop import Study
+from .loop import FollowUp, Study
 from .methods import load
 from .runs import Record, about, read, sweep
 
-__all__ = ["BENCHMARKS", "Row", "fill", "generated", "rows", "write"]
+__all__ = ["BENCHMARKS", "SCORES", "Row", "difference", "draw", "generated", "ordered", "rows"]
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
@@ -68,48 +67,52 @@ def rows(study: type[Study], folder: Path) -> dict[str, Row]:
     return {name: row for name, row in found if row is not None}
 
 
-def write(study: type[Study], results: Path, wider: Sequence[type[Study]] = (), pages: Path = BENCHMARKS) -> None:
-    """Write the generated part of the study on its page, which has also the studies after it, and its picture."""
-    folder = results / study.name
-    fill(pages / f"{study.page}.md", study.name, generated(study, folder, wider))
-    found = rows(study, folder)
-    if found:
-        _draw(found, study, pages / f"{study.name}.svg")
-
-
-def fill(page: Path, name: str, text: str) -> None:
-    """Put `text` between the marks of the report `name` on `page`."""
-    marks = re.compile(rf"(<!-- generated: docs/studies report {name} -->\n).*?(<!-- end -->)", re.S)
-    page.write_text(marks.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text()))
-
-
 def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = ()) -> str:
-    """Markdown: the comparison, how much each method minds its rate, its best rates in the studies after it, and what it took."""
+    """Markdown: the comparison, how much each method minds its rate, its best rates in the studies `wider` after it, and what it took."""
     found, baseline = rows(study, folder), study.methods[0]
     parts = []
     if baseline in found:
-        parts += [
-            _comparison(found, baseline, study),
-            f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)",
-            _minded(found, study),
-        ]
+        parts.append(_comparison(found, baseline, study))
+        if not issubclass(study, FollowUp):
+            parts += [f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)", _minded(found, study)]
         if wider:
             parts.append(_drift((study, *wider), folder.parent))
     records = {name: read(folder, name) for name in study.methods}
     missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
-    made = [r for each in (study, *wider) for name in each.methods for r in read(folder.parent / each.name, name)]
-    if made:
-        hours, machines = sum(record["seconds"] for record in made) / 3600.0, sorted({record["on"] for record in made})
-        parts.append(f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}).")
+    if any(records.values()):
+        parts.append(_took((study, *wider), folder.parent))
     return "\n\n".join(parts)
+
+
+def _took(studies: Sequence[type[Study]], results: Path) -> str:
+    """How many runs there are, the hours of all, the seconds of one in each study, and on what they ran."""
+    made, spans = list[Record](), list[str]()
+    for study in studies:
+        stored = [found for name in study.methods if (found := read(results / study.name, name))]
+        made += [record for found in stored for record in found]
+        if stored:
+            medians = [statistics.median(record["seconds"] for record in found) for found in stored]
+            spans.append(f"{min(medians):.0f} – {max(medians):.0f} s" + f" ({study.title})" * (len(studies) > 1))
+    hours, machines = sum(record["seconds"] for record in made) / 3600.0, sorted({record["on"] for record in made})
+    return (
+        f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}). A run takes {', '.join(spans)}, the least "
+        "and the largest of the methods' medians."
+    )
 
 
 def _row(study: type[Study], name: str, folder: Path) -> Row | None:
     method, records = about(study, name, folder), read(folder, name)
+    if method is None:
+        return None
+    if issubclass(study, FollowUp):
+        runs = protocol.final_runs(method.knobs, (0,) * len(method.knobs))[: study.seeds]
+        stored = {record["seed"]: record for record in records if record["values"] == method.knobs}
+        final = [stored[run.seed] for run in runs if run.seed in stored]
+        return Row(method.title, method.knobs, True, final, []) if len(final) == len(runs) else None
     losses = sweep(records)
-    if method is None or len(losses) < study.budget:
+    if len(losses) < study.budget:
         return None
     node = protocol.chosen(losses)
     made = {(r["phase"], r["seed"], r["values"]["lr"]): r for r in records if tuple(r["node"]) == node}
@@ -140,20 +143,20 @@ def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str
         columns += [SCORES[key].heading, "difference" + f" to {base.title}" * (key == study.scores[0])]
     columns.append(f"steps to {target:.3f}")
     lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
-    for row in _ordered(found, study):
+    for row in ordered(found, study):
         cells = [row.title + " (at an edge)" * (not row.interior)]
         cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in knobs]
         for key in study.scores:
             digits, ours, theirs = SCORES[key].digits, row.of(f"test {key}"), base.of(f"test {key}")
             mean = protocol.estimate(ours)
             cells.append(f"{mean.mean:.{digits}f} ± {mean.error:.{digits}f}")
-            cells.append("–" if row is base else _difference(ours, theirs, digits))
+            cells.append("–" if row is base else difference(ours, theirs, digits))
         cells.append(row.steps(target, study.steps))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> str:
+def difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> str:
     """Of pairs of seeds, with its 95 % interval; bold where 0 is outside."""
     found = protocol.estimate([a - b for a, b in zip(ours, theirs, strict=True)])
     text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
@@ -162,7 +165,7 @@ def _difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> 
 
 def _minded(found: dict[str, Row], study: type[Study]) -> str:
     lines = ["| held-out loss at | ¼ | ½ | 1 | 2 | 4 × the chosen lr |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    for row in _ordered(found, study):
+    for row in ordered(found, study):
         lines.append(f"| {row.title} | {' | '.join(f'{loss:.3f}' for loss in row.minded)} |")
     return "\n".join(lines).replace("inf", "diverged")
 
@@ -173,7 +176,7 @@ def _drift(studies: Sequence[type[Study]], results: Path) -> str:
         f"| best lr (held-out loss) | {' | '.join(study.title for study in studies)} |",
         "| --- |" + " ---: |" * len(studies),
     ]
-    for name in studies[0].methods:
+    for name in (name for name in studies[0].methods if any(name in study.methods for study in studies[1:])):
         cells = []
         for study in studies:
             method, losses = about(study, name, results / study.name), sweep(read(results / study.name, name))
@@ -189,7 +192,7 @@ def _drift(studies: Sequence[type[Study]], results: Path) -> str:
     return "\n".join(lines)
 
 
-def _ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:
+def ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:
     """Best first."""
     key = study.scores[0]
     return sorted(found.values(), key=lambda row: SCORES[key].sign * statistics.fmean(row.of(f"test {key}")))
@@ -199,22 +202,22 @@ def _mean(records: Sequence[Record]) -> float:
     return statistics.fmean(float("inf") if r["loss"] is None else r["loss"] for r in records)
 
 
-def _draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
+def draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
     """Left the first score of all seeds with mean ± standard error, right the losses over multiples of the chosen rate."""
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    ordered, baseline, score = _ordered(found, study), found.get(study.methods[0]), study.scores[0]
+    best_first, baseline, score = ordered(found, study), found.get(study.methods[0]), study.scores[0]
     with plt.rc_context({"svg.hashsalt": "retract", "svg.fonttype": "path"}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.36 * len(ordered)), width_ratios=(3, 2))
-        for place, row in enumerate(ordered):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.36 * len(best_first)), width_ratios=(3, 2))
+        for place, row in enumerate(best_first):
             results, color = row.of(f"test {score}"), _BASELINE if row is baseline else _COLOR
             mean = protocol.estimate(results)
             left.plot(results, [place] * len(row.final), "o", ms=4, color=color, alpha=0.35, mew=0)
             left.errorbar(mean.mean, place, xerr=mean.error, fmt="|", ms=11, color=color, capsize=3)
             shown: dict[str, Any] = {"color": color} if row is baseline else {}
             right.plot((0.25, 0.5, 1, 2, 4), row.minded, "o-", ms=3, lw=1.2, label=row.title, **shown)
-        left.set_yticks(range(len(ordered)), [row.title for row in ordered])
+        left.set_yticks(range(len(best_first)), [row.title for row in best_first])
         left.invert_yaxis()
         left.set_xlabel(f"{SCORES[score].heading}: five seeds, mean ± standard error")
         right.set_xscale("log", base=2)

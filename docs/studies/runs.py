@@ -49,25 +49,19 @@ def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
 
 def chosen_in(study: Study | type[Study], name: str, results: Path) -> dict[str, float] | None:
     """The values of the knobs that the sweep of a method in `study` has chosen; None while it is not complete."""
-    losses = sweep(read(results / study.name, name))
-    return (
-        protocol.values(_centred(study, name).knobs, protocol.chosen(losses)) if len(losses) >= study.budget else None
-    )
+    method, losses = about(study, name, results / study.name), sweep(read(results / study.name, name))
+    if method is None or len(losses) < study.budget:
+        return None
+    return protocol.values(method.knobs, protocol.chosen(losses))
 
 
 def about(study: Study | type[Study], name: str, folder: Path) -> Method | None:
     """The method of the file `name` with the centres that it has in the study, whose results are in `folder`: those of the file and of
     the study, or what was chosen in the study before; None while that is not known."""
-    method = _centred(study, name)
-    if study.after is None:
-        return method
-    values = chosen_in(study.after, name, folder.parent)
-    return None if values is None else replace(method, knobs=values)
-
-
-def _centred(study: Study | type[Study], name: str) -> Method:
-    """The method of the file `name`, with the centre of `rest` that the study has."""
     method = load(name)
+    if study.after is not None:
+        values = chosen_in(study.after, name, folder.parent)
+        return None if values is None else replace(method, knobs=values)
     return method if study.rest is None else replace(method, knobs={**method.knobs, "rest": study.rest})
 
 
@@ -77,9 +71,10 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
     Raises `RetractError` if these are of other centres than the method has now.
     """
     _check_centres(method, records)
-    if isinstance(study, FollowUp):
+    kind = study if isinstance(study, type) else type(study)
+    if issubclass(kind, FollowUp):
         here = (0,) * len(method.knobs)
-        return _missing(protocol.final_runs(method.knobs, here)[: study.seeds], records)
+        return _missing(protocol.final_runs(method.knobs, here)[: kind.seeds], records)
     losses = sweep(records)
     found = protocol.next_of_sweep(1 if study.after else len(method.knobs), losses, study.budget)
     if found is not None:

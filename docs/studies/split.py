@@ -9,7 +9,7 @@ from retract import psi
 from retract.manifolds import FixedRank, Manifold, Rows
 from torch import Tensor, nn
 
-__all__ = ["on", "on_pairs", "relative", "split"]
+__all__ = ["declared", "on", "on_pairs", "relative", "split"]
 
 
 def split(network: nn.Module, example: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -26,20 +26,20 @@ def split(network: nn.Module, example: Tensor) -> tuple[list[nn.Parameter], list
 def on(
     manifold: Manifold, network: nn.Module, example: Tensor, rows: Rows | None = None
 ) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
-    """As `split`, with the weights declared on `manifold` and in groups of an optimizer.
+    """The weights of `split` declared on `manifold`, in groups of an optimizer, and all other parameters.
 
     Their points are cut by `rows`, or else those of the invariance, and then a weight that is not invariant is one point. On a
-    manifold of matrices a weight is one matrix, outputs × everything else.
+    manifold of matrices a weight is one matrix, outputs × everything else, and biases are among the others.
     """
     found = rows is None and manifold.event_ndim == 1
     if found:
         psi.declare(network, example, manifold=manifold)
     missing = _weights(network, example) - {*retract.declared(network)}
     for name, p in network.named_parameters():
-        if name in missing:
+        if name in missing and p.ndim >= manifold.event_ndim:
             whole = Rows.whole() if found else Rows.whole(columns=tuple(range(1, p.ndim)))
             retract.declare(network, name, manifold, rows or whole)
-    return _declared(network), split(network, example)[1]
+    return declared(network)
 
 
 def on_pairs(
@@ -51,10 +51,17 @@ def on_pairs(
     for pair in psi.find(network, example).pairs:
         if names.issuperset(pair.names):
             retract.declare(network, pair.factors, FixedRank(pair.k, degree=pair.degree))
-    groups = _declared(network)
-    taken = {id(p) for group in groups for p in group["params"]}
+    groups, rest = declared(network)
     weights, others = split(network, example)
-    return groups, [p for p in weights if id(p) not in taken], others
+    left = {id(p) for p in rest}
+    return groups, [p for p in weights if id(p) in left], others
+
+
+def declared(network: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
+    """Groups of what is declared, and the parameters of which nothing is."""
+    groups = [group for group in retract.param_groups(network) if "manifold" in group or "slices" in group]
+    taken = {id(p) for group in groups for p in group["params"]}
+    return groups, [p for p in network.parameters() if id(p) not in taken]
 
 
 def relative(weights: list[nn.Parameter], lr: float, **options: float) -> list[dict[str, Any]]:
@@ -66,7 +73,3 @@ def _weights(network: nn.Module, example: Tensor) -> set[str]:
     if hidden := getattr(network, "hidden", None):
         return {*hidden}
     return {finding.name for finding in psi.find(network, example).invariant if len(finding.shape) > 1}
-
-
-def _declared(network: nn.Module) -> list[dict[str, Any]]:
-    return [group for group in retract.param_groups(network) if "manifold" in group or "slices" in group]

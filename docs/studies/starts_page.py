@@ -10,44 +10,33 @@ from .methods import load
 from .runs import Record, read
 from .starts import STARTS
 
-__all__ = ["generated", "write"]
-
-
-def write(results: Path, folder: Path = pages.BENCHMARKS) -> None:
-    """Write the generated part of the page."""
-    pages.fill(folder / "starts.md", "starts", generated(results))
+__all__ = ["generated"]
 
 
 def generated(results: Path) -> str:
     """Markdown: test accuracies of each method from each start, and differences to the start as it is drawn where 0 is outside of
     their 95 % intervals."""
-    seeds = protocol.FINAL_SEEDS[: STARTS[0].seeds]
-    titles = " | ".join(start.title for start in STARTS)
-    lines = [f"| test accuracy in % | as drawn | {titles} |", "| --- |" + " ---: |" * (1 + len(STARTS))]
-    hours = 0.0
-    for name, row in pages.rows(BatchNorm, results / BatchNorm.name).items():
-        drawn = row.of("test accuracy")[: len(seeds)]
-        cells = [row.title, _cell(drawn, drawn)]
-        for start in STARTS:
-            stored = read(results / start.name, name)
-            hours += sum(record["seconds"] for record in stored) / 3600.0
-            found = {record["seed"]: record for record in stored if record["values"] == row.values}
-            cells.append(_cell([_accuracy(found[seed]) for seed in seeds], drawn) if len(found) == len(seeds) else "")
-        if any(cells[2:]):
-            lines.append(f"| {' | '.join(cells)} |")
-    missing = [
-        load(name).title
-        for name in BatchNorm.methods
-        if not any(line.startswith(f"| {load(name).title} |") for line in lines)
+    drawn = pages.rows(BatchNorm, results / BatchNorm.name)
+    started = [pages.rows(start, results / start.name) for start in STARTS]
+    lines = [
+        f"| test accuracy in % | as drawn | {' | '.join(start.title for start in STARTS)} |",
+        "| --- |" + " ---: |" * (1 + len(STARTS)),
     ]
+    run = [name for name in drawn if any(name in found for found in started)]
+    for name in run:
+        base = _accuracies(drawn[name].final[: STARTS[0].seeds])
+        cells = [_cell(_accuracies(found[name].final), base) if name in found else "" for found in started]
+        lines.append(f"| {drawn[name].title} | {' | '.join([_cell(base, base), *cells])} |")
+    missing = [load(name).title for name in BatchNorm.methods if name not in run]
     tail = [f"Not run yet: {', '.join(missing)}."] if missing else []
+    made = [record for start in STARTS for name in start.methods for record in read(results / start.name, name)]
+    hours = sum(record["seconds"] for record in made) / 3600.0
     return "\n\n".join(["\n".join(lines), *tail, f"Without the runs as drawn, {hours:.1f} hours of one core."])
 
 
-def _accuracy(record: Record) -> float:
-    """In %; 10, that of guessing, where the run diverged."""
-    accuracy: float = record["test accuracy"] if record["loss"] is not None else 10.0
-    return accuracy
+def _accuracies(records: list[Record]) -> list[float]:
+    """In %; 10, that of guessing, where a run diverged."""
+    return [record["test accuracy"] if record["loss"] is not None else 10.0 for record in records]
 
 
 def _cell(ours: list[float], drawn: list[float]) -> str:

@@ -89,6 +89,19 @@ class Tiny:
         return {"loss": nn.functional.cross_entropy(outputs, self._y[80:]).item(), "accuracy": accuracy}
 
 
+class Units(Tiny):
+    """The same convolutions with biases and without normalization."""
+
+    name = "units"
+
+    def network(self):
+        network = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)
+        )
+        network.hidden = ("0.weight", "0.bias", "2.weight", "2.bias")
+        return network
+
+
 class Wider(Tiny):
     """A sweep of `lr` alone, about what is chosen in `Tiny`."""
 

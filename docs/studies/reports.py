@@ -1,0 +1,67 @@
+"""Which table stands on which page, and the command that writes all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import mechanism_page, pages, starts_page, summary
+from .batchnorm import BatchNorm
+from .loop import FollowUp, Study
+from .lora_study import Lora4, Lora32
+from .relu_study import ReLUStudy
+from .resnet20 import ResNet20, ResNet20Rates
+from .starts import STARTS
+from .transformers import Transformers, Transformers128, Transformers256
+
+__all__ = ["DOCS", "STUDIES", "filled", "tables", "write"]
+
+DOCS = Path(__file__).parents[1]
+STUDIES: tuple[type[Study], ...] = (
+    BatchNorm,
+    *STARTS,
+    ResNet20Rates,
+    ResNet20,
+    ReLUStudy,
+    Transformers,
+    Transformers128,
+    Transformers256,
+    Lora4,
+    Lora32,
+)
+"""All that the command line makes runs of, without those of how far rows turn."""
+
+
+def write(results: Path, docs: Path = DOCS) -> None:
+    """Write all tables and pictures that follow from the runs in `results`."""
+    for page, name, text in tables(results):
+        path = docs / page
+        path.write_text(filled(path.read_text(), name, text))
+    for study in _swept():
+        if found := pages.rows(study, results / study.name):
+            pages.draw(found, study, docs / "benchmarks" / f"{study.name}.svg")
+
+
+def tables(results: Path) -> Iterator[tuple[str, str, str]]:
+    """The page, the name of the table on it, and its Markdown."""
+    for study in _swept():
+        wider = [other for other in STUDIES if other.after is study and not issubclass(other, FollowUp)]
+        yield f"benchmarks/{study.page}.md", study.name, pages.generated(study, results / study.name, wider)
+        yield "does_it_help.md", study.name, summary.generated(study, results / study.name)
+    for page in (f"benchmarks/{ResNet20.page}.md", "does_it_help.md"):
+        yield page, ResNet20.name, pages.generated(ResNet20, results / ResNet20.name)
+    yield "benchmarks/starts.md", "starts", starts_page.generated(results)
+    yield "benchmarks/mechanism.md", "mechanism", mechanism_page.generated(results)
+    yield "does_it_help.md", "total", summary.total(results)
+
+
+def filled(page: str, name: str, text: str) -> str:
+    """`page` with `text` between the marks of the table `name`."""
+    marks = re.compile(rf"(<!-- table {name}: docs/studies report -->\n).*?(<!-- end -->)", re.S)
+    return marks.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+
+
+def _swept() -> list[type[Study]]:
+    """The studies with a sweep of their own."""
+    return [study for study in STUDIES if study.after is None]

@@ -1,0 +1,41 @@
+"""ResNet-20: what is ahead in the BatchNorm study against SGD with decay, on a network that is used."""
+
+from __future__ import annotations
+
+import torch
+from experiments.resnet import cifar_resnet
+from torch import nn
+
+from .batchnorm import BatchNorm
+from .loop import FollowUp, Study
+
+__all__ = ["ResNet20", "ResNet20Rates"]
+
+
+class _OnResNet20(BatchNorm):
+    methods: tuple[str, ...] = ("sgd_decay", "psi_adam")
+
+    def network(self) -> nn.Module:
+        """The network of He et al. for CIFAR-10: 269,722 parameters, 267,696 of them in front of BatchNorm."""
+        return cifar_resnet(20, 10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+class ResNet20Rates(_OnResNet20):
+    """A sweep of `lr` in runs of four epochs, about what was chosen for the small network."""
+
+    name = "resnet20-rates"
+    title = "ResNet-20, four epochs"
+    budget = 7
+    after: type[Study] | None = BatchNorm
+    steps = 4 * 352
+
+
+class ResNet20(FollowUp, _OnResNet20):
+    """Twenty epochs at the rates that were found so."""
+
+    name = "resnet20"
+    title = "ResNet-20, twenty epochs"
+    after: type[Study] | None = ResNet20Rates
+    seeds = 3
+    points = 20
+    steps = 20 * 351

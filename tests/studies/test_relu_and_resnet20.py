@@ -1,0 +1,104 @@
+"""What the pages say of the ReLU networks and of ResNet-20, and how the latter takes its rates."""
+
+from types import SimpleNamespace
+
+import pytest
+import retract
+import torch
+from retract import psi
+from studies import pages, protocol, runs
+from studies.batchnorm import BatchNorm, convolutional
+from studies.methods import load
+from studies.relu_study import ReLUStudy
+from studies.resnet20 import ResNet20, ResNet20Rates
+
+NO_DATA = SimpleNamespace()
+"""In place of a study with its data."""
+
+
+def sizes(network, names):
+    return sum(p.numel() for name, p in network.named_parameters() if name in names)
+
+
+def test_units_are_points_as_the_page_says():
+    """16 and 48 of them, in all convolutions and two of their biases."""
+    network = ReLUStudy.network(NO_DATA)
+    assert sum(p.numel() for p in network.parameters()) == 41_530
+    assert sizes(network, network.hidden) == 41_040
+    report = psi.find(network, torch.randn(8, 3, 32, 32))
+    assert not report.invariant
+    assert [pair.points for pair in report.pairs] == [16, 32, 48, 48]
+    for name in ("units_sgd", "units_adam"):
+        network = ReLUStudy.network(NO_DATA)
+        load(name).optimizers(network, torch.randn(8, 3, 32, 32), lr=0.1, rest=0.1)
+        assert [*retract.declared(network)] == [
+            "2.weight[dim 1] × 0.weight + 0.bias",
+            "6.weight[dim 1] × 4.weight + 4.bias",
+        ]
+
+
+def test_the_network_without_normalization_has_the_convolutions_of_the_other():
+    shapes = [[p.shape for p in convolutional(normalized).parameters() if p.ndim == 4] for normalized in (True, False)]
+    assert shapes[0] == shapes[1]
+
+
+def test_sizes_of_resnet_20_are_those_of_the_page():
+    network = ResNet20.network(NO_DATA)
+    found = {finding.name for finding in psi.find(network, torch.randn(8, 3, 32, 32)).invariant}
+    convolutions = {name for name, p in network.named_parameters() if p.ndim == 4}
+    assert found >= convolutions
+    assert sum(p.numel() for p in network.parameters()) == 269_722
+    assert sizes(network, convolutions) == 267_696
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Runs by a formula in place of training: of the small network with the least loss at twice `lr` and four times `rest` of the
+    centres, of short runs of ResNet-20 at half of that `lr`, and long ones, whose accuracies are 90, 91 and 92, and half a point more."""
+    for study, best in ((BatchNorm, (1, 2)), (ResNet20Rates, (-1,)), (ResNet20, ())):
+        monkeypatch.setattr(study, "methods", ("sgd_plain", "psi_sgdm"))
+        for name, more in (("sgd_plain", 0.0), ("psi_sgdm", 0.5)):
+            folder, found = tmp_path / study.name, []
+            method = runs.about(study, name, folder)
+            while (run := runs.next_run(study, method, found)) is not None:
+                loss = 1.0 + 0.1 * sum((k - b) ** 2 for k, b in zip(run.node, best, strict=False))
+                final = {"test accuracy": 90.0 + run.seed % 5 + more, "test loss": loss} if run.phase == "final" else {}
+                common = {
+                    "phase": run.phase,
+                    "values": run.values,
+                    "seed": run.seed,
+                    "node": run.node,
+                    "on": "a machine",
+                }
+                found.append({**common, "loss": loss, "curve": [2.0, loss], "seconds": 60.0, **final})
+            folder.mkdir(exist_ok=True)
+            runs.store(folder, method, found)
+    return tmp_path
+
+
+def test_rates_of_resnet_20_are_those_of_short_runs_about_those_of_the_small_network(results):
+    for name in BatchNorm.methods:
+        centre = load(name).knobs
+        short, long = (runs.read(results / study.name, name) for study in (ResNet20Rates, ResNet20))
+        assert short[0]["values"] == {"lr": 2 * centre["lr"], "rest": 4 * centre["rest"]}
+        assert len(short) == ResNet20Rates.budget
+        assert [record["seed"] for record in long] == [*protocol.FINAL_SEEDS[:3]]
+        assert all(record["values"] == {"lr": centre["lr"], "rest": 4 * centre["rest"]} for record in long)
+
+
+def test_the_tables_of_resnet_20(results):
+    small = pages.generated(BatchNorm, results / "batchnorm", (ResNet20Rates,))
+    assert "| PSI-SGDM | 0.2 (1.000) | 0.1 (1.000) |" in small
+    text = pages.generated(ResNet20, results / "resnet20")
+    assert "| PSI-SGDM | 0.1 | 0.4 | 91.50 ± 0.58 | **+0.50 [+0.50, +0.50]** | 1.0000 ± 0.0000 |" in text
+    assert "held-out loss at" not in text
+    assert "svg" not in text
+    assert text.endswith(
+        "6 runs, 0.1 hours of one core (a machine). A run takes 60 – 60 s, the least and the largest of the methods' medians."
+    )
+
+
+def test_a_method_without_all_its_seeds_is_not_compared(results):
+    found = runs.read(results / "resnet20", "psi_sgdm")
+    runs.store(results / "resnet20", load("psi_sgdm"), found[:-1])
+    assert "Not finished: PSI-SGDM (2 runs)." in pages.generated(ResNet20, results / "resnet20")

@@ -1,0 +1,46 @@
+"""The tables on the pages are those of the stored runs, and each has its place."""
+
+import re
+from pathlib import Path
+
+import pytest
+from studies import reports, runs
+
+TABLES = [*reports.tables(runs.RESULTS)]
+
+
+@pytest.mark.parametrize(("page", "name", "text"), TABLES, ids=[f"{page}: {name}" for page, name, _ in TABLES])
+def test_a_table_on_a_page_is_that_of_the_stored_runs(page, name, text):
+    before = (reports.DOCS / page).read_text()
+    assert f"<!-- table {name}: docs/studies report -->" in before
+    assert reports.filled(before, name, text) == before, (
+        "the page is older than the runs: `docs/studies report` writes it"
+    )
+
+
+def test_every_mark_on_a_page_has_a_table():
+    marks = {
+        (path.relative_to(reports.DOCS).as_posix(), name)
+        for path in reports.DOCS.glob("**/*.md")
+        for name in re.findall(r"<!-- table (\S+): docs/studies report -->", path.read_text())
+    }
+    assert marks == {(page, name) for page, name, _ in TABLES}
+
+
+def test_every_study_with_stored_runs_is_known():
+    known = {study.name for study in reports.STUDIES} | {"mechanism"}
+    assert {path.parent.name for path in Path(runs.RESULTS).glob("*/*.json")} <= known
+    assert len({study.name for study in reports.STUDIES}) == len(reports.STUDIES)
+
+
+def test_a_table_is_written_between_its_marks_and_a_second_time_alike(tmp_path, monkeypatch):
+    other = "\n<!-- end -->\n\nAfter.\n\n<!-- table other: docs/studies report -->\nold\n<!-- end -->\n"
+    page = tmp_path / "page.md"
+    page.write_text(f"# Page\n\n<!-- table one: docs/studies report -->\nmine{other}")
+    monkeypatch.setattr(reports, "tables", lambda _: iter([("page.md", "one", r"| a \1 |")]))
+    monkeypatch.setattr(reports, "STUDIES", ())
+    for _ in range(2):
+        reports.write(tmp_path, tmp_path)
+        assert (
+            page.read_text() == rf"# Page{chr(10) * 2}<!-- table one: docs/studies report -->{chr(10)}| a \1 |{other}"
+        )
