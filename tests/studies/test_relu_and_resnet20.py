@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import retract
 import torch
+from made_runs import make
 from retract import psi
 from studies import pages, protocol, runs
 from studies.batchnorm import BatchNorm, convolutional
@@ -58,21 +59,14 @@ def results(tmp_path, monkeypatch):
     for study, best in ((BatchNorm, (1, 2)), (ResNet20Rates, (-1,)), (ResNet20, ())):
         monkeypatch.setattr(study, "methods", ("sgd_plain", "psi_sgdm"))
         for name, more in (("sgd_plain", 0.0), ("psi_sgdm", 0.5)):
-            folder, found = tmp_path / study.name, []
-            method = runs.about(study, name, folder)
-            while (run := runs.next_run(study, method, found)) is not None:
-                loss = 1.0 + 0.1 * sum((k - b) ** 2 for k, b in zip(run.node, best, strict=False))
-                final = {"test accuracy": 90.0 + run.seed % 5 + more, "test loss": loss} if run.phase == "final" else {}
-                common = {
-                    "phase": run.phase,
-                    "values": run.values,
-                    "seed": run.seed,
-                    "node": run.node,
-                    "on": "a machine",
-                }
-                found.append({**common, "loss": loss, "curve": [2.0, loss], "seconds": 60.0, **final})
-            folder.mkdir(exist_ok=True)
-            runs.store(folder, method, found)
+
+            def loss(run, best=best):
+                return 1.0 + 0.1 * sum((k - b) ** 2 for k, b in zip(run.node, best, strict=False))
+
+            def final(run, more=more, loss=loss):
+                return {"test accuracy": 90.0 + run.seed % 5 + more, "test loss": loss(run)}
+
+            make(study, name, tmp_path, loss, final)
     return tmp_path
 
 
@@ -94,7 +88,7 @@ def test_the_tables_of_resnet_20(results):
     assert "held-out loss at" not in text
     assert "svg" not in text
     assert text.endswith(
-        "6 runs, 0.1 hours of one core (a machine). A run takes 60 – 60 s, the least and the largest of the methods' medians."
+        "6 runs, 0.1 hours of one core (a machine). A run takes 36 – 36 s, the least and the largest of the methods' medians."
     )
 
 

@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from studies import reports, runs
+from studies import reports, runs, summary
+from studies.methods import Method, load
+from tiny_study import Tiny
 
 TABLES = [*reports.tables(runs.RESULTS)]
 
@@ -44,3 +46,22 @@ def test_a_table_is_written_between_its_marks_and_a_second_time_alike(tmp_path, 
         assert (
             page.read_text() == rf"# Page{chr(10) * 2}<!-- table one: docs/studies report -->{chr(10)}| a \1 |{other}"
         )
+
+
+def test_the_summary_says_what_the_interval_does(stored):
+    """PSI-SGDM is better by 1.02 points in `stored`, with an error of 0.02; then worse by as much, then apart by luck."""
+    folder, after = stored / "tiny", {}
+    for change in (0.0, 2.04, None):
+        found = runs.read(stored / "tiny", "psi_sgdm")
+        for record in found:
+            if record["phase"] == "final":
+                record["test accuracy"] -= change if change is not None else 2.0 * (-1) ** record["seed"]
+        (stored / f"{change}").mkdir()
+        runs.store(stored / f"{change}", Method("psi_sgdm", "", load("psi_sgdm").knobs, list), found)
+        runs.store(stored / f"{change}", load("sgd_decay"), runs.read(folder, "sgd_decay"))
+        after[change] = summary.generated(Tiny, stored / f"{change}")
+    assert "| PSI-SGDM | lr 0.2, rest 0.2 | 63.02 ± 0.69 | **+1.02 [+0.96, +1.08]** | ahead |" in after[0.0]
+    assert "| SGD, decay | lr 0.2, rest 0.2, decay 0.002 | 62.00 ± 0.71 | – | baseline |" in after[0.0]
+    assert "**-1.02 [-1.08, -0.96]** | behind |" in after[2.04]
+    assert any(line.endswith("] | level |") for line in after[None].splitlines())
+    assert summary.generated(Tiny, stored / "none") == "Being measured."

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made_runs import make
 from studies import protocol, runs, starts_page
 from studies.batchnorm import BatchNorm
 from studies.loop import FollowUp, train
@@ -67,22 +68,14 @@ def test_settings_are_those_that_another_study_has_chosen(tmp_path):
 def test_the_table(tmp_path, monkeypatch):
     """Accuracies 60, 61, 62 as drawn, the same at a tenth, 5 points less at tenfold, and a run that diverged."""
     monkeypatch.setattr(BatchNorm, "methods", ("psi_sgdm", "sgd_plain"))
-    method = load("psi_sgdm")
+    starts = zip(STARTS, ([60.0, 61.0, 62.0], [55.0, 56.0, 57.1], [60.0, 61.0, None]), strict=True)
+    for study, accuracies in ((BatchNorm, [60.0, 61.0, 62.0, 10.0, 10.0]), *starts):
 
-    def stored(study, accuracies):
-        found, folder = [], tmp_path / study.name
-        while (run := runs.next_run(study, runs.about(study, method.name, folder), found)) is not None:
-            loss = 1.0 + 0.1 * run.node[0] ** 2 + 0.1 * (run.node[1] - 1) ** 2
-            final = {"test accuracy": accuracies[run.seed % 5]} if run.phase == "final" else {}
-            lost = None if final and final["test accuracy"] is None else loss
-            common = {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node}
-            found.append({**common, "loss": lost, "seconds": 1200.0, **final})
-        folder.mkdir()
-        runs.store(folder, method, found)
+        def final(run, accuracies=accuracies):
+            accuracy = accuracies[run.seed % 5]
+            return {"test accuracy": accuracy, **({"loss": None} if accuracy is None else {})}
 
-    stored(BatchNorm, [60.0, 61.0, 62.0, 10.0, 10.0])
-    for start, accuracies in zip(STARTS, ([60.0, 61.0, 62.0], [55.0, 56.0, 57.1], [60.0, 61.0, None]), strict=True):
-        stored(start, accuracies)
+        make(study, "psi_sgdm", tmp_path, lambda run: 1.0 + 0.1 * sum((k - 1) ** 2 for k in run.node), final)
     text = starts_page.generated(tmp_path)
     assert "| PSI-SGDM | 61.0 ± 0.6 | 61.0 ± 0.6 | **56.0 ± 0.6** (-5.0) | 43.7 ± 16.8 |" in text
-    assert text.endswith("Not run yet: SGD.\n\nWithout the runs as drawn, 3.0 hours of one core.")
+    assert text.endswith("Not run yet: SGD.\n\nWithout the runs as drawn, 0.1 hours of one core.")

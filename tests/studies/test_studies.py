@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from made_runs import make
 from retract.errors import RetractError
 from studies import methods, pages, runs
 from studies.batchnorm import BatchNorm
@@ -178,31 +179,6 @@ def test_no_run_begins_after_the_time(tmp_path, mine):
     assert runs.read(tmp_path, mine) == []
 
 
-def record(phase, node, seed, values, loss, **results):
-    common = {"phase": phase, "values": values, "seed": seed, "node": node, "seconds": 36.0, "on": "a machine"}
-    return {**common, "loss": loss, "curve": [2.0, 1.0, loss], **results}
-
-
-@pytest.fixture
-def stored(tmp_path):
-    """Complete runs of the tiny study's methods, by a formula in place of training: the second is better by 1 point and 0.1."""
-    for name, better in (("sgd_decay", 0.0), ("psi_sgdm", 0.1)):
-        method, found = load(name), []
-        while (run := runs.next_run(Tiny, method, found)) is not None:
-            loss = 0.5 + 0.02 * sum((k - 1) ** 2 for k in run.node) + 0.001 * run.seed * (run.phase == "sweep")
-            loss += 0.05 * abs(run.values["lr"] / method.knobs["lr"] - 2.0 ** run.node[0]) - better
-            accuracy = {
-                "test accuracy": 60.0 + run.seed % 5 + 10 * better + 0.1 * (run.seed == 100) * (better > 0),
-                "test loss": loss,
-            }
-            found.append(
-                record(run.phase, run.node, run.seed, run.values, loss, **(accuracy if run.phase != "sweep" else {}))
-            )
-        (tmp_path / "tiny").mkdir(exist_ok=True)
-        runs.store(tmp_path / "tiny", method, found)
-    return tmp_path
-
-
 def test_the_table_has_the_numbers_of_the_runs(stored):
     """Accuracies 60 … 64 and 61.1, 62, …, 65: the differences are 1.1, 1, 1, 1, 1, of mean 1.02 and error 0.02."""
     text = pages.generated(Tiny, stored / "tiny")
@@ -246,25 +222,18 @@ def test_methods_that_are_not_finished_are_not_compared(stored):
 
 def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(stored):
     """PSI-SGDM has its least loss at twice the centres in `stored`; here at four times that."""
-    folder = stored / "wider"
-    method, found = runs.about(Wider, "psi_sgdm", folder), []
-    assert method.knobs == {"lr": 0.2, "rest": 0.2}
-    while (run := runs.next_run(Wider, method, found)) is not None:
-        assert run.phase == "sweep"
-        assert run.values == {"lr": 0.2 * 2.0 ** run.node[0], "rest": 0.2}
-        found.append(record(run.phase, run.node, run.seed, run.values, 0.5 + 0.02 * (run.node[0] - 2) ** 2))
+    found = make(Wider, "psi_sgdm", stored, lambda run: 0.5 + 0.02 * (run.node[0] - 2) ** 2, None)
+    assert {record["phase"] for record in found} == {"sweep"}
+    assert all(record["values"] == {"lr": 0.2 * 2.0 ** record["node"][0], "rest": 0.2} for record in found)
     assert len(found) == Wider.budget
-    folder.mkdir()
-    runs.store(folder, method, found)
     text = pages.generated(Tiny, stored / "tiny", (Wider,))
     assert "| best lr (held-out loss) | Tiny | Wider |" in text
     assert "| PSI-SGDM | 0.2 (0.400) | 0.8 (0.500) |" in text
     assert "| SGD, decay | 0.2 (0.500, at an edge) | – |" in text
     assert f"{48 + 7} runs, 0.6 hours" in text
     assert "A run takes 36 – 36 s (Tiny), 36 – 36 s (Wider)," in text
-    shifted = dataclasses.replace(method, knobs={**method.knobs, "rest": 0.1})
     with pytest.raises(RetractError, match="have changed"):
-        runs.next_run(Wider, shifted, found)
+        runs.next_run(Wider, load("psi_sgdm"), runs.read(stored / "wider", "psi_sgdm"))
 
 
 def test_a_study_may_have_another_centre_of_the_rest(stored):

@@ -180,10 +180,31 @@ MUTANTS = [
     ),
     Mutant(
         "a study writes over all studies of its page",
+        "docs/studies/reports.py",
+        "<!-- table {name}: ",
+        "<!-- table [^ ]+: ",
+        "tests/studies/test_reports.py::test_a_table_is_written_between_its_marks_and_a_second_time_alike",
+    ),
+    Mutant(
+        "a summary calls what is level behind",
+        "docs/studies/summary.py",
+        'if found.low > 0 else "level"',
+        'if found.high > 0 else "level"',
+        "tests/studies/test_reports.py::test_the_summary_says_what_the_interval_does",
+    ),
+    Mutant(
+        "a follow-up is compared before it has all its seeds",
         "docs/studies/pages.py",
-        "docs/studies report {name} -->",
-        "docs/studies report [^ ]+ -->",
-        "tests/studies/test_studies.py::test_the_page_is_written_between_its_marks_and_a_second_time_alike",
+        "final, []) if len(final) == len(runs) else None",
+        "final, []) if final else None",
+        "tests/studies/test_relu_and_resnet20.py::test_a_method_without_all_its_seeds_is_not_compared",
+    ),
+    Mutant(
+        "a study after two others takes the rates of the first",
+        "docs/studies/runs.py",
+        "values = chosen_in(study.after, name, folder.parent)",
+        "values = chosen_in(study.after.after or study.after, name, folder.parent)",
+        "tests/studies/test_relu_and_resnet20.py::test_rates_of_resnet_20_are_those_of_short_runs_about_those_of_the_small_network",
     ),
     Mutant(
         "knobs of a method are missing from the table",
@@ -216,8 +237,8 @@ MUTANTS = [
     Mutant(
         "a study after another does not wait",
         "docs/studies/runs.py",
-        "if len(losses) >= study.budget else None",
-        "if losses else None",
+        "if method is None or len(losses) < study.budget:\n        return None\n    return protocol.values",
+        "if method is None or not losses:\n        return None\n    return protocol.values",
         "tests/studies/test_studies.py::test_a_study_after_another_waits_for_its_sweep",
     ),
     Mutant(
