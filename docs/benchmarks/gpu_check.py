@@ -3,7 +3,7 @@ goes into a CUDA graph, and the times that are to hold.
 
     python docs/benchmarks/gpu_check.py                   # prints a Markdown page; exit status 1 if a row fails
     python docs/benchmarks/gpu_check.py --write page.md   # writes it, too
-    python docs/benchmarks/gpu_check.py --only times      # or tests, graphs; every-rule, which takes minutes by itself
+    python docs/benchmarks/gpu_check.py --only times      # or tests, graphs, hyperbolic; every-rule, which takes minutes by itself
 
 `retract` has to be importable, with pytest for the tests (pytest-xdist, if it is there, compiles kernels side by side).
 Times are interleaved in one run, medians. *alone* starts with an idle device, so that it has all of Python's time in
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from retract import manifolds
 from retract.manifolds import PSI, Grassmann, Sphere
 from retract.optim import PSISGD, SGDG, RiemannianSGD
 from torch import nn
@@ -102,6 +103,28 @@ def contenders(name):
                 p.grad = grad.flatten(1)
             steps["geoopt"] = geoopt.optim.RiemannianSGD(flat, **MOMENTUM).step
     return steps, 5 * 4 * size
+
+
+def hyperbolic():
+    """Rows, as of `times`: a fused step on 100,000 points of 64 coordinates against geoopt's."""
+    if not importlib.util.find_spec("geoopt"):
+        return
+    import geoopt
+
+    for name in ("Lorentz", "PoincareBall"):
+        manifold = getattr(manifolds, name)()
+        x = manifold.random_point(100_000, 64, generator=torch.Generator().manual_seed(0)).cuda()
+        ours, theirs = nn.Parameter(x.clone()), geoopt.ManifoldParameter(x.clone(), manifold=getattr(geoopt, name)())
+        ours.grad = theirs.grad = 1e-2 * torch.randn_like(x)
+        steps = {
+            "ours": RiemannianSGD([{"params": [ours], "manifold": manifold}], fused=True, **MOMENTUM).step,
+            "theirs": geoopt.optim.RiemannianSGD([theirs], **MOMENTUM).step,
+        }
+        found = medians(steps, 20)
+        ratio = max(a / b for a, b in zip(found["ours"], found["theirs"], strict=True))
+        pair = [f"{each[0]:.3f}, {each[1]:.3f}" for each in found.values()]
+        what = "hyperbolic rows fused / geoopt RiemannianSGD"
+        yield what, name, *pair, f"{ratio:.2f}", "≤ 0.17", ratio <= 0.17
 
 
 def products(weights):
@@ -220,7 +243,8 @@ def tests(*selection):
     """One row: the tests of the Triton kernels on the device."""
     workers = ["-n", "auto"] if importlib.util.find_spec("xdist") else []
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "filterwarnings=", *workers]
-    command += [*selection, "--device", "cuda", str(ROOT / "tests/optim/triton_rows.py")]
+    files = [str(ROOT / "tests/optim" / f"{name}.py") for name in ("triton_rows", "triton_rows_hyperbolic")]
+    command += [*selection, "--device", "cuda", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
@@ -233,7 +257,7 @@ def every_rule():
     return tests("-m", "long")
 
 
-CHECKS = {"tests": tests, "graphs": graphs, "times": times}
+CHECKS = {"tests": tests, "graphs": graphs, "times": times, "hyperbolic": hyperbolic}
 MORE = {"every-rule": every_rule}
 
 

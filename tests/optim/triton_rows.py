@@ -1,4 +1,4 @@
-"""The Triton row kernels against the reference; run by test_triton_rows.py, in a process that has the interpreter or a GPU.
+"""The Triton row kernels against the reference; run by test_rows_triton.py, in a process that has the interpreter or a GPU.
 
 Tiles and pieces are made small, so that short arrays already take every way through the kernels.
 """
