@@ -53,12 +53,13 @@ class SGDP(_Projected):
     """SGD with momentum and projection (Heo et al., Algorithm 2).
 
     As there, the step is projected and the buffer is not. In timm and in the authors' code the two are one tensor without Nesterov's
-    momentum, so that the buffer is projected too: with momentum 0 both agree.
+    momentum, so that the buffer is projected too: with Nesterov's momentum and with none both agree.
 
     Args:
         params: as in `torch.optim.SGD`.
         lr: η.
         momentum: β of the heavy ball; the buffer starts at zero.
+        nesterov: whether the step is ∇L + β times the new buffer, as in the authors' code; the paper has the buffer alone.
         weight_decay: λ, decoupled: weights shrink by 1 − ηλ / (1 − β), and by `wd_ratio` of it where they are projected.
         delta: δ of eq. 11: a weight counts as scale-invariant if its cosine with the gradient is below δ / √dim.
         wd_ratio: their ratio of decay on such weights.
@@ -74,15 +75,17 @@ class SGDP(_Projected):
         delta: float = 0.1,
         wd_ratio: float = 0.1,
         eps: float = 1e-8,
+        nesterov: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
         super().__init__(params, {**defaults, "delta": delta, "wd_ratio": wd_ratio, "eps": eps})
 
     def _direction(self, p: Tensor, group: dict[str, Any]) -> tuple[Tensor, float]:
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        return state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad), group["lr"]
+        buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
+        return buffer.mul(group["momentum"]).add_(p.grad) if group["nesterov"] else buffer, group["lr"]
 
     def _decay(self, group: dict[str, Any]) -> float:
         return group["lr"] * group["weight_decay"] / (1.0 - group["momentum"])

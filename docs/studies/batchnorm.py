@@ -28,6 +28,7 @@ class BatchNorm:
     methods: tuple[str, ...] = (
         "sgd_decay",
         "psi_sgdm",
+        "psi_sgdm_nesterov",
         "adamw_decay",
         "psi_adam",
         "sgd_plain",
@@ -40,7 +41,13 @@ class BatchNorm:
         "sgdg",
         "adamg",
     )
-    budget = 30
+    pairs: tuple[tuple[str, str], ...] = (
+        ("psi_sgd", "sgd_plain"),
+        ("psi_sgdm", "sgd_plain"),
+        ("psi_sgdm_nesterov", "sgd_plain"),
+        ("psi_sgdm_nesterov", "psi_sgdm"),
+    )
+    budget = 15
     points = 16
     steps = _EPOCHS * _STEPS // points * points
     scores: tuple[str, ...] = ("accuracy", "loss")

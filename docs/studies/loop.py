@@ -31,19 +31,22 @@ class Study(Protocol):
     methods: tuple[str, ...]
     """Names of the methods, the baseline first."""
     budget: int
-    """Runs of the sweep of each method."""
+    """Runs of a sweep for each knob that it is over."""
     points: int
     """At which the held-out loss is taken, the last at the end."""
     steps: int
     """Of a run; a multiple of `points`."""
     page: str
     """In docs/benchmarks, without its ending; it may have several studies."""
+    pairs: tuple[tuple[str, str], ...]
+    """Methods that are compared with another than the baseline, and with which."""
     scores: tuple[str, ...]
     """What is compared, of ``"accuracy"`` and ``"loss"``; the first orders the methods."""
     rest: float | None
     """Centre of the grid of `rest`, alike for all methods; None for those in their files."""
     after: type[Study] | None
-    """Another study, or None. After it only `lr` is swept, about what was chosen there, and nothing else is run."""
+    """Another study, or None. After it only `lr` is swept, about what was chosen there, and there are no final runs; or, in a
+    `FollowUp`, nothing but these."""
 
     def __init__(self, folder: Path) -> None:
         """Read the data from `folder`."""
@@ -75,7 +78,7 @@ class Study(Protocol):
 
 
 class FollowUp:
-    """The base of a study without a sweep: every method has the values that the study `after` which it comes has chosen for it."""
+    """The base of a study without a sweep. Every method is run at what the study in `after` has chosen for it."""
 
     seeds: int
     """How many of the seeds of final runs are taken."""
@@ -84,7 +87,7 @@ class FollowUp:
 def train(study: Study, method: Method, values: Mapping[str, float], seed: int, final: bool) -> dict[str, Any]:
     """Train a network, with rates that fall linearly to zero; the record of the run, for a JSON file.
 
-    `seed` decides initialization, order and augmentation, alike for all methods. Only a `final` run sees the test data. A run whose
+    `seed` decides initialization, order and augmentation, alike for all methods. Only a `final` run sees the test data, and nothing is chosen by them. A run whose
     loss is no number is ended, and has a loss of None. ``"seconds"`` are of the processor.
     """
     start = time.process_time()

@@ -52,7 +52,8 @@ class Lora:
     rank: int
     page = "lora_study"
     methods: tuple[str, ...] = ("lora_adamw", "lora_plus", "lora_sgd", "lora_pairs_sgd", "lora_pairs_adam", "lora_head")
-    budget = 30
+    pairs: tuple[tuple[str, str], ...] = (("lora_pairs_sgd", "lora_sgd"),)
+    budget = 15
     points = 4
     steps = 128
     scores: tuple[str, ...] = ("accuracy", "loss")

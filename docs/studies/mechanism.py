@@ -1,5 +1,5 @@
-"""Why methods that differ in their rates train alike: by how much each turns the scale-invariant rows, and PSI-SGD made to turn them as
-SGD does."""
+"""Why methods that differ in their rates train alike: by how much each turns the scale-invariant rows, and PSI-SGDM made to turn them
+as SGD does."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from torch.optim import SGD, Optimizer
 from . import protocol
 from .loop import Study, train
 from .methods import Method, load
-from .runs import Record, chosen_in, read, store
+from .runs import Record, chosen_in, machine, read, store
 from .split import on, split
 
 __all__ = ["DRIVEN", "FOLDER", "METHODS", "PARTS", "SEEDS", "Turns", "drive", "made", "work"]
 
 FOLDER = "mechanism"
-METHODS = ("sgd_decay", "psi_sgdm", "psi_adam")
+METHODS = ("sgd_decay", "psi_sgdm_nesterov", "psi_sgdm", "psi_adam", "muonh")
 """Whose turns are shown, at the settings that the BatchNorm study has chosen."""
 DRIVEN = "driven"
-"""The name of PSI-SGD with the turns of `METHODS[0]`."""
-SEEDS = protocol.FINAL_SEEDS[:3]
+"""The name of Nesterov PSI-SGDM with the turns of `METHODS[0]`."""
+SEEDS = protocol.FINAL_SEEDS
 PARTS = 16
 """Of a run, for which the turns are stored."""
 _MOMENTUM = 0.9
@@ -115,7 +115,7 @@ def made(study: Study, name: str, settings: Mapping[str, Mapping[str, float]], s
 
     record = train(study, replace(base, optimizers=followed), values, seed, final=True)
     if name == DRIVEN:
-        angles = turns.pop().angles
+        angles, before = turns.pop().angles, record["seconds"]
 
         def driven(network: nn.Module, example: Tensor, lr: float, rest: float, decay: float) -> list[Optimizer]:
             weights, _ = split(network, example)
@@ -125,11 +125,12 @@ def made(study: Study, name: str, settings: Mapping[str, Mapping[str, float]], s
             return [optimizer, SGD(others, lr=rest, momentum=_MOMENTUM, nesterov=True)]
 
         record = train(study, Method(DRIVEN, "", dict(values), driven), values, seed, final=True)
+        record["seconds"] = round(before + record["seconds"], 1)
     means = [float(torch.cat(angles).mean()) for angles in turns[0].angles]
     every = len(means) // PARTS
     parts = [means[i * every : (i + 1) * every] for i in range(PARTS)]
     record["turns"] = [float(f"{sum(part) / len(part):.5g}") for part in parts]
-    return {"phase": "final", "values": dict(values), "seed": seed, "node": [], **record}
+    return {"phase": "final", "values": dict(values), "seed": seed, "node": [], **record, "on": machine()}
 
 
 def work(study: Study, results: Path, minutes: float, tell: Callable[[str], None] = print) -> None:
@@ -145,16 +146,19 @@ def work(study: Study, results: Path, minutes: float, tell: Callable[[str], None
                 f"{name} is not yet swept in the study {study.name}, which chooses its setting: run that first"
             )
         settings[name] = values
-    for name, seed in _missing(folder):
+    for name, seed in _missing(folder, settings):
         if time.monotonic() > end:
             return
         record = made(study, name, settings, seed)
-        store(folder, Method(name, "", record["values"], list), [*read(folder, name), record])
+        kept = [other for other in read(folder, name) if other["values"] == record["values"]]
+        store(folder, Method(name, "", record["values"], list), [*kept, record])
         tell(f"{name}, seed {seed}: loss {record['loss'] or math.inf:.4f}, {record['seconds']} s")
 
 
-def _missing(folder: Path) -> Iterator[tuple[str, int]]:
+def _missing(folder: Path, settings: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, int]]:
+    """Methods and seeds of which no run at the chosen setting is stored."""
     for seed in SEEDS:
         for name in (*METHODS, DRIVEN):
-            if seed not in {record["seed"] for record in read(folder, name)}:
+            values = settings[METHODS[0] if name == DRIVEN else name]
+            if (seed, values) not in [(record["seed"], record["values"]) for record in read(folder, name)]:
                 yield name, seed

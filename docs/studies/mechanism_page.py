@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from . import mechanism, protocol
+from . import mechanism, pages
 from .methods import load
 from .runs import Record, read
 
@@ -28,22 +28,18 @@ def generated(results: Path) -> str:
     ]
     for name, records in stored.items():
         title = (
-            f"PSI-SGDM with the turns of {load(mechanism.METHODS[0]).title}"
+            f"Nesterov PSI-SGDM with the turns of {load(mechanism.METHODS[0]).title}"
             if name == mechanism.DRIVEN
             else load(name).title
         )
         turns = [f"{1e3 * statistics.fmean(record['turns'][share] for record in records):.1f}" for share in SHARES]
-        mean = protocol.estimate(_accuracies(records))
-        gap = "–"
-        if records is not base:
-            pairs = zip(_accuracies(records), _accuracies(base), strict=True)
-            found = protocol.estimate([a - b for a, b in pairs])
-            gap = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-        lines.append(f"| {' | '.join([title, *turns, f'{mean.mean:.2f} ± {mean.error:.2f}', gap])} |")
+        row = _row(records)
+        gap = "–" if records is base else pages.difference(row, _row(base), "accuracy")
+        lines.append(f"| {' | '.join([title, *turns, pages.mean(row, 'accuracy'), gap])} |")
     hours = sum(record["seconds"] for records in stored.values() for record in records) / 3600.0
     return "\n".join(lines) + f"\n\n{count} seeds, {hours:.1f} hours of one core."
 
 
-def _accuracies(records: list[Record]) -> list[float]:
-    """In the order of the seeds."""
-    return [record["test accuracy"] for record in sorted(records, key=lambda record: record["seed"])]
+def _row(records: list[Record]) -> pages.Row:
+    """The runs in the order of the seeds."""
+    return pages.Row("", records[0]["values"], True, sorted(records, key=lambda record: record["seed"]), [])

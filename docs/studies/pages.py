@@ -14,11 +14,10 @@ import matplotlib
 from . import protocol
 from .loop import FollowUp, Study
 from .methods import load
-from .runs import Record, about, read, sweep
+from .runs import Record, complete, method_in, read, sweep
 
-__all__ = ["BENCHMARKS", "SCORES", "Row", "difference", "draw", "generated", "ordered", "rows"]
+__all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
 
 
@@ -53,6 +52,16 @@ class Row:
         """A result of the final runs, NaN of one that diverged."""
         return [record.get(key, math.nan) if record["loss"] is not None else math.nan for record in self.final]
 
+    @property
+    def diverged(self) -> int:
+        """How many of the final runs did."""
+        return sum(record["loss"] is None for record in self.final)
+
+    def minus(self, other: Row, key: str) -> protocol.Estimate:
+        """The difference of a test result, seed by seed."""
+        pairs = zip(self.of(f"test {key}"), other.of(f"test {key}"), strict=True)
+        return protocol.estimate([a - b for a, b in pairs])
+
     def steps(self, target: float, steps: int) -> str:
         """Of the final runs to a held-out loss of `target`, on average; how many get there, if not all do."""
         shares = [protocol.reached(r["curve"], target) for r in self.final if r["loss"] is not None]
@@ -72,7 +81,7 @@ def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = (
     found, baseline = rows(study, folder), study.methods[0]
     parts = []
     if baseline in found:
-        parts.append(_comparison(found, baseline, study))
+        parts += [_comparison(found, baseline, study), *compared(found, study)]
         if not issubclass(study, FollowUp):
             parts += [f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)", _minded(found, study)]
         if wider:
@@ -88,22 +97,19 @@ def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = (
 
 def _took(studies: Sequence[type[Study]], results: Path) -> str:
     """How many runs there are, the hours of all, the seconds of one in each study, and on what they ran."""
-    made, spans = list[Record](), list[str]()
+    made, medians = list[Record](), list[str]()
     for study in studies:
-        stored = [found for name in study.methods if (found := read(results / study.name, name))]
-        made += [record for found in stored for record in found]
+        stored = [record for name in study.methods for record in read(results / study.name, name)]
+        made += stored
         if stored:
-            medians = [statistics.median(record["seconds"] for record in found) for found in stored]
-            spans.append(f"{min(medians):.0f} – {max(medians):.0f} s" + f" ({study.title})" * (len(studies) > 1))
+            median = statistics.median(record["seconds"] for record in stored)
+            medians.append(f"{median:.0f} s" + f" ({study.title})" * (len(studies) > 1))
     hours, machines = sum(record["seconds"] for record in made) / 3600.0, sorted({record["on"] for record in made})
-    return (
-        f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}). A run takes {', '.join(spans)}, the least "
-        "and the largest of the methods' medians."
-    )
+    return f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}). The median run takes {', '.join(medians)}."
 
 
 def _row(study: type[Study], name: str, folder: Path) -> Row | None:
-    method, records = about(study, name, folder), read(folder, name)
+    method, records = method_in(study, name, folder), read(folder, name)
     if method is None:
         return None
     if issubclass(study, FollowUp):
@@ -112,17 +118,16 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
         final = [stored[run.seed] for run in runs if run.seed in stored]
         return Row(method.title, method.knobs, True, final, []) if len(final) == len(runs) else None
     losses = sweep(records)
-    if len(losses) < study.budget:
+    if not complete(study, method, losses):
         return None
     node = protocol.chosen(losses)
     made = {(r["phase"], r["seed"], r["values"]["lr"]): r for r in records if tuple(r["node"]) == node}
     runs = protocol.final_runs(method.knobs, node)
-    results = [made.get((run.phase, run.seed, run.values["lr"])) for run in runs]
-    complete = [record for record in results if record is not None]
-    if len(complete) < len(runs):
+    keys = [(run.phase, run.seed, run.values["lr"]) for run in runs]
+    if any(key not in made for key in keys):
         return None
-    seeds = len(protocol.FINAL_SEEDS)
-    final, others = complete[:seeds], complete[seeds:]
+    results, seeds = [made[key] for key in keys], len(protocol.FINAL_SEEDS)
+    final, others = results[:seeds], results[seeds:]
     pairs = [final[:2], *(others[i : i + 2] for i in range(0, len(others), 2))]
     minded = [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]
     return Row(
@@ -136,7 +141,7 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
 
 def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
     base = found[baseline]
-    target = statistics.fmean(base.of("loss"))
+    target = max(loss for loss in base.of("loss") if not math.isnan(loss))
     knobs = [knob for knob in protocol.FACTORS if any(knob in row.values for row in found.values())]
     columns = ["method", *knobs]
     for key in study.scores:
@@ -147,18 +152,38 @@ def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str
         cells = [row.title + " (at an edge)" * (not row.interior)]
         cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in knobs]
         for key in study.scores:
-            digits, ours, theirs = SCORES[key].digits, row.of(f"test {key}"), base.of(f"test {key}")
-            mean = protocol.estimate(ours)
-            cells.append(f"{mean.mean:.{digits}f} ± {mean.error:.{digits}f}")
-            cells.append("–" if row is base else difference(ours, theirs, digits))
+            cells += [mean(row, key), "–" if row is base else difference(row, base, key)]
         cells.append(row.steps(target, study.steps))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float], digits: int) -> str:
-    """Of pairs of seeds, with its 95 % interval; bold where 0 is outside."""
-    found = protocol.estimate([a - b for a, b in zip(ours, theirs, strict=True)])
+def compared(found: dict[str, Row], study: type[Study]) -> list[str]:
+    """The differences between the pairs of methods that the study names, as a table; none before the first pair is complete."""
+    pairs = [(found[ours], found[theirs]) for ours, theirs in study.pairs if ours in found and theirs in found]
+    if not pairs:
+        return []
+    headings = " | ".join(SCORES[key].heading for key in study.scores)
+    lines = [f"| difference | {headings} |", "| --- |" + " ---: |" * len(study.scores)]
+    for ours, theirs in pairs:
+        cells = " | ".join(difference(ours, theirs, key) for key in study.scores)
+        lines.append(f"| {ours.title} – {theirs.title} | {cells} |")
+    return ["\n".join(lines)]
+
+
+def mean(row: Row, key: str) -> str:
+    """Of the final runs of a method, ± its standard error."""
+    if row.diverged:
+        return f"{row.diverged} of {len(row.final)} diverged"
+    found, digits = protocol.estimate(row.of(f"test {key}")), SCORES[key].digits
+    return f"{found.mean:.{digits}f} ± {found.error:.{digits}f}"
+
+
+def difference(ours: Row, theirs: Row, key: str) -> str:
+    """Of two methods, seed by seed, with its 95 % interval; bold where 0 is outside."""
+    if ours.diverged or theirs.diverged:
+        return "–"
+    found, digits = ours.minus(theirs, key), SCORES[key].digits
     text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
     return f"**{text}**" if found.low > 0 or found.high < 0 else text
 
@@ -179,8 +204,8 @@ def _drift(studies: Sequence[type[Study]], results: Path) -> str:
     for name in (name for name in studies[0].methods if any(name in study.methods for study in studies[1:])):
         cells = []
         for study in studies:
-            method, losses = about(study, name, results / study.name), sweep(read(results / study.name, name))
-            if method is None or len(losses) < study.budget:
+            method, losses = method_in(study, name, results / study.name), sweep(read(results / study.name, name))
+            if method is None or not complete(study, method, losses):
                 cells.append("–")
                 continue
             node = protocol.chosen(losses)
@@ -193,9 +218,14 @@ def _drift(studies: Sequence[type[Study]], results: Path) -> str:
 
 
 def ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:
-    """Best first."""
+    """Best first, and last what diverged."""
     key = study.scores[0]
-    return sorted(found.values(), key=lambda row: SCORES[key].sign * statistics.fmean(row.of(f"test {key}")))
+
+    def place(row: Row) -> tuple[int, float]:
+        there = [value for value in row.of(f"test {key}") if not math.isnan(value)]
+        return row.diverged, SCORES[key].sign * statistics.fmean(there or [0.0])
+
+    return sorted(found.values(), key=place)
 
 
 def _mean(records: Sequence[Record]) -> float:
@@ -212,9 +242,10 @@ def draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(11, 1.2 + 0.36 * len(best_first)), width_ratios=(3, 2))
         for place, row in enumerate(best_first):
             results, color = row.of(f"test {score}"), _BASELINE if row is baseline else _COLOR
-            mean = protocol.estimate(results)
             left.plot(results, [place] * len(row.final), "o", ms=4, color=color, alpha=0.35, mew=0)
-            left.errorbar(mean.mean, place, xerr=mean.error, fmt="|", ms=11, color=color, capsize=3)
+            if not row.diverged:
+                found_mean = protocol.estimate(results)
+                left.errorbar(found_mean.mean, place, xerr=found_mean.error, fmt="|", ms=11, color=color, capsize=3)
             shown: dict[str, Any] = {"color": color} if row is baseline else {}
             right.plot((0.25, 0.5, 1, 2, 4), row.minded, "o-", ms=3, lw=1.2, label=row.title, **shown)
         left.set_yticks(range(len(best_first)), [row.title for row in best_first])

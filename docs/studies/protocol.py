@@ -178,8 +178,8 @@ def _cross(best: Node, tried: Iterable[Node]) -> Iterator[Node]:
 
 
 def _diagonals(best: Node) -> Iterator[Node]:
-    """Neighbours that differ in the rate and in one other knob."""
-    for knob in range(1, len(best)):
+    """Neighbours that differ in the rate and in one other knob: `decay` first, which with the rate decides how far rows turn."""
+    for knob in range(len(best) - 1, 0, -1):
         for step, other in itertools.product((1, -1), (-1, 1)):
             yield _moved(_moved(best, 0, step), knob, other)
 

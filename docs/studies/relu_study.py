@@ -15,7 +15,8 @@ class ReLUStudy(BatchNorm):
     name = "relu"
     title = "ReLU networks"
     page = "relu"
-    methods: tuple[str, ...] = ("sgd_decay", "adamw_decay", "units_sgd", "units_adam", "muon_decay")
+    methods: tuple[str, ...] = ("sgd_decay", "adamw_decay", "sgd_plain", "units_sgd", "units_adam", "muon_decay")
+    pairs: tuple[tuple[str, str], ...] = (("units_sgd", "sgd_plain"),)
 
     def network(self) -> nn.Module:
         """The same convolutions with biases, and ReLU: 41,530 parameters, 41,040 of them in the convolutions."""

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from retract.errors import RetractError
+
 from . import mechanism_page, pages, starts_page, summary
 from .batchnorm import BatchNorm
 from .loop import FollowUp, Study
@@ -57,9 +59,16 @@ def tables(results: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def filled(page: str, name: str, text: str) -> str:
-    """`page` with `text` between the marks of the table `name`."""
-    marks = re.compile(rf"(<!-- table {name}: docs/studies report -->\n).*?(<!-- end -->)", re.S)
-    return marks.sub(lambda found: f"{found[1]}{text}\n{found[2]}", page)
+    """`page` with `text` between the marks of the table `name`. Raises `RetractError` if it has none."""
+    mark = f"<!-- table {name}: docs/studies report -->"
+    filled, count = re.subn(
+        rf"({mark}\n).*?(<!-- end -->)", lambda found: f"{found[1]}{text}\n{found[2]}", page, flags=re.S
+    )
+    if count != 1:
+        raise RetractError(
+            f"the page has the table {name} {count} times: it takes one line {mark}, and <!-- end --> on another"
+        )
+    return filled
 
 
 def _swept() -> list[type[Study]]:

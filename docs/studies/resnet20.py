@@ -13,7 +13,8 @@ __all__ = ["ResNet20", "ResNet20Rates"]
 
 
 class _OnResNet20(BatchNorm):
-    methods: tuple[str, ...] = ("sgd_decay", "psi_adam")
+    methods: tuple[str, ...] = ("sgd_decay", "muonh")
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def network(self) -> nn.Module:
         """The network of He et al. for CIFAR-10: 269,722 parameters, 267,696 of them in front of BatchNorm."""
@@ -28,6 +29,7 @@ class ResNet20Rates(_OnResNet20):
     budget = 7
     after: type[Study] | None = BatchNorm
     steps = 4 * 352
+    """Four epochs of 351, rounded up to a multiple of 16."""
 
 
 class ResNet20(FollowUp, _OnResNet20):

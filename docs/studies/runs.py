@@ -25,7 +25,19 @@ from .loop import FollowUp, Study, train
 from .methods import Method, load
 from .protocol import Node, Run
 
-__all__ = ["RESULTS", "about", "again", "chosen_in", "next_run", "read", "store", "sweep", "work"]
+__all__ = [
+    "RESULTS",
+    "again",
+    "chosen_in",
+    "complete",
+    "machine",
+    "method_in",
+    "next_run",
+    "read",
+    "store",
+    "sweep",
+    "work",
+]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,15 +61,28 @@ def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
 
 def chosen_in(study: Study | type[Study], name: str, results: Path) -> dict[str, float] | None:
     """The values of the knobs that the sweep of a method in `study` has chosen; None while it is not complete."""
-    method, losses = about(study, name, results / study.name), sweep(read(results / study.name, name))
-    if method is None or len(losses) < study.budget:
+    method, losses = method_in(study, name, results / study.name), sweep(read(results / study.name, name))
+    if method is None or not complete(study, method, losses):
         return None
     return protocol.values(method.knobs, protocol.chosen(losses))
 
 
-def about(study: Study | type[Study], name: str, folder: Path) -> Method | None:
-    """The method of the file `name` with the centres that it has in the study, whose results are in `folder`: those of the file and of
-    the study, or what was chosen in the study before; None while that is not known."""
+def complete(study: Study | type[Study], method: Method, losses: protocol.Losses) -> bool:
+    """Whether a sweep with these results has all its runs."""
+    return len(losses) >= study.budget * _swept_knobs(study, method)
+
+
+def _swept_knobs(study: Study | type[Study], method: Method) -> int:
+    """How many knobs a sweep is over: `lr` alone after another study."""
+    return 1 if study.after else len(method.knobs)
+
+
+def method_in(study: Study | type[Study], name: str, folder: Path) -> Method | None:
+    """The method of the file `name`, with the centres that it has in the study.
+
+    They are those of its file, or what the study before this one has chosen. None while that is not known. The results of the study
+    are in `folder`, those of others beside it.
+    """
     method = load(name)
     if study.after is not None:
         values = chosen_in(study.after, name, folder.parent)
@@ -75,8 +100,8 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
     if issubclass(kind, FollowUp):
         here = (0,) * len(method.knobs)
         return _missing(protocol.final_runs(method.knobs, here)[: kind.seeds], records)
-    losses = sweep(records)
-    found = protocol.next_of_sweep(1 if study.after else len(method.knobs), losses, study.budget)
+    losses, count = sweep(records), _swept_knobs(study, method)
+    found = protocol.next_of_sweep(count, losses, study.budget * count)
     if found is not None:
         node, seed = found
         return Run("sweep", protocol.values(method.knobs, node), seed, node)
@@ -104,7 +129,7 @@ def work(
 ) -> None:
     """Make the runs of `methods` one by one, until all are done or `minutes` are over.
 
-    Results are in `folder`. A method at which another worker is is passed over.
+    Results are in `folder`. A method that another worker is running is skipped.
     """
     end = time.monotonic() + 60.0 * minutes
     for name in methods:
@@ -112,14 +137,14 @@ def work(
             if not free:
                 tell(f"{name}: another worker is at it")
                 continue
-            method = about(study, name, folder)
+            method = method_in(study, name, folder)
             if method is None:
                 tell(f"{name}: not yet swept in the study before this one")
                 continue
             while (run := next_run(study, method, records := read(folder, name))) is not None:
                 if time.monotonic() > end:
                     return
-                record = _made(study, method, run)
+                record = _record(study, method, run)
                 store(folder, method, [*records, record])
                 shown = ", ".join(f"{knob} {value:g}" for knob, value in run.values.items())
                 told = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
@@ -131,7 +156,7 @@ def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[
     """Repeat a stored run; what differs, as pairs of the stored value and the new one. Time does not count."""
     stored = read(folder, name)[index]
     run = Run(stored["phase"], stored["values"], stored["seed"], tuple(stored["node"]))
-    made = json.loads(json.dumps(_made(study, load(name), run)))
+    made = json.loads(json.dumps(_record(study, load(name), run)))
     return {
         key: (stored.get(key), made.get(key))
         for key in {**stored, **made}
@@ -139,11 +164,15 @@ def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[
     }
 
 
-def _made(study: Study, method: Method, run: Run) -> Record:
-    """The record of a run, with what its last bits depend on."""
+def _record(study: Study, method: Method, run: Run) -> Record:
+    """The record of a run."""
     record = train(study, method, run.values, run.seed, run.phase != "sweep")
-    machine = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread"
-    return {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, **record, "on": machine}
+    return {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, **record, "on": machine()}
+
+
+def machine() -> str:
+    """What the last bits of a run depend on."""
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread"
 
 
 def store(folder: Path, method: Method, records: Sequence[Record]) -> None:

@@ -14,12 +14,12 @@ SCATTERED = 4.0
 """Rows are multiplied by 2^u with u uniform between minus and plus this."""
 
 
-def scaled(network: nn.Module, factor: float) -> nn.Module:
-    """`network` with the weights of its convolutions times `factor`, or, where that is 0, with their rows scattered."""
+def scaled(network: nn.Module, factor: float | None) -> nn.Module:
+    """`network` with the weights of its convolutions times `factor`, or, where that is None, with their rows scattered."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
             with torch.no_grad():
-                layer.weight.mul_(factor or _scattering(layer.weight))
+                layer.weight.mul_(_scattering(layer.weight) if factor is None else factor)
     return network
 
 
@@ -33,7 +33,7 @@ class _Start(FollowUp, BatchNorm):
 
     after: type[Study] | None = BatchNorm
     seeds = 3
-    factor: float
+    factor: float | None
 
     def network(self) -> nn.Module:
         """That of the BatchNorm study, rescaled."""
@@ -49,7 +49,7 @@ class _Tenfold(_Start):
 
 
 class _Scattered(_Start):
-    name, title, factor = "start_scattered", "Rows × 2^±4", 0.0
+    name, title, factor = "start_scattered", "Rows × 2^±4", None
 
 
 STARTS: tuple[type[_Start], ...] = (_Tenth, _Tenfold, _Scattered)

@@ -22,12 +22,12 @@ def generated(results: Path) -> str:
         f"| test accuracy in % | as drawn | {' | '.join(start.title for start in STARTS)} |",
         "| --- |" + " ---: |" * (1 + len(STARTS)),
     ]
-    run = [name for name in drawn if any(name in found for found in started)]
-    for name in run:
+    there = [name for name in drawn if any(name in found for found in started)]
+    for name in there:
         base = _accuracies(drawn[name].final[: STARTS[0].seeds])
-        cells = [_cell(_accuracies(found[name].final), base) if name in found else "" for found in started]
-        lines.append(f"| {drawn[name].title} | {' | '.join([_cell(base, base), *cells])} |")
-    missing = [load(name).title for name in BatchNorm.methods if name not in run]
+        cells = [_changed(_accuracies(found[name].final), base) if name in found else "" for found in started]
+        lines.append(f"| {drawn[name].title} | {' | '.join([_mean(base), *cells])} |")
+    missing = [load(name).title for name in BatchNorm.methods if name not in there]
     tail = [f"Not run yet: {', '.join(missing)}."] if missing else []
     made = [record for start in STARTS for name in start.methods for record in read(results / start.name, name)]
     hours = sum(record["seconds"] for record in made) / 3600.0
@@ -39,8 +39,13 @@ def _accuracies(records: list[Record]) -> list[float]:
     return [record["test accuracy"] if record["loss"] is not None else 10.0 for record in records]
 
 
-def _cell(ours: list[float], drawn: list[float]) -> str:
-    mean = protocol.estimate(ours)
-    text = f"{mean.mean:.1f} ± {mean.error:.1f}"
-    change = protocol.estimate([a - b for a, b in zip(ours, drawn, strict=True)])
-    return f"**{text}** ({change.mean:+.1f})" if change.low > 0 or change.high < 0 else text
+def _mean(accuracies: list[float]) -> str:
+    found = protocol.estimate(accuracies)
+    return f"{found.mean:.1f} ± {found.error:.1f}"
+
+
+def _changed(accuracies: list[float], drawn: list[float]) -> str:
+    """The mean, with the difference to the start as it is drawn if that is one."""
+    found = protocol.estimate([a - b for a, b in zip(accuracies, drawn, strict=True)])
+    text = _mean(accuracies)
+    return f"**{text}** ({found.mean:+.1f})" if found.low > 0 or found.high < 0 else text

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from . import pages, protocol
+from . import pages
 from .loop import Study
-from .pages import SCORES
+from .pages import SCORES, Row
 
 __all__ = ["generated", "total"]
 
@@ -19,30 +18,27 @@ def generated(study: type[Study], folder: Path) -> str:
     base, key = found.get(study.methods[0]), study.scores[0]
     if base is None:
         return "Being measured."
-    score = SCORES[key]
     lines = [
-        f"| method | rates | {score.heading} | difference to {base.title} | |",
+        f"| method | rates | {SCORES[key].heading} | difference to {base.title} | |",
         "| --- | --- | ---: | ---: | --- |",
     ]
     for row in pages.ordered(found, study):
-        ours, theirs = row.of(f"test {key}"), base.of(f"test {key}")
-        mean = protocol.estimate(ours)
         rates = ", ".join(f"{knob} {value:.3g}" for knob, value in row.values.items())
-        cells = [row.title, rates, f"{mean.mean:.{score.digits}f} ± {mean.error:.{score.digits}f}"]
-        cells += (
-            ["–", "baseline"]
-            if row is base
-            else [pages.difference(ours, theirs, score.digits), _verdict(ours, theirs, score.sign)]
-        )
+        cells = [row.title, rates, pages.mean(row, key)]
+        cells += ["–", "baseline"] if row is base else [pages.difference(row, base, key), _verdict(row, base, key)]
         lines.append(f"| {' | '.join(cells)} |")
     missing = len(study.methods) - len(found)
-    return "\n".join(lines) + f"\n\n{missing} more are being measured." * (missing > 0)
+    more = [f"{missing} more are being measured."] * (missing > 0)
+    return "\n\n".join(["\n".join(lines), *pages.compared(found, study), *more])
 
 
-def _verdict(ours: Sequence[float], theirs: Sequence[float], sign: int) -> str:
-    """Of pairs of seeds; `sign` is -1 where more is better."""
-    found = protocol.estimate([sign * (a - b) for a, b in zip(ours, theirs, strict=True)])
-    return "ahead" if found.high < 0 else "behind" if found.low > 0 else "level"
+def _verdict(row: Row, base: Row, key: str) -> str:
+    if row.diverged or base.diverged:
+        return "diverged"
+    found = row.minus(base, key)
+    if found.low <= 0.0 <= found.high:
+        return "not told apart"
+    return "ahead" if (found.mean < 0.0) == (SCORES[key].sign > 0) else "behind"
 
 
 def total(results: Path) -> str:

@@ -32,7 +32,8 @@ class Transformers:
         "pairs_adam",
         "psi_pairs",
     )
-    budget = 30
+    pairs: tuple[tuple[str, str], ...] = ()
+    budget = 15
     points = 16
     steps = 768
     page = "transformers"

@@ -10,6 +10,7 @@ from torch import nn
 SHAPES = [(6, 3, 3, 3), (4, 10), (5,)]
 OPTIONS = {
     "SGDP": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
+    "SGDP, Nesterov": (SGDP, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}),
     "SGDP, no momentum": (SGDP, {"lr": 0.05, "momentum": 0.0}),
     "AdamP": (AdamP, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.1}),
 }
@@ -31,7 +32,8 @@ def by_hand(name, w, g, state, options):
     lr, decay = options["lr"], options.get("weight_decay", 0.0)
     if name.startswith("SGDP"):
         state["p"] = options["momentum"] * state.get("p", torch.zeros_like(w)) + g
-        p, decay = state["p"], decay / (1 - options["momentum"])
+        ahead = g + options["momentum"] * state["p"]
+        p, decay = ahead if "nesterov" in options else state["p"], decay / (1 - options["momentum"])
     else:
         b1, b2 = options["betas"]
         t = state["t"] = state.get("t", 0) + 1
@@ -72,7 +74,8 @@ def test_against_the_algorithm(name, kind):
         torch.testing.assert_close(p.detach(), e, rtol=1e-7, atol=1e-8)  # they add 1e-8 to norms
 
 
-@pytest.mark.parametrize("name", ["SGDP, no momentum", "AdamP"])  # timm projects the buffer of SGDP
+# timm projects the buffer of SGDP without Nesterov's momentum
+@pytest.mark.parametrize("name", ["SGDP, no momentum", "SGDP, Nesterov", "AdamP"])
 def test_against_timm(name):
     try:
         theirs = getattr(importlib.import_module("timm.optim"), name.partition(",")[0])

@@ -13,8 +13,10 @@ from torch import nn
 
 SETTINGS = {
     "sgd_decay": {"lr": 0.2, "rest": 0.1, "decay": 1e-3},
+    "psi_sgdm_nesterov": {"lr": 0.1, "rest": 0.1},
     "psi_sgdm": {"lr": 0.1, "rest": 0.1},
     "psi_adam": {"lr": 0.05, "rest": 4e-3},
+    "muonh": {"lr": 0.02, "rest": 4e-3},
 }
 
 
@@ -64,21 +66,29 @@ def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
     mechanism.work(Tiny(), tmp_path, 1.0, told.append)
     assert [line.split(",")[0] for line in told] == [*mechanism.METHODS, mechanism.DRIVEN]
     mechanism.work(Tiny(), tmp_path, 1.0, told.append)
-    assert len(told) == 4
-    assert len(runs.read(tmp_path / mechanism.FOLDER, mechanism.DRIVEN)[0]["turns"]) == 16
+    assert len(told) == 6
+    first, second = (runs.read(tmp_path / mechanism.FOLDER, name) for name in (mechanism.METHODS[0], mechanism.DRIVEN))
+    assert len(second[0]["turns"]) == 16
+    assert second[0]["on"] == first[0]["on"]
+    changed = {**SETTINGS, "psi_adam": {"lr": 0.1, "rest": 4e-3}}
+    monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: changed[name])
+    mechanism.work(Tiny(), tmp_path, 1.0, told.append)
+    assert [line.split(",")[0] for line in told[6:]] == ["psi_adam"]
+    assert [record["values"] for record in runs.read(tmp_path / mechanism.FOLDER, "psi_adam")] == [changed["psi_adam"]]
 
 
 def test_the_table(tmp_path):
-    """Turns of 0.001 · (16 − i), and accuracies 60, 61, 62 but for one method, that is 1, 1, and 1.3 better."""
-    assert mechanism_page.generated(tmp_path) == "Not run yet: 12 of 12 runs are missing."
+    """Turns of 0.001 · (16 − i), and accuracies 60, …, 64 but for one method, that is 1, 1, 1.3, 1 and 1 better."""
+    assert mechanism_page.generated(tmp_path) == "Not run yet: 30 of 30 runs are missing."
     for name in (*mechanism.METHODS, mechanism.DRIVEN):
-        better = (1.0, 1.0, 1.3) if name == "psi_adam" else (0.0, 0.0, 0.0)
+        better = (1.0, 1.0, 1.3, 1.0, 1.0) if name == "psi_adam" else 5 * (0.0,)
         records = [
             {
                 "seed": seed,
                 "values": {},
                 "turns": [0.001 * (16 - i) for i in range(16)],
                 "seconds": 900.0,
+                "loss": 1.0,
                 "test accuracy": 60.0 + i + more,
             }
             for i, (seed, more) in enumerate(zip(mechanism.SEEDS, better, strict=True))
@@ -86,6 +96,6 @@ def test_the_table(tmp_path):
         (tmp_path / mechanism.FOLDER).mkdir(exist_ok=True)
         runs.store(tmp_path / mechanism.FOLDER, Method(name, "", {}, list), records[::-1])
     lines = mechanism_page.generated(tmp_path).splitlines()
-    assert lines[2] == "| SGD, decay | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 61.00 ± 0.58 | – |"
-    assert lines[4] == "| Adam on PSI | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 62.10 ± 0.67 | +1.10 [+0.67, +1.53] |"
-    assert lines[-1] == "3 seeds, 3.0 hours of one core."
+    assert lines[2] == "| SGD, decay | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 62.00 ± 0.71 | – |"
+    assert lines[5] == "| Adam on PSI | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 63.06 ± 0.71 | **+1.06 [+0.89, +1.23]** |"
+    assert lines[-1] == "5 seeds, 7.5 hours of one core."

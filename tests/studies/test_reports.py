@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from retract.errors import RetractError
 from studies import reports, runs, summary
 from studies.methods import Method, load
 from tiny_study import Tiny
@@ -14,7 +15,6 @@ TABLES = [*reports.tables(runs.RESULTS)]
 @pytest.mark.parametrize(("page", "name", "text"), TABLES, ids=[f"{page}: {name}" for page, name, _ in TABLES])
 def test_a_table_on_a_page_is_that_of_the_stored_runs(page, name, text):
     before = (reports.DOCS / page).read_text()
-    assert f"<!-- table {name}: docs/studies report -->" in before
     assert reports.filled(before, name, text) == before, (
         "the page is older than the runs: `docs/studies report` writes it"
     )
@@ -27,6 +27,11 @@ def test_every_mark_on_a_page_has_a_table():
         for name in re.findall(r"<!-- table (\S+): docs/studies report -->", path.read_text())
     }
     assert marks == {(page, name) for page, name, _ in TABLES}
+
+
+def test_a_page_without_the_marks_is_told():
+    with pytest.raises(RetractError, match="has the table batchnorm 0 times"):
+        reports.filled("# A page", "batchnorm", "a table")
 
 
 def test_every_study_with_stored_runs_is_known():
@@ -63,5 +68,5 @@ def test_the_summary_says_what_the_interval_does(stored):
     assert "| PSI-SGDM | lr 0.2, rest 0.2 | 63.02 ± 0.69 | **+1.02 [+0.96, +1.08]** | ahead |" in after[0.0]
     assert "| SGD, decay | lr 0.2, rest 0.2, decay 0.002 | 62.00 ± 0.71 | – | baseline |" in after[0.0]
     assert "**-1.02 [-1.08, -0.96]** | behind |" in after[2.04]
-    assert any(line.endswith("] | level |") for line in after[None].splitlines())
+    assert any(line.endswith("] | not told apart |") for line in after[None].splitlines())
     assert summary.generated(Tiny, stored / "none") == "Being measured."

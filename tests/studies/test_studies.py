@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 from made_runs import make
 from retract.errors import RetractError
-from studies import methods, pages, runs
+from studies import methods, pages, runs, summary
 from studies.batchnorm import BatchNorm
 from studies.loop import train
 from studies.lora_study import Lora
@@ -139,15 +140,22 @@ def test_a_run_that_diverges_ends_and_is_stored_without_a_loss():
 def test_runs_are_stored_one_by_one_and_go_on(tmp_path, mine):
     """Stopped after every few runs, a study ends with the same records."""
     told = lines(tmp_path / "whole", -1, mine)
-    assert told[-1] == "mine is done: 24 runs"
+    assert told[-1] == "mine is done: 25 runs"
     whole = runs.read(tmp_path / "whole", mine)
-    for count in range(1, 26):
+    for count in range(1, 27):
         lines(tmp_path / "parts", 1, mine)
-        assert len(runs.read(tmp_path / "parts", mine)) == min(count, 24)
+        assert len(runs.read(tmp_path / "parts", mine)) == min(count, 25)
     parts = runs.read(tmp_path / "parts", mine)
     assert [{**r, "seconds": 0} for r in parts] == [{**r, "seconds": 0} for r in whole]
-    assert [r["phase"] for r in whole] == ["sweep"] * 11 + ["final"] * 5 + ["rates"] * 8
-    assert len((tmp_path / "whole" / "mine.json").read_text().splitlines()) == 24 + 2
+    assert [r["phase"] for r in whole] == ["sweep"] * 12 + ["final"] * 5 + ["rates"] * 8
+    assert len((tmp_path / "whole" / "mine.json").read_text().splitlines()) == 25 + 2
+
+
+def test_a_sweep_has_as_many_runs_as_knobs_ask_for(stored):
+    for name in ("psi_sgdm", "sgd_decay"):
+        records, method = runs.read(stored / "tiny", name), load(name)
+        assert len(runs.sweep(records)) == Tiny.budget * len(method.knobs)
+        assert {len(record["node"]) for record in records} == {len(method.knobs)}
 
 
 def test_a_stored_run_comes_out_again_and_a_changed_one_is_told(tmp_path):
@@ -189,7 +197,39 @@ def test_the_table_has_the_numbers_of_the_runs(stored):
     assert second[4:6] == ["62.00 ± 0.71", "–"]
     assert second[-1] == "16 |"
     assert first[-1] == f"{16 * (2 + (1 - 0.5) / 0.6) / 3:.0f} |"
-    assert "48 runs, 0.5 hours of one core (a machine). A run takes 36 – 36 s, the least" in text
+    assert "56 runs, 0.6 hours of one core (a machine). The median run takes 36 s." in text
+
+
+def test_a_target_is_what_all_runs_of_the_baseline_reach(stored):
+    path = stored / "tiny" / "sgd_decay.json"
+    path.write_text(re.sub(r'("final".*"seed": 103.*"loss": )[^,]*,', r"\g<1>0.75,", path.read_text()))
+    head, *lines = pages.generated(Tiny, stored / "tiny").splitlines()
+    assert head.endswith("steps to 0.750 |")
+    assert f"{16 * (2 + (1 - 0.75) / 0.5) / 3:.0f} |" in next(line for line in lines if line.startswith("| SGD, decay"))
+
+
+def test_a_final_run_that_diverges_is_told_and_stands_last(stored):
+    found = runs.read(stored / "tiny", "psi_sgdm")
+    lost = [{**r, "loss": None, "curve": []} if r["phase"] == "final" and r["seed"] == 102 else r for r in found]
+    runs.store(stored / "tiny", load("psi_sgdm"), lost)
+    text = pages.generated(Tiny, stored / "tiny")
+    assert text.splitlines()[3].startswith(
+        "| PSI-SGDM | 0.2 | 0.2 | – | 1 of 5 diverged | – | 1 of 5 diverged | – | 4 of 5"
+    )
+    assert "| PSI-SGDM | lr 0.2, rest 0.2 | 1 of 5 diverged | – | diverged |" in summary.generated(
+        Tiny, stored / "tiny"
+    )
+    pages.draw(pages.rows(Tiny, stored / "tiny"), Tiny, stored / "tiny.svg")
+
+
+def test_a_study_names_methods_that_are_compared_with_others_than_the_baseline(stored, monkeypatch):
+    monkeypatch.setattr(Tiny, "pairs", (("sgd_decay", "psi_sgdm"), ("psi_sgd", "sgd_plain")))
+    text = pages.generated(Tiny, stored / "tiny")
+    assert (
+        "| difference | test accuracy in % | test loss |\n| --- | ---: | ---: |\n| SGD, decay – PSI-SGDM | **-1.02"
+        in text
+    )
+    assert "PSI-SGD –" not in text
 
 
 def test_where_losses_are_compared_the_least_comes_first(stored):
@@ -216,7 +256,7 @@ def test_methods_that_are_not_finished_are_not_compared(stored):
     path = stored / "tiny" / "psi_sgdm.json"
     found = json.loads(path.read_text())["runs"]
     runs.store(stored / "tiny", load("psi_sgdm"), found[:-1])
-    assert "Not finished: PSI-SGDM (23 runs)." in pages.generated(Tiny, stored / "tiny")
+    assert "Not finished: PSI-SGDM (24 runs)." in pages.generated(Tiny, stored / "tiny")
     assert pages.generated(Tiny, stored / "none" / "tiny") == "Not finished: SGD, decay (0 runs), PSI-SGDM (0 runs)."
 
 
@@ -228,10 +268,10 @@ def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(store
     assert len(found) == Wider.budget
     text = pages.generated(Tiny, stored / "tiny", (Wider,))
     assert "| best lr (held-out loss) | Tiny | Wider |" in text
-    assert "| PSI-SGDM | 0.2 (0.400) | 0.8 (0.500) |" in text
+    assert "| PSI-SGDM | 0.2 (0.401) | 0.8 (0.500) |" in text
     assert "| SGD, decay | 0.2 (0.500, at an edge) | – |" in text
-    assert f"{48 + 7} runs, 0.6 hours" in text
-    assert "A run takes 36 – 36 s (Tiny), 36 – 36 s (Wider)," in text
+    assert f"{56 + 7} runs, 0.6 hours" in text
+    assert "The median run takes 36 s (Tiny), 36 s (Wider)." in text
     with pytest.raises(RetractError, match="have changed"):
         runs.next_run(Wider, load("psi_sgdm"), runs.read(stored / "wider", "psi_sgdm"))
 
@@ -240,12 +280,12 @@ def test_a_study_may_have_another_centre_of_the_rest(stored):
     class Other(Tiny):
         rest = 0.5
 
-    assert runs.about(Other, "psi_sgdm", stored / "other").knobs == {"lr": 0.1, "rest": 0.5}
+    assert runs.method_in(Other, "psi_sgdm", stored / "other").knobs == {"lr": 0.1, "rest": 0.5}
 
 
 def test_a_study_after_another_waits_for_its_sweep(stored):
     path = stored / "tiny" / "psi_sgdm.json"
-    runs.store(stored / "tiny", load("psi_sgdm"), json.loads(path.read_text())["runs"][: Tiny.budget - 1])
+    runs.store(stored / "tiny", load("psi_sgdm"), json.loads(path.read_text())["runs"][: 2 * Tiny.budget - 1])
     told = []
     runs.work(Wider(), ["psi_sgdm"], float("inf"), stored / "wider", told.append)
     assert told == ["psi_sgdm: not yet swept in the study before this one"]

@@ -7,7 +7,7 @@ def make(study, name, results, loss, final):
     """Store what the protocol asks for under `results`. `loss` and `final` map a run to its held-out loss, and to what else the
     record of a run on the test data has."""
     folder, found = results / study.name, []
-    method = runs.about(study, name, folder)
+    method = runs.method_in(study, name, folder)
     while (run := runs.next_run(study, method, found)) is not None:
         common = {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, "seconds": 36.0}
         more = {} if run.phase == "sweep" else final(run)

@@ -139,8 +139,8 @@ MUTANTS = [
     Mutant(
         "differences are not paired by seed",
         "docs/studies/pages.py",
-        "[a - b for a, b in zip(ours, theirs, strict=True)]",
-        "[a - b for a, b in zip(ours, theirs[::-1], strict=True)]",
+        'zip(self.of(f"test {key}"), other.of(',
+        'zip(self.of(f"test {key}")[::-1], other.of(',
         "tests/studies/test_studies.py::test_the_table_has_the_numbers_of_the_runs",
     ),
     Mutant(
@@ -181,16 +181,30 @@ MUTANTS = [
     Mutant(
         "a study writes over all studies of its page",
         "docs/studies/reports.py",
-        "<!-- table {name}: ",
-        "<!-- table [^ ]+: ",
+        'mark = f"<!-- table {name}: ',
+        'mark = r"<!-- table [^ ]+: ',
         "tests/studies/test_reports.py::test_a_table_is_written_between_its_marks_and_a_second_time_alike",
     ),
     Mutant(
-        "a summary calls what is level behind",
+        "a summary calls every difference one",
         "docs/studies/summary.py",
-        'if found.low > 0 else "level"',
-        'if found.high > 0 else "level"',
+        "if found.low <= 0.0 <= found.high:",
+        "if found.low == found.high:",
         "tests/studies/test_reports.py::test_the_summary_says_what_the_interval_does",
+    ),
+    Mutant(
+        "a target is the mean of the baseline",
+        "docs/studies/pages.py",
+        'target = max(loss for loss in base.of("loss") if not math.isnan(loss))',
+        'target = statistics.fmean(base.of("loss"))',
+        "tests/studies/test_studies.py::test_a_target_is_what_all_runs_of_the_baseline_reach",
+    ),
+    Mutant(
+        "a sweep of three knobs has the runs of one of two",
+        "docs/studies/runs.py",
+        "return 1 if study.after else len(method.knobs)",
+        "return 1 if study.after else 2",
+        "tests/studies/test_studies.py::test_a_sweep_has_as_many_runs_as_knobs_ask_for",
     ),
     Mutant(
         "a follow-up is compared before it has all its seeds",
@@ -237,7 +251,7 @@ MUTANTS = [
     Mutant(
         "a study after another does not wait",
         "docs/studies/runs.py",
-        "if method is None or len(losses) < study.budget:\n        return None\n    return protocol.values",
+        "if method is None or not complete(study, method, losses):\n        return None\n    return protocol.values",
         "if method is None or not losses:\n        return None\n    return protocol.values",
         "tests/studies/test_studies.py::test_a_study_after_another_waits_for_its_sweep",
     ),

@@ -43,7 +43,8 @@ class Tiny:
     title = "Tiny"
     page = "tiny"
     methods = ("sgd_decay", "psi_sgdm")
-    budget = 11
+    pairs = ()
+    budget = 6
     points = 16
     steps = 16
     scores = ("accuracy", "loss")
