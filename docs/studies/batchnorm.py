@@ -46,6 +46,8 @@ class BatchNorm:
         ("psi_sgdm", "sgd_plain"),
         ("psi_sgdm_nesterov", "sgd_plain"),
         ("psi_sgdm_nesterov", "psi_sgdm"),
+        ("muonh", "psimuon"),
+        ("muon_decay", "psimuon"),
     )
     budget = 15
     points = 16
