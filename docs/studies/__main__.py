@@ -15,7 +15,7 @@ def main() -> None:
     )  # Python has put the package there, in place of the folder it is in
     import torch
 
-    from studies import mechanism, reports, runs
+    from studies import cost, mechanism, reports, runs
     from studies.batchnorm import BatchNorm
 
     studies = {study.name: study for study in reports.STUDIES}
@@ -26,9 +26,11 @@ def main() -> None:
         "again", help="repeat a stored run and compare it bit by bit; exit code 1 if it differs"
     )
     report = commands.add_parser("report", help="write the tables and the pictures of all pages")
-    for command in (run, repeat, report):
+    times = commands.add_parser("time", help="seconds per step of every method, in turn")
+    times.add_argument("--rounds", type=int, default=15, help="of ten steps of each method")
+    for command in (run, repeat, times, report):
         command.add_argument("--results", type=Path, default=runs.RESULTS, help="folder of the stored runs")
-    for command, others in ((run, ["mechanism"]), (repeat, [])):
+    for command, others in ((run, ["mechanism"]), (repeat, []), (times, [])):
         command.add_argument("study", choices=[*studies, *others])
         command.add_argument(
             "--data", type=Path, default=os.environ.get("STUDY_DATA"), help="folder of the data; or STUDY_DATA"
@@ -47,9 +49,17 @@ def main() -> None:
     tell = functools.partial(print, flush=True)
     if arguments.study == "mechanism":
         return mechanism.work(BatchNorm(arguments.data), arguments.results, arguments.minutes, tell)
-    study, folder = studies[arguments.study](arguments.data), arguments.results / arguments.study
+    kind, folder = studies[arguments.study], arguments.results / arguments.study
+    if arguments.command == "time":
+        return cost.tell(kind(arguments.data), folder, arguments.rounds, tell)
     if arguments.command == "run":
-        return runs.work(study, arguments.method or study.methods, arguments.minutes, folder, tell)
+        methods = arguments.method or kind.methods
+        if unknown := ", ".join(name for name in methods if name not in kind.methods):
+            parser.error(
+                f"{unknown}: not among the `methods` of {kind.__name__} in {kind.__module__}, where it belongs"
+            )
+        return runs.work(kind(arguments.data), methods, arguments.minutes, folder, tell)
+    study = kind(arguments.data)
     for key, (stored, made) in (differences := runs.again(study, arguments.method, arguments.index, folder)).items():
         print(f"{key}: {stored} is stored, {made} came out")
     sys.exit("differs" if differences else print("the same, bit by bit"))

@@ -23,7 +23,7 @@ class BatchNorm:
     """CIFAR-10 in memory, from the files in `folder`."""
 
     name = "batchnorm"
-    title = "Networks with BatchNorm"
+    title = "small network, eight epochs"
     page = "batchnorm"
     methods: tuple[str, ...] = (
         "sgd_decay",
@@ -46,6 +46,7 @@ class BatchNorm:
         ("psi_sgdm", "sgd_plain"),
         ("psi_sgdm_nesterov", "sgd_plain"),
         ("psi_sgdm_nesterov", "psi_sgdm"),
+        ("psi_adam", "adamw_decay"),
         ("muonh", "psimuon"),
         ("muon_decay", "psimuon"),
     )

@@ -64,7 +64,8 @@ class Row:
 
     def steps(self, target: float, steps: int) -> str:
         """Of the final runs to a held-out loss of `target`, on average; how many get there, if not all do."""
-        shares = [protocol.reached(r["curve"], target) for r in self.final if r["loss"] is not None]
+        ended = [r for r in self.final if r["loss"] is not None]
+        shares = [protocol.reached([*r["curve"][:-1], r["loss"]], target) for r in ended]  # curves are rounded
         there = [share for share in shares if share <= 1]
         few = f"{len(there)} of {len(self.final)} runs"
         return f"{statistics.fmean(there) * steps:,.0f}" if len(there) == len(self.final) else few

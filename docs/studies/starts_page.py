@@ -31,7 +31,8 @@ def generated(results: Path) -> str:
     tail = [f"Not run yet: {', '.join(missing)}."] if missing else []
     made = [record for start in STARTS for name in start.methods for record in read(results / start.name, name)]
     hours = sum(record["seconds"] for record in made) / 3600.0
-    return "\n\n".join(["\n".join(lines), *tail, f"Without the runs as drawn, {hours:.1f} hours of one core."])
+    took = [f"Without the runs as drawn, {hours:.1f} hours of one core."] if made else []
+    return "\n\n".join(["\n".join(lines), *tail, *took])
 
 
 def _accuracies(records: list[Record]) -> list[float]:

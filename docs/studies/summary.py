@@ -37,7 +37,7 @@ def _verdict(row: Row, base: Row, key: str) -> str:
         return "diverged"
     found = row.minus(base, key)
     if found.low <= 0.0 <= found.high:
-        return "not told apart"
+        return "not distinguishable"
     return "ahead" if (found.mean < 0.0) == (SCORES[key].sign > 0) else "behind"
 
 

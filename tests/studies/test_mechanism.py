@@ -96,6 +96,6 @@ def test_the_table(tmp_path):
         (tmp_path / mechanism.FOLDER).mkdir(exist_ok=True)
         runs.store(tmp_path / mechanism.FOLDER, Method(name, "", {}, list), records[::-1])
     lines = mechanism_page.generated(tmp_path).splitlines()
-    assert lines[2] == "| SGD, decay | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 62.00 ± 0.71 | – |"
+    assert lines[2] == "| SGD with decay | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 62.00 ± 0.71 | – |"
     assert lines[5] == "| Adam on PSI | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 63.06 ± 0.71 | **+1.06 [+0.89, +1.23]** |"
     assert lines[-1] == "5 seeds, 7.5 hours of one core."

@@ -66,7 +66,7 @@ def test_the_summary_says_what_the_interval_does(stored):
         runs.store(stored / f"{change}", load("sgd_decay"), runs.read(folder, "sgd_decay"))
         after[change] = summary.generated(Tiny, stored / f"{change}")
     assert "| PSI-SGDM | lr 0.2, rest 0.2 | 63.02 ± 0.69 | **+1.02 [+0.96, +1.08]** | ahead |" in after[0.0]
-    assert "| SGD, decay | lr 0.2, rest 0.2, decay 0.002 | 62.00 ± 0.71 | – | baseline |" in after[0.0]
+    assert "| SGD with decay | lr 0.2, rest 0.2, decay 0.002 | 62.00 ± 0.71 | – | baseline |" in after[0.0]
     assert "**-1.02 [-1.08, -0.96]** | behind |" in after[2.04]
-    assert any(line.endswith("] | not told apart |") for line in after[None].splitlines())
+    assert any(line.endswith("] | not distinguishable |") for line in after[None].splitlines())
     assert summary.generated(Tiny, stored / "none") == "Being measured."

@@ -13,7 +13,10 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from retract.errors import RetractError
 from torch.optim import Optimizer
+
+from studies import protocol
 
 __all__ = ["Method", "load", "names"]
 
@@ -34,6 +37,13 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Method:
-    """The method of the file `name`. Raises `ModuleNotFoundError` if there is none."""
+    """The method of the file `name`. Raises `RetractError` if there is none, and for knobs without a grid."""
+    if name not in names():
+        raise RetractError(f"there is no method {name} in docs/studies/methods: these are {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
+    if unknown := module.KNOBS.keys() - protocol.FACTORS.keys():
+        raise RetractError(
+            f"{name} has the knobs {', '.join(sorted(unknown))}, for which there is no grid: knobs are "
+            f"{', '.join(protocol.FACTORS)}; write a constant into the file, or add the factor of the grid to protocol.FACTORS"
+        )
     return Method(name, module.TITLE, module.KNOBS, module.optimizers)

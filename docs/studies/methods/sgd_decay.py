@@ -3,7 +3,7 @@ from torch.optim import SGD
 
 from studies.split import split
 
-TITLE = "SGD, decay"
+TITLE = "SGD with decay"
 KNOBS = {"lr": 0.1, "rest": 0.1, "decay": 5e-4}
 
 
