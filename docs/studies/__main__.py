@@ -51,7 +51,7 @@ def main() -> None:
         return mechanism.work(BatchNorm(arguments.data), arguments.results, arguments.minutes, tell)
     kind, folder = studies[arguments.study], arguments.results / arguments.study
     if arguments.command == "time":
-        return cost.tell(kind(arguments.data), folder, arguments.rounds, tell)
+        return print(cost.generated(kind(arguments.data), folder, arguments.rounds))
     if arguments.command == "run":
         methods = arguments.method or kind.methods
         if unknown := ", ".join(name for name in methods if name not in kind.methods):

@@ -2,53 +2,50 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from .loop import Study
+from .loop import Study, trained
+from .methods import Method
 from .runs import method_in
 
-__all__ = ["tell"]
+__all__ = ["generated"]
 
 _STEPS = 10
 """Of a method at a time."""
 
 
-def tell(study: Study, folder: Path, rounds: int, tell: Callable[[str], None] = print) -> None:
-    """Milliseconds of the processor per training step, medians over `rounds`, and their ratios to the baseline, as Markdown.
+def generated(study: Study, folder: Path, rounds: int) -> str:
+    """Markdown: milliseconds of the processor per training step of every method, medians over `rounds`, and relative to the baseline.
 
-    The ratio is the median of those in each round, since the load of a machine changes between rounds.
+    The ratio is the median of those in each round, since the load of a machine changes between rounds. Methods train at the centres
+    of their knobs; `folder` has the results of the study, from which these follow where it comes after another.
     """
     methods = [found for name in study.methods if (found := method_in(study, name, folder)) is not None]
-    trained = [(method.title, _training(study, method.optimizers, method.knobs)) for method in methods]
-    for _, steps in trained:
+    training = [_training(study, method) for method in methods]
+    for steps in training:
         next(steps)
-    times = [[next(steps) for _, steps in trained] for _ in range(rounds)]
-    tell("| method | ms per step | relative |\n| --- | ---: | ---: |")
-    for i, (title, _) in enumerate(trained):
+    times = [[next(steps) for steps in training] for _ in range(rounds)]
+    lines = ["| method | ms per step | relative |", "| --- | ---: | ---: |"]
+    for i, method in enumerate(methods):
         ratio = statistics.median(each[i] / each[0] for each in times)
-        tell(f"| {title} | {1e3 * statistics.median(each[i] for each in times):.1f} | {ratio:.2f} |")
+        lines.append(f"| {method.title} | {1e3 * statistics.median(each[i] for each in times):.1f} | {ratio:.2f} |")
+    return "\n".join(lines)
 
 
-def _training(
-    study: Study, make: Callable[..., list[torch.optim.Optimizer]], values: dict[str, float]
-) -> Iterator[float]:
-    """Seconds per step of ten steps of training, again and again."""
+def _training(study: Study, method: Method) -> Iterator[float]:
+    """Seconds per step of `_STEPS` steps of training, again and again."""
     torch.manual_seed(0)
     network = study.network()
-    optimizers = make(network, study.example(), **values)
+    optimizers = method.optimizers(network, study.example(), **method.knobs)
     batches = study.batches(torch.Generator().manual_seed(0))
     while True:
         start = time.process_time()
-        for _ in range(_STEPS):
-            loss = study.loss(network, *next(batches))
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
+        for x, y in itertools.islice(batches, _STEPS):
+            trained(study, network, optimizers, x, y)
         yield (time.process_time() - start) / _STEPS

@@ -6,16 +6,17 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from .methods import Method
 
-__all__ = ["FollowUp", "Study", "train"]
+__all__ = ["FollowUp", "Study", "train", "trained"]
 
 _DIGITS = 6
 """Of the losses of a curve. The last one is stored to the bit."""
@@ -101,13 +102,7 @@ def train(study: Study, method: Method, values: Mapping[str, float], seed: int, 
     for step, (x, y) in enumerate(itertools.islice(batches, study.steps)):
         for group, lr in groups:
             group["lr"] = lr * (1.0 - step / study.steps)
-        loss = study.loss(network, x, y)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        total += loss.detach()
+        total += trained(study, network, optimizers, x, y)
         if (step + 1) % (study.steps // study.points) == 0:
             found = _evaluated(study.held_out, network)
             record["train"].append(_rounded(total.item() / (study.steps // study.points)))
@@ -122,6 +117,17 @@ def train(study: Study, method: Method, values: Mapping[str, float], seed: int, 
     record["hash"] = _hashed(network)
     record["seconds"] = round(time.process_time() - start, 1)
     return record
+
+
+def trained(study: Study, network: nn.Module, optimizers: Sequence[Optimizer], x: Tensor, y: Tensor) -> Tensor:
+    """One step on a batch; the loss before it, without its graph."""
+    loss = study.loss(network, x, y)
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss.detach()
 
 
 @torch.no_grad()

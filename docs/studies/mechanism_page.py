@@ -7,7 +7,7 @@ from pathlib import Path
 
 from . import mechanism, pages
 from .methods import load
-from .runs import Record, read
+from .runs import Record, hours, read
 
 __all__ = ["generated"]
 
@@ -36,8 +36,8 @@ def generated(results: Path) -> str:
         row = _row(records)
         gap = "–" if records is base else pages.difference(row, _row(base), "accuracy")
         lines.append(f"| {' | '.join([title, *turns, pages.mean(row, 'accuracy'), gap])} |")
-    hours = sum(record["seconds"] for records in stored.values() for record in records) / 3600.0
-    return "\n".join(lines) + f"\n\n{count} seeds, {hours:.1f} hours of one core."
+    made = [record for records in stored.values() for record in records]
+    return "\n".join(lines) + f"\n\n{count} seeds, {hours(made):.1f} hours of one core."
 
 
 def _row(records: list[Record]) -> pages.Row:

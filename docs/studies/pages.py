@@ -14,7 +14,7 @@ import matplotlib
 from . import protocol
 from .loop import FollowUp, Study
 from .methods import load
-from .runs import Record, complete, method_in, read, sweep
+from .runs import Record, complete, hours, method_in, read, sweep
 
 __all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
@@ -42,7 +42,7 @@ class Row:
     values: dict[str, float]
     """The chosen ones."""
     interior: bool
-    """Whether the sweep has smaller and larger values on each knob."""
+    """Whether the sweep that chose them has smaller and larger values on each knob."""
     final: list[Record]
     """One per seed, in the order of `protocol.FINAL_SEEDS`."""
     minded: list[float]
@@ -105,8 +105,8 @@ def _took(studies: Sequence[type[Study]], results: Path) -> str:
         if stored:
             median = statistics.median(record["seconds"] for record in stored)
             medians.append(f"{median:.0f} s" + f" ({study.title})" * (len(studies) > 1))
-    hours, machines = sum(record["seconds"] for record in made) / 3600.0, sorted({record["on"] for record in made})
-    return f"{len(made):,} runs, {hours:.1f} hours of one core ({'; '.join(machines)}). The median run takes {', '.join(medians)}."
+    machines = sorted({record["on"] for record in made})
+    return f"{len(made):,} runs, {hours(made):.1f} hours of one core ({'; '.join(machines)}). The median run takes {', '.join(medians)}."
 
 
 def _row(study: type[Study], name: str, folder: Path) -> Row | None:
@@ -117,7 +117,9 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
         runs = protocol.final_runs(method.knobs, (0,) * len(method.knobs))[: study.seeds]
         stored = {record["seed"]: record for record in records if record["values"] == method.knobs}
         final = [stored[run.seed] for run in runs if run.seed in stored]
-        return Row(method.title, method.knobs, True, final, []) if len(final) == len(runs) else None
+        swept = sweep(read(folder.parent / study.after.name, name)) if study.after else {}
+        inside = protocol.interior(protocol.chosen(swept), {node for node, _ in swept})
+        return Row(method.title, method.knobs, inside, final, []) if len(final) == len(runs) else None
     losses = sweep(records)
     if not complete(study, method, losses):
         return None

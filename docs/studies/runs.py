@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "again",
     "chosen_in",
     "complete",
+    "hours",
     "machine",
     "method_in",
     "next_run",
@@ -48,6 +49,11 @@ def read(folder: Path, method: str) -> list[Record]:
     """What is stored of a method, in the order of the runs."""
     path = folder / f"{method}.json"
     return json.loads(path.read_text())["runs"] if path.exists() else []
+
+
+def hours(records: Iterable[Record]) -> float:
+    """Of one core."""
+    return sum(record["seconds"] for record in records) / 3600.0
 
 
 def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:

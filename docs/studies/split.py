@@ -9,7 +9,7 @@ from retract import psi
 from retract.manifolds import FixedRank, Manifold, Rows
 from torch import Tensor, nn
 
-__all__ = ["declared", "on", "on_pairs", "relative", "split"]
+__all__ = ["grouped", "on", "on_pairs", "relative", "split"]
 
 
 def split(network: nn.Module, example: Tensor) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -39,7 +39,7 @@ def on(
         if name in missing and p.ndim >= manifold.event_ndim:
             whole = Rows.whole() if found else Rows.whole(columns=tuple(range(1, p.ndim)))
             retract.declare(network, name, manifold, rows or whole)
-    return declared(network)
+    return grouped(network)
 
 
 def on_pairs(
@@ -51,13 +51,13 @@ def on_pairs(
     for pair in psi.find(network, example).pairs:
         if names.issuperset(pair.names):
             retract.declare(network, pair.factors, FixedRank(pair.k, degree=pair.degree))
-    groups, rest = declared(network)
+    groups, rest = grouped(network)
     weights, others = split(network, example)
     left = {id(p) for p in rest}
     return groups, [p for p in weights if id(p) in left], others
 
 
-def declared(network: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
+def grouped(network: nn.Module) -> tuple[list[dict[str, Any]], list[nn.Parameter]]:
     """Groups of what is declared, and the parameters of which nothing is."""
     groups = [group for group in retract.param_groups(network) if "manifold" in group or "slices" in group]
     taken = {id(p) for group in groups for p in group["params"]}

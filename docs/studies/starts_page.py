@@ -7,7 +7,7 @@ from pathlib import Path
 from . import pages, protocol
 from .batchnorm import BatchNorm
 from .methods import load
-from .runs import Record, read
+from .runs import Record, hours, read
 from .starts import STARTS
 
 __all__ = ["generated"]
@@ -30,8 +30,7 @@ def generated(results: Path) -> str:
     missing = [load(name).title for name in BatchNorm.methods if name not in there]
     tail = [f"Not run yet: {', '.join(missing)}."] if missing else []
     made = [record for start in STARTS for name in start.methods for record in read(results / start.name, name)]
-    hours = sum(record["seconds"] for record in made) / 3600.0
-    took = [f"Without the runs as drawn, {hours:.1f} hours of one core."] if made else []
+    took = [f"Without the runs as drawn, {hours(made):.1f} hours of one core."] if made else []
     return "\n\n".join(["\n".join(lines), *tail, *took])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from . import pages
 from .loop import Study
 from .pages import SCORES, Row
+from .runs import hours
 
 __all__ = ["generated", "total"]
 
@@ -44,5 +45,4 @@ def _verdict(row: Row, base: Row, key: str) -> str:
 def total(results: Path) -> str:
     """What all studies took."""
     made = [record for path in sorted(results.glob("*/*.json")) for record in json.loads(path.read_text())["runs"]]
-    hours = sum(record["seconds"] for record in made) / 3600.0
-    return f"All studies: {len(made):,} runs, {hours:.0f} hours of one core."
+    return f"All studies: {len(made):,} runs, {hours(made):.0f} hours of one core."

@@ -11,7 +11,7 @@ from tiny_study import Tiny, Wider
 
 
 def test_times_are_relative_to_the_baseline_round_by_round(tmp_path, monkeypatch):
-    """A clock that stands still but for the second method's steps, of 20 ms each, and the baseline's, of 10 and 30 ms in turn."""
+    """A clock that stands still but for the second method's steps, of 20 ms each, and the baseline's, of 10, 40 and 20 ms."""
     now, turns = [0.0], []
     monkeypatch.setattr(time, "process_time", lambda: now[0])
 
@@ -22,23 +22,22 @@ def test_times_are_relative_to_the_baseline_round_by_round(tmp_path, monkeypatch
 
         def step(self, closure=None):
             turns.append(self.seconds)
-            now[0] += self.seconds if self.seconds == 0.02 else (0.01, 0.03)[len(turns) // 20 % 2]
+            now[0] += self.seconds if self.seconds == 0.02 else (0.01, 0.01, 0.04, 0.02)[len(turns) // 20]
 
     def slow(seconds):
         return lambda network, example, **knobs: [Slow(network.parameters(), seconds)]
 
     made = {name: methods.Method(name, name, {}, slow(s)) for name, s in (("sgd_decay", 0.01), ("psi_sgdm", 0.02))}
     monkeypatch.setattr(cost, "method_in", lambda study, name, folder: made[name])
-    told = []
-    cost.tell(Tiny(), tmp_path, 3, told.append)
-    assert told[1:] == ["| sgd_decay | 30.0 | 1.00 |", "| psi_sgdm | 20.0 | 0.67 |"]
+    assert cost.generated(Tiny(), tmp_path, 3).splitlines()[2:] == [
+        "| sgd_decay | 20.0 | 1.00 |",
+        "| psi_sgdm | 20.0 | 1.00 |",
+    ]
     assert turns == ([0.01] * 10 + [0.02] * 10) * 4
 
 
 def test_methods_without_a_setting_are_left_out(tmp_path):
-    told = []
-    cost.tell(Wider(), tmp_path, 1, told.append)
-    assert len(told) == 1
+    assert len(cost.generated(Wider(), tmp_path, 1).splitlines()) == 2
 
 
 def test_a_method_that_is_not_there_and_a_knob_without_a_grid_are_told(tmp_path, monkeypatch):

@@ -207,6 +207,20 @@ MUTANTS = [
         "tests/studies/test_studies.py::test_a_sweep_has_as_many_runs_as_knobs_ask_for",
     ),
     Mutant(
+        "a follow-up hides that its rate was at an edge",
+        "docs/studies/pages.py",
+        "return Row(method.title, method.knobs, inside, final, [])",
+        "return Row(method.title, method.knobs, True, final, [])",
+        "tests/studies/test_relu_and_resnet20.py::test_a_rate_at_an_edge_of_the_sweep_before_is_told",
+    ),
+    Mutant(
+        "times of steps are compared across rounds",
+        "docs/studies/cost.py",
+        "statistics.median(each[i] / each[0] for each in times)",
+        "statistics.median(each[i] / times[0][0] for each in times)",
+        "tests/studies/test_cost.py::test_times_are_relative_to_the_baseline_round_by_round",
+    ),
+    Mutant(
         "a follow-up is compared before it has all its seeds",
         "docs/studies/pages.py",
         "final, []) if len(final) == len(runs) else None",

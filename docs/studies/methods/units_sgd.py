@@ -3,7 +3,7 @@ from retract.optim import RiemannianSGD
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from studies.split import declared
+from studies.split import grouped
 
 TITLE = "SGD on units"
 KNOBS = {"lr": 0.1, "rest": 0.1}
@@ -11,7 +11,7 @@ KNOBS = {"lr": 0.1, "rest": 0.1}
 
 def optimizers(network: nn.Module, example: Tensor, lr: float, rest: float) -> list[Optimizer]:
     psi.declare(network, example, pairs=True)
-    groups, others = declared(network)
+    groups, others = grouped(network)
     return [
         RiemannianSGD(groups, lr=lr, momentum=0.9, nesterov=True),
         SGD(others, lr=rest, momentum=0.9, nesterov=True),
