@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from . import pages, protocol
+from . import pages
 from .batchnorm import BatchNorm
 from .methods import load
-from .runs import Record, hours, read
+from .runs import hours, read
 from .starts import STARTS
 
 __all__ = ["generated"]
+
+_KEY = "accuracy"
 
 
 def generated(results: Path) -> str:
@@ -19,14 +22,14 @@ def generated(results: Path) -> str:
     drawn = pages.rows(BatchNorm, results / BatchNorm.name)
     started = [pages.rows(start, results / start.name) for start in STARTS]
     lines = [
-        f"| test accuracy in % | as drawn | {' | '.join(start.title for start in STARTS)} |",
+        f"| {pages.SCORES[_KEY].heading} | as drawn | {' | '.join(start.title for start in STARTS)} |",
         "| --- |" + " ---: |" * (1 + len(STARTS)),
     ]
     there = [name for name in drawn if any(name in found for found in started)]
     for name in there:
-        base = _accuracies(drawn[name].final[: STARTS[0].seeds])
-        cells = [_changed(_accuracies(found[name].final), base) if name in found else "" for found in started]
-        lines.append(f"| {drawn[name].title} | {' | '.join([_mean(base), *cells])} |")
+        base = replace(drawn[name], final=drawn[name].final[: STARTS[0].seeds])
+        cells = [_changed(found[name], base) if name in found else "" for found in started]
+        lines.append(f"| {base.title} | {' | '.join([pages.mean(base, _KEY), *cells])} |")
     missing = [load(name).title for name in BatchNorm.methods if name not in there]
     tail = [f"Not run yet: {', '.join(missing)}."] if missing else []
     made = [record for start in STARTS for name in start.methods for record in read(results / start.name, name)]
@@ -34,18 +37,10 @@ def generated(results: Path) -> str:
     return "\n\n".join(["\n".join(lines), *tail, *took])
 
 
-def _accuracies(records: list[Record]) -> list[float]:
-    """In %; 10, that of guessing, where a run diverged."""
-    return [record["test accuracy"] if record["loss"] is not None else 10.0 for record in records]
-
-
-def _mean(accuracies: list[float]) -> str:
-    found = protocol.estimate(accuracies)
-    return f"{found.mean:.1f} ± {found.error:.1f}"
-
-
-def _changed(accuracies: list[float], drawn: list[float]) -> str:
+def _changed(row: pages.Row, drawn: pages.Row) -> str:
     """The mean, with the difference to the start as it is drawn if that is one."""
-    found = protocol.estimate([a - b for a, b in zip(accuracies, drawn, strict=True)])
-    text = _mean(accuracies)
-    return f"**{text}** ({found.mean:+.1f})" if found.low > 0 or found.high < 0 else text
+    text = pages.mean(row, _KEY)
+    if row.diverged or drawn.diverged:
+        return text
+    found = row.minus(drawn, _KEY)
+    return f"**{text}** ({found.mean:+.2f})" if found.low > 0 or found.high < 0 else text
