@@ -213,7 +213,7 @@ class PSIMuon(RiemannianSGD):
 
     In the coordinates W = r V with unit rows V, one length r per row, and with P the projection of rows orthogonal to V,
 
-        u ← ρ u − η γ,    γ = r² P ∂L/∂W,    W ← W + η r P msign(u/r),    u ← P u,
+        u ← ρ u − η γ,    γ = r² P ∂L/∂W,    W ← W + η r P msign((ρ u − η γ)/r),    u ← P u,
 
     and rows are held at their lengths. Networks whose rows are scaled train alike, where Muon and MuonH train them differently:
     in front of a normalization layer the invariance is per row.
@@ -230,13 +230,17 @@ class PSIMuon(RiemannianSGD):
         params: groups, at least one of them on a manifold: ``retract.param_groups(model)``.
         lr: η, the length of a step in the spectral norm, for matrices with rows of length 1.
         momentum: ρ in [0, 1).
+        nesterov: False for msign(u/r).
         options: as in `RiemannianSGD`.
 
     Raises:
         OptionError: no parameter is on a manifold, or an option is invalid.
     """
 
-    def __init__(self, params: Any, lr: float | Tensor = 0.05, momentum: float = 0.95, **options: Any) -> None:
+    def __init__(
+        self, params: Any, lr: float | Tensor = 0.02, momentum: float = 0.95, nesterov: bool = True, **options: Any
+    ) -> None:
         options = {"shape": ("spectral", "tangent"), "transport": "project", "momentum_form": "velocity", **options}
+        options["nesterov"] = nesterov
         super().__init__(params, lr, momentum, **options)
         need_manifold(self)

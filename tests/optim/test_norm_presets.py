@@ -185,12 +185,13 @@ def test_nero():
     agree(iterates(of(optim.Nero), w, 0.01, CenteredSphere()), methods.nero(w, gradient, rates(0.01)))
 
 
-def test_psi_muon():
+@pytest.mark.parametrize("form", ["velocity", "heavy_ball"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_psi_muon(form, nesterov):
     w = start(6, 9) * torch.logspace(-1, 1, 6, dtype=torch.float64).unsqueeze(1)
-    for form in ("velocity", "heavy_ball"):
-        make = of(optim.PSIMuon, shape=(EXACT, optim.Tangent()), momentum=0.9, momentum_form=form)
-        ours = iterates(make, w, 0.05, PSI(), gradient=of_directions)
-        agree(ours, on_manifolds.psi_muon(w, of_directions, rates(0.05), momentum=0.9, form=form))
+    make = of(optim.PSIMuon, shape=(EXACT, optim.Tangent()), momentum=0.9, momentum_form=form, nesterov=nesterov)
+    ours = iterates(make, w, 0.05, PSI(), gradient=of_directions)
+    agree(ours, on_manifolds.psi_muon(w, of_directions, rates(0.05), momentum=0.9, form=form, nesterov=nesterov))
 
 
 def test_rotational():

@@ -87,16 +87,17 @@ def sso(W, gradients, rates, beta=0.9, nesterov=True, radius_scale=1.0, exact=Tr
     return run(returned(W), gradients, rates, step)
 
 
-def psi_muon(W, gradients, rates, momentum=0.9, form="velocity", scale=1.0, sign=msign):
+def psi_muon(W, gradients, rates, momentum=0.9, form="velocity", nesterov=True, scale=1.0, sign=msign):
     """PSIMuon: intrinsic Muon in the metric of PSI, the rows w = r u of one matrix, their lengths held.
 
     In unit rows u, with g the Euclidean gradient and P_u a = a − u ⟨u, a⟩ (all per row):
 
         c ← ρ P_u c + η r P_u g  (``"velocity"``)  or  ρ P_u c + r P_u g  (``"heavy_ball"``)  or
             β P_u c + (1 − β) r P_u g  (``"ema"``, β = ρ)
+        C = ρ c + the same term once more, or c without Nesterov,
         A = P_u msign(C),   u' = u − η s A,   u ← u' / ‖u'‖,   c ← c / ‖u'‖,   w = r u.
 
-    PSI's metric is ⟨a, b⟩ / r², its gradient r² P_u g and its velocity b = r c, so that C = b / r: the rows of the step
+    PSI's metric is ⟨a, b⟩ / r², its gradient r² P_u g and its velocity b = r c, so that c = b / r: the rows of the step
     are r times those of A.  The velocity is carried to the longer row w + r u' and scaled back with it, as PSI-SGDM's.  Rescaling rows of W changes r and divides g by as much: C, A and u stay.
     The rate multiplies the shaped step, since msign forgets the length of C; in ``"velocity"`` it also weights the
     gradients among each other, which matters under a schedule only.
@@ -110,7 +111,8 @@ def psi_muon(W, gradients, rates, momentum=0.9, form="velocity", scale=1.0, sign
         u = rows(W)
         new = {"velocity": eta, "heavy_ball": 1.0, "ema": 1 - momentum}[form]
         c = row_tangent(u, momentum * c + new * r * G)
-        moved = u - eta * scale * row_tangent(u, sign(c))
+        ahead = row_tangent(u, momentum * c + new * r * G) if nesterov else c
+        moved = u - eta * scale * row_tangent(u, sign(ahead))
         c = c / lengths(moved)
         return r * rows(moved)
 

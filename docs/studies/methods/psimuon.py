@@ -11,4 +11,4 @@ KNOBS = {"lr": 0.05, "rest": 4e-3}
 
 def optimizers(network: nn.Module, example: Tensor, lr: float, rest: float) -> list[Optimizer]:
     groups, others = on(PSI(), network, example)
-    return [PSIMuon(groups, lr=lr, nesterov=True), AdamW(others, lr=rest, weight_decay=0.0)]
+    return [PSIMuon(groups, lr=lr), AdamW(others, lr=rest, weight_decay=0.0)]

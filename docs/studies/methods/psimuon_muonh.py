@@ -14,7 +14,7 @@ def optimizers(network: nn.Module, example: Tensor, lr: float, rest: float) -> l
     rows = len(heads["params"][0]) // heads["rows"].blocks
     # In units of the norm of a head, as MuonH's: the spectral step has `rows` singular values of 1.
     return [
-        PSIMuon([heads], lr=lr, nesterov=True, scale=rows**-0.5),
+        PSIMuon([heads], lr=lr, scale=rows**-0.5),
         MuonH([whole], lr=lr),
         AdamW(others, lr=rest, weight_decay=0.0),
     ]
