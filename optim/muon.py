@@ -240,7 +240,7 @@ class PSIMuon(RiemannianSGD):
     def __init__(
         self, params: Any, lr: float | Tensor = 0.02, momentum: float = 0.95, nesterov: bool = True, **options: Any
     ) -> None:
-        options = {"shape": ("spectral", "tangent"), "transport": "project", "momentum_form": "velocity", **options}
-        options["nesterov"] = nesterov
+        options = {"momentum_form": "velocity", "transport": "project", **options}
+        options = {"shape": ("spectral", "tangent"), "nesterov": nesterov, **options}
         super().__init__(params, lr, momentum, **options)
         need_manifold(self)
