@@ -65,7 +65,8 @@ def values(knobs: Mapping[str, float], node: Node) -> dict[str, float]:
 def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, int] | None:
     """Setting and seed of the next run of a sweep over `dimension` knobs; None after `budget` runs.
 
-    A function of what has been found, so that a sweep may stop anywhere. In this order, about the best setting so far:
+    Where the setting that is chosen then is not in the interior of what was tried, the sweep goes on until it is, up to twice
+    `budget`. A function of what has been found, so that a sweep may stop anywhere. In this order, about the best setting so far:
 
     1. where every run diverged, a smaller rate;
     2. both neighbours on each knob, then further ones until there are `LEAST` with the best inside;
@@ -73,11 +74,11 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
     4. the diagonal neighbours, which change the rate and another knob, while there are runs left for 2 and 3 about a better one;
     5. one more seed each for the best `SEVERAL`, again and again.
     """
-    if len(losses) >= budget:
-        return None
     if not losses:
         return (0,) * dimension, 0
     means = _means(losses)
+    if len(losses) >= 2 * budget or (len(losses) >= budget and interior(chosen(losses), means)):
+        return None
     best = min(means, key=lambda node: (means[node], node))
     if math.isinf(means[best]):
         return _moved(min(means), 0, -1), 0

@@ -75,7 +75,8 @@ def chosen_in(study: Study | type[Study], name: str, results: Path) -> dict[str,
 
 def complete(study: Study | type[Study], method: Method, losses: protocol.Losses) -> bool:
     """Whether a sweep with these results has all its runs."""
-    return len(losses) >= study.budget * _swept_knobs(study, method)
+    count = _swept_knobs(study, method)
+    return protocol.next_of_sweep(count, losses, study.budget * count) is None
 
 
 def _swept_knobs(study: Study | type[Study], method: Method) -> int:

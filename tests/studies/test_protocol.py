@@ -1,5 +1,6 @@
 """The protocol on surfaces whose minimum is known, and its statistics against SciPy's."""
 
+import itertools
 import math
 import random
 
@@ -48,10 +49,21 @@ def test_a_sweep_finds_the_minimum_and_surrounds_it(optimum):
         assert len(line) >= 5
 
 
+def inside(losses):
+    """Whether the setting that is chosen is in the interior of what was tried."""
+    return interior(chosen(losses), {node for node, _ in losses})
+
+
 @pytest.mark.parametrize("dimension", [1, 2, 3])
-def test_every_method_gets_the_same_number_of_runs(dimension):
-    for budget in (1, 7, 30, 41):
-        assert len(swept(bowl((1,) * dimension, noise=0.01), dimension, budget)) == budget
+def test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid(dimension):
+    found = set()
+    for budget, optimum in itertools.product((1, 7, 12, 30, 41), range(-6, 7)):
+        runs = list(swept(bowl((optimum,) * dimension, noise=0.01), dimension, budget).items())
+        assert budget <= len(runs) <= 2 * budget
+        assert inside(dict(runs)) or len(runs) == 2 * budget
+        assert not any(inside(dict(runs[:count])) for count in range(budget, len(runs)))
+        found.add(len(runs) == budget)
+    assert found == {True, False}
 
 
 def test_the_best_settings_get_several_seeds_and_only_such_are_chosen():
@@ -80,15 +92,16 @@ def test_the_order_in_which_results_are_stored_does_not_matter():
 def test_runs_that_diverge_count_and_lead_to_smaller_rates():
     losses = swept(bowl((-5, 0), edge=-3), 2, 30)
     assert chosen(losses) == (-5, 0)
-    assert interior((-5, 0), {node for node, _ in losses})
+    assert inside(losses)
     assert sum(math.isinf(loss) for loss in losses.values()) >= 3
     nothing = swept(lambda node, seed: math.inf, 2, 12)
-    assert [node for node, _ in nothing] == [(-k, 0) for k in range(12)]
+    assert [node for node, _ in nothing] == [(-k, 0) for k in range(24)]
 
 
 def test_an_optimum_at_the_end_of_the_budget_is_told():
-    losses = swept(bowl((20, 0)), 2, 12)
-    assert not interior(chosen(losses), {node for node, _ in losses})
+    losses = swept(bowl((30, 0)), 2, 12)
+    assert len(losses) == 24
+    assert not inside(losses)
 
 
 def test_values_and_final_runs():

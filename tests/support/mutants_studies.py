@@ -20,9 +20,23 @@ MUTANTS = [
     Mutant(
         "a sweep goes on after its budget",
         "docs/studies/protocol.py",
-        "if len(losses) >= budget:",
-        "if len(losses) > budget:",
-        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs",
+        "(len(losses) >= budget and",
+        "(len(losses) > budget and",
+        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
+    ),
+    Mutant(
+        "a sweep ends at an edge",
+        "docs/studies/protocol.py",
+        "len(losses) >= 2 * budget or (len(losses) >= budget and interior(chosen(losses), means))",
+        "len(losses) >= budget",
+        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
+    ),
+    Mutant(
+        "a sweep to an optimum that is nowhere never ends",
+        "docs/studies/protocol.py",
+        "len(losses) >= 2 * budget or ",
+        "len(losses) >= 9 * budget or ",
+        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
     ),
     Mutant(
         "a setting with one lucky seed is chosen over a mean",
@@ -148,7 +162,7 @@ MUTANTS = [
         "docs/studies/pages.py",
         '" (at an edge)" * (not row.interior)',
         '""',
-        "tests/studies/test_studies.py::test_the_table_has_the_numbers_of_the_runs",
+        "tests/studies/test_studies.py::test_a_sweep_that_ends_at_an_edge_is_told",
     ),
     Mutant(
         "rows of a start are scattered to one side",
