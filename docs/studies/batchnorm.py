@@ -47,6 +47,7 @@ class BatchNorm:
         ("psi_sgdm_nesterov", "sgd_plain"),
         ("psi_sgdm_nesterov", "psi_sgdm"),
         ("psi_adam", "adamw_decay"),
+        ("muon_decay", "muonh"),
         ("muonh", "psimuon"),
         ("muon_decay", "psimuon"),
     )

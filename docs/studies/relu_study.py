@@ -16,7 +16,7 @@ class ReLUStudy(BatchNorm):
     title = "ReLU networks"
     page = "relu"
     methods: tuple[str, ...] = ("sgd_decay", "adamw_decay", "sgd_plain", "units_sgd", "units_adam", "muon_decay")
-    pairs: tuple[tuple[str, str], ...] = (("units_sgd", "sgd_plain"),)
+    pairs: tuple[tuple[str, str], ...] = (("units_sgd", "sgd_plain"), ("units_adam", "adamw_decay"))
 
     def network(self) -> nn.Module:
         """The same convolutions with biases, and ReLU: 41,530 parameters, 41,040 of them in the convolutions."""

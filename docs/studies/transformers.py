@@ -32,7 +32,12 @@ class Transformers:
         "pairs_adam",
         "psi_pairs",
     )
-    pairs: tuple[tuple[str, str], ...] = ()
+    pairs: tuple[tuple[str, str], ...] = (
+        ("psimuon_muonh", "muonh"),
+        ("muon_decay", "muonh"),
+        ("muon_decay", "psimuon_muonh"),
+        ("psi_pairs", "pairs_adam"),
+    )
     budget = 15
     points = 16
     steps = 768
