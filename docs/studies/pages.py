@@ -14,7 +14,7 @@ import matplotlib
 from . import protocol
 from .loop import FollowUp, Study
 from .methods import load
-from .runs import Record, complete, hours, method_in, read, sweep
+from .runs import Record, check_centres, complete, hours, method_in, read, sweep
 
 __all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
@@ -124,9 +124,9 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
     if not complete(study, method, losses):
         return None
     node = protocol.chosen(losses)
-    made = {(r["phase"], r["seed"], r["values"]["lr"]): r for r in records if tuple(r["node"]) == node}
+    made = {(r["phase"], r["seed"], *r["values"].values()): r for r in records}
     runs = protocol.final_runs(method.knobs, node)
-    keys = [(run.phase, run.seed, run.values["lr"]) for run in runs]
+    keys = [(run.phase, run.seed, *run.values.values()) for run in runs]
     if any(key not in made for key in keys):
         return None
     results, seeds = [made[key] for key in keys], len(protocol.FINAL_SEEDS)
@@ -207,10 +207,12 @@ def _drift(studies: Sequence[type[Study]], results: Path) -> str:
     for name in (name for name in studies[0].methods if any(name in study.methods for study in studies[1:])):
         cells = []
         for study in studies:
-            method, losses = method_in(study, name, results / study.name), sweep(read(results / study.name, name))
+            method, records = method_in(study, name, results / study.name), read(results / study.name, name)
+            losses = sweep(records)
             if method is None or not complete(study, method, losses):
                 cells.append("–")
                 continue
+            check_centres(method, records)
             node = protocol.chosen(losses)
             rate = protocol.values(method.knobs, node)["lr"]
             loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)

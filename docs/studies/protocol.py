@@ -65,8 +65,8 @@ def values(knobs: Mapping[str, float], node: Node) -> dict[str, float]:
 def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, int] | None:
     """Setting and seed of the next run of a sweep over `dimension` knobs; None after `budget` runs.
 
-    Where the setting that is chosen then is not in the interior of what was tried, the sweep goes on until it is, up to twice
-    `budget`. A function of what has been found, so that a sweep may stop anywhere. In this order, about the best setting so far:
+    Where the best setting has fewer seeds than others then, or is not in the interior of what was tried, the sweep goes on until
+    that is mended, up to twice `budget`. A function of what has been found, so that a sweep may stop anywhere. In this order, about the best setting so far:
 
     1. where every run diverged, a smaller rate;
     2. both neighbours on each knob, then further ones until there are `LEAST` with the best inside;
@@ -77,9 +77,9 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
     if not losses:
         return (0,) * dimension, 0
     means = _means(losses)
-    if len(losses) >= 2 * budget or (len(losses) >= budget and interior(chosen(losses), means)):
-        return None
     best = min(means, key=lambda node: (means[node], node))
+    if len(losses) >= 2 * budget or (len(losses) >= budget and best == chosen(losses) and interior(best, means)):
+        return None
     if math.isinf(means[best]):
         return _moved(min(means), 0, -1), 0
     seeds = {node: {seed for other, seed in losses if other == node} for node in means}
@@ -153,10 +153,16 @@ def reached(curve: Sequence[float], target: float) -> float:
 
 
 def _means(losses: Losses) -> dict[Node, float]:
-    """Mean loss over the seeds of each setting."""
+    """Mean loss over the seeds of each setting, less what a seed adds to the loss of seed 0 on average of the settings with both."""
+    added: dict[int, float] = {}
+    for seed in {seed for _, seed in losses}:
+        pairs = [
+            loss - losses[node, 0] for (node, other), loss in losses.items() if other == seed and (node, 0) in losses
+        ]
+        added[seed] = statistics.fmean([more for more in pairs if math.isfinite(more)] or [0.0])
     found: dict[Node, list[float]] = {}
-    for (node, _), loss in losses.items():
-        found.setdefault(node, []).append(loss)
+    for (node, seed), loss in losses.items():
+        found.setdefault(node, []).append(loss - added[seed])
     return {node: statistics.fmean(sample) for node, sample in found.items()}
 
 

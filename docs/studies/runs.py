@@ -28,6 +28,7 @@ from .protocol import Node, Run
 __all__ = [
     "RESULTS",
     "again",
+    "check_centres",
     "chosen_in",
     "complete",
     "hours",
@@ -102,7 +103,7 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
 
     Raises `RetractError` if these are of other centres than the method has now.
     """
-    _check_centres(method, records)
+    check_centres(method, records)
     kind = study if isinstance(study, type) else type(study)
     if issubclass(kind, FollowUp):
         here = (0,) * len(method.knobs)
@@ -120,7 +121,7 @@ def _missing(runs: Sequence[Run], records: Sequence[Record]) -> Run | None:
     return next((run for run in runs if (run.phase, run.values, run.seed) not in done), None)
 
 
-def _check_centres(method: Method, records: Sequence[Record]) -> None:
+def check_centres(method: Method, records: Sequence[Record]) -> None:
     """Raise `RetractError` if the runs in `records` are of other centres than `method` has now."""
     for record in records:
         if record["phase"] == "sweep" and record["values"] != protocol.values(method.knobs, tuple(record["node"])):

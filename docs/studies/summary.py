@@ -29,7 +29,7 @@ def generated(study: type[Study], folder: Path) -> str:
         cells += ["–", "baseline"] if row is base else [pages.difference(row, base, key), _verdict(row, base, key)]
         lines.append(f"| {' | '.join(cells)} |")
     missing = len(study.methods) - len(found)
-    more = [f"{missing} more are being measured."] * (missing > 0)
+    more = [f"Being measured: {missing} more."] * (missing > 0)
     return "\n\n".join(["\n".join(lines), *pages.compared(found, study), *more])
 
 

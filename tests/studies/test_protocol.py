@@ -56,14 +56,38 @@ def inside(losses):
 
 @pytest.mark.parametrize("dimension", [1, 2, 3])
 def test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid(dimension):
+    def settled(runs):
+        """Whether the setting that is chosen is the best, and inside."""
+        losses = dict(runs)
+        return inside(losses) and losses[chosen(losses), 0] == min(losses.values())
+
     found = set()
     for budget, optimum in itertools.product((1, 7, 12, 30, 41), range(-6, 7)):
-        runs = list(swept(bowl((optimum,) * dimension, noise=0.01), dimension, budget).items())
+        runs = list(swept(bowl((optimum,) * dimension), dimension, budget).items())
         assert budget <= len(runs) <= 2 * budget
-        assert inside(dict(runs)) or len(runs) == 2 * budget
-        assert not any(inside(dict(runs[:count])) for count in range(budget, len(runs)))
+        assert settled(runs) or len(runs) == 2 * budget
+        assert not any(settled(runs[:count]) for count in range(budget, len(runs)))
         found.add(len(runs) == budget)
     assert found == {True, False}
+
+
+def test_a_setting_that_has_fewer_seeds_than_others_is_not_passed_over():
+    """It gets its seeds and its neighbours after the budget, and is chosen."""
+    losses = swept(bowl((0, 0)), 2, 30)
+    late = next(node for node, _ in losses if sum(other == node for other, _ in losses) == 1)
+    losses[late, 0] = 0.1
+    assert chosen(losses) == (0, 0)
+    losses = swept(lambda node, seed: 0.1 if node == late else bowl((0, 0))(node, seed), 2, 30, losses)
+    assert 30 < len(losses) < 60
+    assert chosen(losses) == late
+    assert inside(losses)
+
+
+def test_a_seed_that_is_harder_for_all_settings_decides_nothing():
+    """Else a setting with the first seed alone looks better than one that has a harder seed too."""
+    plain = bowl((1, -1), noise=0.01)
+    losses = swept(lambda node, seed: plain(node, seed) + 0.1 * (seed % 2), 2, 30)
+    assert list(losses) == list(swept(plain, 2, 30))
 
 
 def test_the_best_settings_get_several_seeds_and_only_such_are_chosen():

@@ -273,6 +273,18 @@ def test_methods_that_are_not_finished_are_not_compared(stored):
     )
 
 
+def test_runs_of_an_earlier_choice_serve_the_one_after_it(stored):
+    """A sweep that goes on may choose twice the rate: runs at ½ and 2 times it are there already, and no run is missing."""
+    found = runs.read(stored / "tiny", "psi_sgdm")
+    moved = [{**r, "node": [0, 1]} if r["phase"] != "sweep" else r for r in found]
+    final = [{**r, "values": {**r["values"], "lr": r["values"]["lr"] / 2}} for r in moved if r["phase"] != "sweep"]
+    runs.store(stored / "tiny", load("psi_sgdm"), [r for r in moved if r["phase"] == "sweep"] + final)
+    while (run := runs.next_run(Tiny, load("psi_sgdm"), found := runs.read(stored / "tiny", "psi_sgdm"))) is not None:
+        more = {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, "loss": 0.4}
+        runs.store(stored / "tiny", load("psi_sgdm"), [*found, {**final[0], **more}])
+    assert "| PSI-SGDM | 0.2 | 0.2 | – |" in pages.generated(Tiny, stored / "tiny")
+
+
 def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(stored):
     """PSI-SGDM has its least loss at twice the centres in `stored`; here at four times that."""
     found = make(Wider, "psi_sgdm", stored, lambda run: 0.5 + 0.02 * (run.node[0] - 2) ** 2, None)
@@ -287,6 +299,10 @@ def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(store
     assert "The median run takes 36 s (Tiny), 36 s (Wider)." in text
     with pytest.raises(RetractError, match="have changed"):
         runs.next_run(Wider, load("psi_sgdm"), runs.read(stored / "wider", "psi_sgdm"))
+    ends = {"test accuracy": 60.0, "test loss": 1.0}
+    make(Tiny, "psi_sgdm", stored, lambda run: 0.5 + 0.02 * sum(k * k for k in run.node), lambda run: ends)
+    with pytest.raises(RetractError, match="have changed"):
+        pages.generated(Tiny, stored / "tiny", (Wider,))
 
 
 def test_a_study_may_have_another_centre_of_the_rest(stored):

@@ -27,9 +27,30 @@ MUTANTS = [
     Mutant(
         "a sweep ends at an edge",
         "docs/studies/protocol.py",
-        "len(losses) >= 2 * budget or (len(losses) >= budget and interior(chosen(losses), means))",
+        "len(losses) >= 2 * budget or (len(losses) >= budget and best == chosen(losses) and interior(best, means))",
         "len(losses) >= budget",
         "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
+    ),
+    Mutant(
+        "a better setting with fewer seeds is passed over",
+        "docs/studies/protocol.py",
+        "and best == chosen(losses) and",
+        "and",
+        "tests/studies/test_protocol.py::test_a_setting_that_has_fewer_seeds_than_others_is_not_passed_over",
+    ),
+    Mutant(
+        "a setting with an easy seed looks better than one with more seeds",
+        "docs/studies/protocol.py",
+        "append(loss - added[seed])",
+        "append(loss)",
+        "tests/studies/test_protocol.py::test_a_seed_that_is_harder_for_all_settings_decides_nothing",
+    ),
+    Mutant(
+        "runs of an earlier choice are missing at the one after it",
+        "docs/studies/pages.py",
+        '*r["values"].values()): r for r in records}',
+        '*r["values"].values()): r for r in records if tuple(r["node"]) == node}',
+        "tests/studies/test_studies.py::test_runs_of_an_earlier_choice_serve_the_one_after_it",
     ),
     Mutant(
         "a sweep to an optimum that is nowhere never ends",
