@@ -6,6 +6,7 @@ from typing import Any
 
 import retract
 from retract import psi
+from retract.errors import RetractError
 from retract.manifolds import FixedRank, Manifold, Rows
 from torch import Tensor, nn
 
@@ -72,4 +73,12 @@ def relative(weights: list[nn.Parameter], lr: float, **options: float) -> list[d
 def _weights(network: nn.Module, example: Tensor) -> set[str]:
     if hidden := getattr(network, "hidden", None):
         return {*hidden}
-    return {finding.name for finding in psi.find(network, example).invariant if len(finding.shape) > 1}
+    report = psi.find(network, example)
+    felt = [finding for finding in report if finding.granularity == "none" and " eps " in finding.reason]
+    if any(len(finding.shape) > 1 for finding in felt):
+        raise RetractError(
+            "which weights are scale-invariant depends on the start: "
+            + "; ".join(f"{finding.name}: {finding.reason}" for finding in felt)
+            + ". Make eps smaller, so that methods have the same weights from every start"
+        )
+    return {finding.name for finding in report.invariant if len(finding.shape) > 1}

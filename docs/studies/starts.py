@@ -15,8 +15,14 @@ SCATTERED = 4.0
 
 
 def scaled(network: nn.Module, factor: float | None) -> nn.Module:
-    """`network` with the weights of its convolutions times `factor`, or, where that is None, with their rows scattered."""
+    """`network` with the weights of its convolutions times `factor`, or, where that is None, with their rows scattered.
+
+    The eps of BatchNorm becomes smaller with the square of the least factor, so that it is felt no more than before.
+    """
+    least = min(1.0, 2.0**-SCATTERED if factor is None else factor)
     for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps *= least**2
         if isinstance(layer, nn.Conv2d):
             with torch.no_grad():
                 layer.weight.mul_(_scattering(layer.weight) if factor is None else factor)

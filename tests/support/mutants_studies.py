@@ -193,6 +193,20 @@ MUTANTS = [
         "tests/studies/test_starts.py::test_a_start_is_the_same_function[0.0]",
     ),
     Mutant(
+        "an eps is felt more by smaller rows",
+        "docs/studies/starts.py",
+        "layer.eps *= least**2",
+        "layer.eps *= 1.0",
+        "tests/studies/test_starts.py::test_methods_have_the_same_weights_from_every_start",
+    ),
+    Mutant(
+        "weights that an eps hides are among the others",
+        "docs/studies/split.py",
+        "if any(len(finding.shape) > 1 for finding in felt):",
+        "if False:",
+        "tests/studies/test_starts.py::test_a_start_whose_eps_is_felt_is_refused",
+    ),
+    Mutant(
         "a study that follows takes other values",
         "docs/studies/runs.py",
         "here = (0,) * len(method.knobs)",
