@@ -66,7 +66,8 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
     """Setting and seed of the next run of a sweep over `dimension` knobs; None after `budget` runs.
 
     Where the best setting has fewer seeds than others then, or is not in the interior of what was tried, the sweep goes on until
-    that is mended, up to twice `budget`. A function of what has been found, so that a sweep may stop anywhere. In this order, about the best setting so far:
+    that is mended, up to twice `budget`. A function of what has been found, so that a sweep may stop anywhere. In this order, about
+    the best setting so far:
 
     1. where every run diverged, a smaller rate;
     2. both neighbours on each knob, then further ones until there are `LEAST` with the best inside;

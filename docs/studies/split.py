@@ -74,8 +74,8 @@ def _weights(network: nn.Module, example: Tensor) -> set[str]:
     if hidden := getattr(network, "hidden", None):
         return {*hidden}
     report = psi.find(network, example)
-    felt = [finding for finding in report if finding.granularity == "none" and " eps " in finding.reason]
-    if any(len(finding.shape) > 1 for finding in felt):
+    matrices = [finding for finding in report if len(finding.shape) > 1]
+    if felt := [finding for finding in matrices if finding.granularity == "none" and " eps " in finding.reason]:
         raise RetractError(
             "which weights are scale-invariant depends on the start: "
             + "; ".join(f"{finding.name}: {finding.reason}" for finding in felt)

@@ -202,8 +202,8 @@ MUTANTS = [
     Mutant(
         "weights that an eps hides are among the others",
         "docs/studies/split.py",
-        "if any(len(finding.shape) > 1 for finding in felt):",
-        "if False:",
+        'and " eps " in finding.reason]',
+        "and False]",
         "tests/studies/test_starts.py::test_a_start_whose_eps_is_felt_is_refused",
     ),
     Mutant(
