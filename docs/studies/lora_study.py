@@ -106,11 +106,12 @@ class Lora4(Lora):
 
 
 class Lora32(Lora):
-    """Adapters of rank 32."""
+    """Adapters of rank 32. The last layer alone is not trained again: it has no rank."""
 
     name = "lora-32"
     title = "LoRA of rank 32"
     rank = 32
+    methods = Lora.methods[:-1]
 
 
 class _Passages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from .methods import Method, load
 from .runs import Record, chosen_in, machine, read, store
 from .split import on, split
 
-__all__ = ["DRIVEN", "FOLDER", "METHODS", "PARTS", "SEEDS", "Turns", "drive", "made", "work"]
+__all__ = ["DRIVEN", "FOLDER", "METHODS", "PARTS", "SEEDS", "Turns", "drive", "made", "settings", "stored", "work"]
 
 FOLDER = "mechanism"
 METHODS = ("sgd_decay", "psi_sgdm_nesterov", "psi_sgdm", "psi_adam", "muonh")
@@ -103,10 +103,9 @@ def drive(groups: list[dict[str, Any]], weights: list[nn.Parameter], angles: lis
     return optimizer
 
 
-def made(study: Study, name: str, settings: Mapping[str, Mapping[str, float]], seed: int) -> Record:
-    """The record of a final run, with the mean turn of a row per step, in rad, in each of `PARTS` parts of it; `settings` of `METHODS`, by name."""
-    base = load(METHODS[0] if name == DRIVEN else name)
-    values, turns = settings[base.name], list[Turns]()
+def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Record:
+    """The record of a final run at `values`, with the mean turn of a row per step, in rad, in each of `PARTS` parts of it."""
+    base, turns = load(METHODS[0] if name == DRIVEN else name), list[Turns]()
 
     def followed(network: nn.Module, example: Tensor, **knobs: float) -> list[Optimizer]:
         optimizers = base.optimizers(network, example, **knobs)
@@ -138,27 +137,34 @@ def work(study: Study, results: Path, minutes: float, tell: Callable[[str], None
     end = time.monotonic() + 60.0 * minutes
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {}
-    for name in METHODS:
-        values = chosen_in(study, name, results)
-        if values is None:
+    chosen: dict[str, dict[str, float]] = {}
+    for name, found in settings(study, results).items():
+        if found is None:
             raise RetractError(
                 f"{name} is not yet swept in the study {study.name}, which chooses its setting: run that first"
             )
-        settings[name] = values
-    for name, seed in _missing(folder, settings):
-        if time.monotonic() > end:
-            return
-        record = made(study, name, settings, seed)
-        kept = [other for other in read(folder, name) if other["values"] == record["values"]]
-        store(folder, Method(name, "", record["values"], list), [*kept, record])
-        tell(f"{name}, seed {seed}: loss {record['loss'] or math.inf:.4f}, {record['seconds']} s")
-
-
-def _missing(folder: Path, settings: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, int]]:
-    """Methods and seeds of which no run at the chosen setting is stored."""
+        chosen[name] = found
     for seed in SEEDS:
-        for name in (*METHODS, DRIVEN):
-            values = settings[METHODS[0] if name == DRIVEN else name]
-            if (seed, values) not in [(record["seed"], record["values"]) for record in read(folder, name)]:
-                yield name, seed
+        for name, values in chosen.items():
+            kept = stored(results, chosen)[name]
+            if seed in [record["seed"] for record in kept]:
+                continue
+            if time.monotonic() > end:
+                return
+            record = made(study, name, values, seed)
+            store(folder, Method(name, "", record["values"], list), [*kept, record])
+            tell(f"{name}, seed {seed}: loss {record['loss'] or math.inf:.4f}, {record['seconds']} s")
+
+
+def settings(study: Study | type[Study], results: Path) -> dict[str, dict[str, float] | None]:
+    """What `study` has chosen for each of `METHODS`, None where it is not complete; `DRIVEN` has the setting of the first."""
+    chosen = {name: chosen_in(study, name, results) for name in METHODS}
+    return {**chosen, DRIVEN: chosen[METHODS[0]]}
+
+
+def stored(results: Path, chosen: Mapping[str, Mapping[str, float] | None]) -> dict[str, list[Record]]:
+    """The runs of each method at its setting."""
+    return {
+        name: [record for record in read(results / FOLDER, name) if record["values"] == values]
+        for name, values in chosen.items()
+    }

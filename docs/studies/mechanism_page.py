@@ -6,8 +6,9 @@ import statistics
 from pathlib import Path
 
 from . import mechanism, pages
+from .batchnorm import BatchNorm
 from .methods import load
-from .runs import Record, hours, read
+from .runs import Record, hours
 
 __all__ = ["generated"]
 
@@ -17,7 +18,7 @@ SHARES = (1, 4, 8, 12, 15)
 
 def generated(results: Path) -> str:
     """Markdown: turns of rows in the course of a run, and test accuracies with differences to the baseline, seed by seed."""
-    stored = {name: read(results / mechanism.FOLDER, name) for name in (*mechanism.METHODS, mechanism.DRIVEN)}
+    stored = mechanism.stored(results, mechanism.settings(BatchNorm, results))
     base, count = stored[mechanism.METHODS[0]], len(mechanism.SEEDS)
     if any(len(records) < count for records in stored.values()):
         return f"Not run yet: {sum(count - len(records) for records in stored.values())} of {count * len(stored)} runs are missing."
