@@ -14,7 +14,7 @@ import matplotlib
 from . import protocol
 from .loop import FollowUp, Study
 from .methods import load
-from .runs import Record, check_centres, complete, hours, method_in, read, sweep
+from .runs import Record, check_centres, complete, hours, matched, method_in, read, sweep
 
 __all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
@@ -114,22 +114,18 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
     if method is None:
         return None
     if issubclass(study, FollowUp):
-        runs = protocol.final_runs(method.knobs, (0,) * len(method.knobs))[: study.seeds]
-        stored = {record["seed"]: record for record in records if record["values"] == method.knobs}
-        final = [stored[run.seed] for run in runs if run.seed in stored]
+        final, missing = matched(protocol.final_runs(method.knobs, (0,) * len(method.knobs))[: study.seeds], records)
         swept = sweep(read(folder.parent / study.after.name, name)) if study.after else {}
         inside = protocol.interior(protocol.chosen(swept), {node for node, _ in swept})
-        return Row(method.title, method.knobs, inside, final, []) if len(final) == len(runs) else None
+        return None if missing else Row(method.title, method.knobs, inside, final, [])
     losses = sweep(records)
     if not complete(study, method, losses):
         return None
     node = protocol.chosen(losses)
-    made = {(r["phase"], r["seed"], *r["values"].values()): r for r in records}
-    runs = protocol.final_runs(method.knobs, node)
-    keys = [(run.phase, run.seed, *run.values.values()) for run in runs]
-    if any(key not in made for key in keys):
+    results, missing = matched(protocol.final_runs(method.knobs, node), records)
+    if missing:
         return None
-    results, seeds = [made[key] for key in keys], len(protocol.FINAL_SEEDS)
+    seeds = len(protocol.FINAL_SEEDS)
     final, others = results[:seeds], results[seeds:]
     pairs = [final[:2], *(others[i : i + 2] for i in range(0, len(others), 2))]
     minded = [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]

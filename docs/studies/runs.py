@@ -33,6 +33,7 @@ __all__ = [
     "complete",
     "hours",
     "machine",
+    "matched",
     "method_in",
     "next_run",
     "read",
@@ -107,18 +108,21 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
     kind = study if isinstance(study, type) else type(study)
     if issubclass(kind, FollowUp):
         here = (0,) * len(method.knobs)
-        return _missing(protocol.final_runs(method.knobs, here)[: kind.seeds], records)
+        return matched(protocol.final_runs(method.knobs, here)[: kind.seeds], records)[1]
     losses, count = sweep(records), _swept_knobs(study, method)
     found = protocol.next_of_sweep(count, losses, study.budget * count)
     if found is not None:
         node, seed = found
         return Run("sweep", protocol.values(method.knobs, node), seed, node)
-    return None if study.after else _missing(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)
+    return None if study.after else matched(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)[1]
 
 
-def _missing(runs: Sequence[Run], records: Sequence[Record]) -> Run | None:
-    done = [(record["phase"], record["values"], record["seed"]) for record in records]
-    return next((run for run in runs if (run.phase, run.values, run.seed) not in done), None)
+def matched(wanted: Sequence[Run], records: Iterable[Record]) -> tuple[list[Record], Run | None]:
+    """What is stored of the runs `wanted`, and the first of them that is not there."""
+    found = {(record["phase"], record["seed"], *record["values"].items()): record for record in records}
+    made = [(run, found.get((run.phase, run.seed, *run.values.items()))) for run in wanted]
+    there = [record for _, record in made if record is not None]
+    return there, next((run for run, record in made if record is None), None)
 
 
 def check_centres(method: Method, records: Sequence[Record]) -> None:

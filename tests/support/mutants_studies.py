@@ -48,8 +48,8 @@ MUTANTS = [
     Mutant(
         "runs of an earlier choice are missing at the one after it",
         "docs/studies/pages.py",
-        '*r["values"].values()): r for r in records}',
-        '*r["values"].values()): r for r in records if tuple(r["node"]) == node}',
+        "matched(protocol.final_runs(method.knobs, node), records)",
+        'matched(protocol.final_runs(method.knobs, node), [r for r in records if tuple(r["node"]) == node])',
         "tests/studies/test_studies.py::test_runs_of_an_earlier_choice_serve_the_one_after_it",
     ),
     Mutant(
@@ -153,8 +153,8 @@ MUTANTS = [
     Mutant(
         "runs at several multiples of the rate are taken for one",
         "docs/studies/runs.py",
-        "(run.phase, run.values, run.seed) not in done",
-        "(run.phase, run.seed) not in [(phase, seed) for phase, _, seed in done]",
+        "found.get((run.phase, run.seed, *run.values.items()))",
+        "{key[:2]: record for key, record in found.items()}.get((run.phase, run.seed))",
         "tests/studies/test_studies.py::test_runs_are_stored_one_by_one_and_go_on",
     ),
     Mutant(
@@ -258,8 +258,8 @@ MUTANTS = [
     Mutant(
         "a follow-up hides that its rate was at an edge",
         "docs/studies/pages.py",
-        "return Row(method.title, method.knobs, inside, final, [])",
-        "return Row(method.title, method.knobs, True, final, [])",
+        "else Row(method.title, method.knobs, inside, final, [])",
+        "else Row(method.title, method.knobs, True, final, [])",
         "tests/studies/test_relu_and_resnet20.py::test_a_rate_at_an_edge_of_the_sweep_before_is_told",
     ),
     Mutant(
@@ -272,8 +272,8 @@ MUTANTS = [
     Mutant(
         "a follow-up is compared before it has all its seeds",
         "docs/studies/pages.py",
-        "final, []) if len(final) == len(runs) else None",
-        "final, []) if final else None",
+        "return None if missing else Row(",
+        "return None if not final else Row(",
         "tests/studies/test_relu_and_resnet20.py::test_a_method_without_all_its_seeds_is_not_compared",
     ),
     Mutant(
@@ -328,8 +328,8 @@ MUTANTS = [
     Mutant(
         "a study after another runs on after its sweep",
         "docs/studies/runs.py",
-        "return None if study.after else _missing(",
-        "return _missing(",
+        "return None if study.after else matched(",
+        "return matched(",
         "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
     ),
     Mutant(
