@@ -177,7 +177,7 @@ def test_every_method_trains_and_does_so_again_bit_by_bit(study, name):
 
 @pytest.mark.parametrize("name", Lora.methods)
 def test_every_knob_of_a_method_moves_what_it_says(study, name):
-    """In the first step from factors that are not zero: ``lr`` both, ``ratio`` only B, and ``rest`` the last layer."""
+    """In the first step from factors that are not zero: ``lr`` and ``decay`` both, ``ratio`` only B, and ``rest`` the last layer."""
 
     def prepare(network):
         for p in factors(network)[1]:
@@ -191,7 +191,7 @@ def test_every_knob_of_a_method_moves_what_it_says(study, name):
     method = load(name)
     before, a, b = after()
     head = {"head.weight", "head.bias"}
-    expected = {"lr": head if name == "lora_head" else a | b, "ratio": b, "rest": head}
+    expected = {"lr": head if name == "lora_head" else a | b, "decay": a | b, "ratio": b, "rest": head}
     for knob, centre in method.knobs.items():
         moved = {key for key, value in after(**{knob: 2 * centre})[0].items() if not value.equal(before[key])}
         assert moved == expected[knob], knob

@@ -4,7 +4,7 @@ from torch.optim import AdamW
 from studies.adapters import factors
 
 TITLE = "LoRA+"
-KNOBS = {"lr": 5e-4, "rest": 0.016, "ratio": 16.0}
+KNOBS = {"lr": 1e-3, "rest": 0.016, "ratio": 16.0}
 
 
 def optimizers(network: nn.Module, example: Tensor, lr: float, rest: float, ratio: float) -> list[AdamW]:
