@@ -54,6 +54,7 @@ class BatchNorm:
     budget = 15
     points = 16
     steps = _EPOCHS * _STEPS // points * points
+    warm_up = 0
     scores: tuple[str, ...] = ("accuracy", "loss")
     rest: float | None = None
     after: type[Study] | None = None

@@ -37,6 +37,8 @@ class Study(Protocol):
     """At which the held-out loss is taken, the last at the end."""
     steps: int
     """Of a run; a multiple of `points`."""
+    warm_up: int
+    """Steps in which rates rise linearly to the line on which they fall."""
     page: str
     """In docs/benchmarks, without its ending; it may have several studies."""
     pairs: tuple[tuple[str, str], ...]
@@ -86,7 +88,7 @@ class FollowUp:
 
 
 def train(study: Study, method: Method, values: Mapping[str, float], seed: int, final: bool) -> dict[str, Any]:
-    """Train a network, with rates that fall linearly to zero; the record of the run, for a JSON file.
+    """Train a network, with rates that fall linearly to zero after the warm-up; the record of the run, for a JSON file.
 
     `seed` decides initialization, order and augmentation, alike for all methods. Only a `final` run sees the test data, and nothing is chosen by them. A run whose
     loss is no number is ended, and has a loss of None. ``"seconds"`` are of the processor.
@@ -101,7 +103,7 @@ def train(study: Study, method: Method, values: Mapping[str, float], seed: int, 
     total = torch.zeros(())
     for step, (x, y) in enumerate(itertools.islice(batches, study.steps)):
         for group, lr in groups:
-            group["lr"] = lr * (1.0 - step / study.steps)
+            group["lr"] = lr * min((step + 1) / (study.warm_up + 1), 1.0 - step / study.steps)
         total += trained(study, network, optimizers, x, y)
         if (step + 1) % (study.steps // study.points) == 0:
             found = _evaluated(study.held_out, network)

@@ -56,6 +56,7 @@ class Lora:
     budget = 15
     points = 4
     steps = 128
+    warm_up = 0
     scores: tuple[str, ...] = ("accuracy", "loss")
     rest: float | None = None
     after: type[Study] | None = None

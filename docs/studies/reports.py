@@ -15,7 +15,7 @@ from .lora_study import Lora4, Lora32
 from .relu_study import ReLUStudy
 from .resnet20 import ResNet20, ResNet20Rates
 from .starts import STARTS
-from .transformers import Transformers, Transformers128, Transformers256
+from .transformers import Transformers, Transformers128, Transformers256, TransformersWarm
 
 __all__ = ["DOCS", "STUDIES", "filled", "tables", "write"]
 
@@ -29,6 +29,7 @@ STUDIES: tuple[type[Study], ...] = (
     Transformers,
     Transformers128,
     Transformers256,
+    TransformersWarm,
     Lora4,
     Lora32,
 )

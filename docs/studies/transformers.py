@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention, sil
 
 from .loop import Batches, Study
 
-__all__ = ["GPT", "Transformers", "Transformers128", "Transformers256"]
+__all__ = ["GPT", "Transformers", "Transformers128", "Transformers256", "TransformersWarm"]
 
 _LAYERS = 2
 _HEAD = 16
@@ -41,6 +41,7 @@ class Transformers:
     budget = 15
     points = 16
     steps = 768
+    warm_up = 0
     page = "transformers"
     scores: tuple[str, ...] = ("loss",)
     rest: float | None = 0.016
@@ -102,6 +103,15 @@ class Transformers256(Transformers128):
     name = "transformers-256"
     title = "width 256"
     width = 256
+
+
+class TransformersWarm(Transformers128):
+    """Width 64 with a warm-up over a tenth of the steps."""
+
+    name = "transformers-warm"
+    title = "width 64, warm-up"
+    warm_up = 77
+    width = 64
 
 
 class GPT(nn.Module):

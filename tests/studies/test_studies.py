@@ -109,7 +109,15 @@ def test_every_knob_of_a_method_moves_what_it_says(study, name, tmp_path):
         assert moved == expected[knob], knob
 
 
-def test_rates_fall_linearly_to_zero_from_each_knob():
+@pytest.mark.parametrize(
+    ("warm_up", "shares"),
+    [
+        (0, [(16 - step) / 16 for step in range(16)]),
+        (3, [1 / 4, 2 / 4, 3 / 4, *((16 - step) / 16 for step in range(3, 16))]),
+    ],
+)
+def test_rates_rise_and_fall_linearly_to_zero_from_each_knob(warm_up, shares, monkeypatch):
+    monkeypatch.setattr(Tiny, "warm_up", warm_up)
     seen = []
 
     class Watched(torch.optim.SGD):
@@ -122,7 +130,7 @@ def test_rates_fall_linearly_to_zero_from_each_knob():
         return [Watched([{"params": [first], "lr": lr}, {"params": others, "lr": rest}])]
 
     train(Tiny(), methods.Method("watched", "", {}, optimizers), {"lr": 0.5, "rest": 0.25}, 0, final=False)
-    assert seen == [[0.5 * (16 - step) / 16, 0.25 * (16 - step) / 16] for step in range(16)]
+    assert seen == [[0.5 * share, 0.25 * share] for share in shares]
 
 
 def test_only_final_runs_see_the_test_data():

@@ -125,9 +125,16 @@ MUTANTS = [
     Mutant(
         "rates do not fall",
         "docs/studies/loop.py",
-        'group["lr"] = lr * (1.0 - step / study.steps)',
-        'group["lr"] = lr',
-        "tests/studies/test_studies.py::test_rates_fall_linearly_to_zero_from_each_knob",
+        "(study.warm_up + 1), 1.0 - step / study.steps)",
+        "(study.warm_up + 1), 1.0)",
+        "tests/studies/test_studies.py::test_rates_rise_and_fall_linearly_to_zero_from_each_knob",
+    ),
+    Mutant(
+        "there is no warm-up",
+        "docs/studies/loop.py",
+        "min((step + 1) / (study.warm_up + 1), 1.0",
+        "min(1.0, 1.0",
+        "tests/studies/test_studies.py::test_rates_rise_and_fall_linearly_to_zero_from_each_knob",
     ),
     Mutant(
         "a run that diverged goes on",

@@ -47,6 +47,7 @@ class Tiny:
     budget = 6
     points = 16
     steps = 16
+    warm_up = 0
     scores = ("accuracy", "loss")
     rest = None
     after = None
