@@ -18,6 +18,8 @@ from .runs import Record, check_centres, complete, hours, matched, method_in, re
 
 __all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
+_NEARLY = 0.02
+"""How much more loss rates may have that are told to be nearly as good as the best."""
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
 
 
@@ -195,9 +197,10 @@ def _minded(found: dict[str, Row], study: type[Study]) -> str:
 
 
 def _drift(studies: Sequence[type[Study]], results: Path) -> str:
-    """The rates of the least held-out loss in each study, with that loss in parentheses; – where a sweep is not complete."""
+    """The rates of the least held-out loss in each study, with that loss in parentheses, and those about it that are nearly as good;
+    – where a sweep is not complete."""
     lines = [
-        f"| best lr (held-out loss) | {' | '.join(study.title for study in studies)} |",
+        f"| best lr (held-out loss), all within {_NEARLY} of it | {' | '.join(study.title for study in studies)} |",
         "| --- |" + " ---: |" * len(studies),
     ]
     for name in (name for name in studies[0].methods if any(name in study.methods for study in studies[1:])):
@@ -210,10 +213,12 @@ def _drift(studies: Sequence[type[Study]], results: Path) -> str:
                 continue
             check_centres(method, records)
             node = protocol.chosen(losses)
-            rate = protocol.values(method.knobs, node)["lr"]
+            rate, low, high = (
+                protocol.values(method.knobs, n)["lr"] for n in (node, *protocol.flat(losses, node, _NEARLY))
+            )
             loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)
             edge = ", at an edge" * (not protocol.interior(node, {node for node, _ in losses}))
-            cells.append(f"{rate:.3g} ({loss:.3f}{edge})")
+            cells.append(f"{rate:.3g} ({loss:.3f}{edge})" + f", {low:.3g} – {high:.3g}" * (low < high))
         lines.append(f"| {load(name).title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -19,6 +19,7 @@ __all__ = [
     "chosen",
     "estimate",
     "final_runs",
+    "flat",
     "interior",
     "next_of_sweep",
     "reached",
@@ -108,6 +109,21 @@ def chosen(losses: Losses) -> Node:
         counts[node] = counts.get(node, 0) + 1
     means, most = _means(losses), max(counts.values())
     return min((node for node in means if counts[node] == most), key=lambda node: (means[node], node))
+
+
+def flat(losses: Losses, node: Node, more: float) -> tuple[Node, Node]:
+    """The smallest and the largest rate about that of `node` up to which all were tried with the other knobs at `node`, with mean
+    losses that are larger by `more` at most."""
+    means = _means(losses)
+
+    def end(step: int) -> Node:
+        return next(
+            _moved(node, 0, step * n)
+            for n in itertools.count()
+            if means.get(_moved(node, 0, step * (n + 1)), math.inf) > means[node] + more
+        )
+
+    return end(-1), end(1)
 
 
 def final_runs(knobs: Mapping[str, float], node: Node) -> list[Run]:

@@ -12,7 +12,7 @@ def stored(tmp_path):
         centre = load(name).knobs["lr"]
 
         def loss(run, better=better, centre=centre):
-            found = 0.5 + 0.02 * sum((k - 1) ** 2 for k in run.node) + 0.001 * run.seed * (run.phase == "sweep")
+            found = 0.5 + 0.03 * sum((k - 1) ** 2 for k in run.node) + 0.001 * run.seed * (run.phase == "sweep")
             return found + 0.05 * abs(run.values["lr"] / centre - 2.0 ** run.node[0]) - better
 
         def final(run, better=better, loss=loss):

@@ -128,6 +128,15 @@ def test_an_optimum_at_the_end_of_the_budget_is_told():
     assert not inside(losses)
 
 
+def test_rates_that_are_nearly_as_good_have_no_worse_one_between():
+    """By hand: along the other knob and beyond a worse rate they do not count, and the second seed adds 1 to all."""
+    along = {-3: 0.0, -2: 0.4, -1: 0.1, 0: 0.0, 1: 0.2, 2: 0.2, 3: 0.3}
+    losses = {((k, 0), 0): loss for k, loss in along.items()} | {((0, 0), 1): 1.0, ((-1, 1), 0): 0.0}
+    assert protocol.flat(losses, (0, 0), 0.25) == ((-1, 0), (2, 0))
+    assert protocol.flat(losses, (0, 0), 0.05) == ((0, 0), (0, 0))
+    assert protocol.flat(losses, (0, 0), 1.0) == ((-3, 0), (3, 0))
+
+
 def test_values_and_final_runs():
     knobs = {"lr": 0.1, "rest": 0.2, "decay": 1e-3}
     assert values(knobs, (1, -2, 2)) == {"lr": 0.2, "rest": 0.05, "decay": 1.6e-2}

@@ -356,9 +356,16 @@ MUTANTS = [
     Mutant(
         "the drift of rates is told about other centres",
         "docs/studies/pages.py",
-        'rate = protocol.values(method.knobs, node)["lr"]',
-        'rate = protocol.values(load(name).knobs, node)["lr"]',
+        'protocol.values(method.knobs, n)["lr"] for n in',
+        'protocol.values(load(name).knobs, n)["lr"] for n in',
         "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
+    ),
+    Mutant(
+        "rates are nearly as good beyond a worse one",
+        "docs/studies/protocol.py",
+        "step * (n + 1)), math.inf) > means[node] + more",
+        "step * (n + 1)), math.inf) == math.inf",
+        "tests/studies/test_protocol.py::test_rates_that_are_nearly_as_good_have_no_worse_one_between",
     ),
     Mutant(
         "the relative rate is of the norm of a whole matrix",
