@@ -88,7 +88,7 @@ def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = (
         if not issubclass(study, FollowUp):
             parts += [f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)", _minded(found, study)]
         if wider:
-            parts.append(_drift((study, *wider), folder.parent))
+            parts += _drift((study, *wider), folder.parent)
     records = {name: read(folder, name) for name in study.methods}
     missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
     if missing:
@@ -196,31 +196,35 @@ def _minded(found: dict[str, Row], study: type[Study]) -> str:
     return "\n".join(lines).replace("inf", "diverged")
 
 
-def _drift(studies: Sequence[type[Study]], results: Path) -> str:
-    """The rates of the least held-out loss in each study, with that loss in parentheses, and those about it that are nearly as good;
-    – where a sweep is not complete."""
-    lines = [
-        f"| best lr (held-out loss), all within {_NEARLY} of it | {' | '.join(study.title for study in studies)} |",
-        "| --- |" + " ---: |" * len(studies),
-    ]
-    for name in (name for name in studies[0].methods if any(name in study.methods for study in studies[1:])):
-        cells = []
-        for study in studies:
-            method, records = method_in(study, name, results / study.name), read(results / study.name, name)
-            losses = sweep(records)
-            if method is None or not complete(study, method, losses):
-                cells.append("–")
-                continue
-            check_centres(method, records)
-            node = protocol.chosen(losses)
-            rate, low, high = (
-                protocol.values(method.knobs, n)["lr"] for n in (node, *protocol.flat(losses, node, _NEARLY))
-            )
-            loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)
-            edge = ", at an edge" * (not protocol.interior(node, {node for node, _ in losses}))
-            cells.append(f"{rate:.3g} ({loss:.3f}{edge})" + f", {low:.3g} – {high:.3g}" * (low < high))
-        lines.append(f"| {load(name).title} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _drift(studies: Sequence[type[Study]], results: Path) -> list[str]:
+    """Two tables; – where a sweep is not complete. The rates of the least held-out loss in each study, with that loss in
+    parentheses, and those about it that are nearly as good; and what the rate of the first study costs in the others."""
+    first, *others = studies
+    best = [f"| best lr (held-out loss), all within {_NEARLY} of it | {' | '.join(study.title for study in studies)} |"]
+    costs = [f"| loss more at the best lr of {first.title} | {' | '.join(study.title for study in others)} |"]
+    best.append("| --- |" + " ---: |" * len(studies))
+    costs.append("| --- |" + " ---: |" * len(others))
+    for name in (name for name in first.methods if any(name in study.methods for study in others)):
+        cells = [_rates(study, name, results) for study in studies]
+        best.append(f"| {load(name).title} | {' | '.join(found for found, _ in cells)} |")
+        costs.append(f"| {load(name).title} | {' | '.join(cost for _, cost in cells[1:])} |")
+    return ["\n".join(best), "\n".join(costs)]
+
+
+def _rates(study: type[Study], name: str, results: Path) -> tuple[str, str]:
+    """The best rate with those that are nearly as good, and how much larger the loss is at the centre."""
+    method, records = method_in(study, name, results / study.name), read(results / study.name, name)
+    losses = sweep(records)
+    if method is None or not complete(study, method, losses):
+        return "–", "–"
+    check_centres(method, records)
+    node, means = protocol.chosen(losses), protocol.means_of(losses)
+    nodes = (node, *protocol.flat(losses, node, _NEARLY))
+    rate, low, high = (protocol.values(method.knobs, n)["lr"] for n in nodes)
+    loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)
+    edge = ", at an edge" * (not protocol.interior(node, means))
+    more = means[(0,) * len(node)] - means[node]
+    return f"{rate:.3g} ({loss:.3f}{edge})" + f", {low:.3g} – {high:.3g}" * (low < high), f"{more:+.3f}"
 
 
 def ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:

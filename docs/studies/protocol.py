@@ -21,6 +21,7 @@ __all__ = [
     "final_runs",
     "flat",
     "interior",
+    "means_of",
     "next_of_sweep",
     "reached",
     "values",
@@ -78,7 +79,7 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
     """
     if not losses:
         return (0,) * dimension, 0
-    means = _means(losses)
+    means = means_of(losses)
     best = min(means, key=lambda node: (means[node], node))
     if len(losses) >= 2 * budget or (len(losses) >= budget and best == chosen(losses) and interior(best, means)):
         return None
@@ -107,14 +108,14 @@ def chosen(losses: Losses) -> Node:
     counts: dict[Node, int] = {}
     for node, _ in losses:
         counts[node] = counts.get(node, 0) + 1
-    means, most = _means(losses), max(counts.values())
+    means, most = means_of(losses), max(counts.values())
     return min((node for node in means if counts[node] == most), key=lambda node: (means[node], node))
 
 
 def flat(losses: Losses, node: Node, more: float) -> tuple[Node, Node]:
     """The smallest and the largest rate about that of `node` up to which all were tried with the other knobs at `node`, with mean
     losses that are larger by `more` at most."""
-    means = _means(losses)
+    means = means_of(losses)
 
     def end(step: int) -> Node:
         return next(
@@ -169,7 +170,7 @@ def reached(curve: Sequence[float], target: float) -> float:
     return math.inf
 
 
-def _means(losses: Losses) -> dict[Node, float]:
+def means_of(losses: Losses) -> dict[Node, float]:
     """Mean loss over the seeds of each setting, less what a seed adds to the loss of seed 0 on average of the settings with both."""
     added: dict[int, float] = {}
     for seed in {seed for _, seed in losses}:

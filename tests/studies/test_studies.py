@@ -303,6 +303,10 @@ def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(store
     assert "| best lr (held-out loss), all within 0.02 of it | Tiny | Wider |" in text
     assert "| PSI-SGDM | 0.2 (0.401) | 0.8 (0.500), 0.4 – 1.6 |" in text
     assert "| SGD with decay | 0.2 (0.500) | – |" in text
+    assert (
+        "| loss more at the best lr of Tiny | Wider |\n| --- | ---: |\n| SGD with decay | – |\n| PSI-SGDM | +0.060 |"
+        in text
+    )
     assert f"{57 + 7} runs, 0.6 hours" in text
     assert "The median run takes 36 s (Tiny), 36 s (Wider)." in text
     with pytest.raises(RetractError, match="have changed"):

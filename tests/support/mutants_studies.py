@@ -356,8 +356,8 @@ MUTANTS = [
     Mutant(
         "the drift of rates is told about other centres",
         "docs/studies/pages.py",
-        'protocol.values(method.knobs, n)["lr"] for n in',
-        'protocol.values(load(name).knobs, n)["lr"] for n in',
+        '(protocol.values(method.knobs, n)["lr"] for n in',
+        '(protocol.values(load(name).knobs, n)["lr"] for n in',
         "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
     ),
     Mutant(
@@ -366,6 +366,13 @@ MUTANTS = [
         "step * (n + 1)), math.inf) > means[node] + more",
         "step * (n + 1)), math.inf) == math.inf",
         "tests/studies/test_protocol.py::test_rates_that_are_nearly_as_good_have_no_worse_one_between",
+    ),
+    Mutant(
+        "a rate that is carried over costs nothing",
+        "docs/studies/pages.py",
+        "means[(0,) * len(node)] - means[node]",
+        "means[node] - means[node]",
+        "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
     ),
     Mutant(
         "the relative rate is of the norm of a whole matrix",
