@@ -95,10 +95,9 @@ def test_the_table(tmp_path, monkeypatch):
         ]
         (tmp_path / mechanism.FOLDER).mkdir(exist_ok=True)
         runs.store(tmp_path / mechanism.FOLDER, Method(name, "", {}, list), records[::-1])
+    # What is stored is of an earlier choice.
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: {"lr": 0.1})
-    assert (
-        mechanism_page.generated(tmp_path) == "Not run yet: 30 of 30 runs are missing."
-    )  # stored ones are of an earlier choice
+    assert mechanism_page.generated(tmp_path) == "Not run yet: 30 of 30 runs are missing."
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: {})
     lines = mechanism_page.generated(tmp_path).splitlines()
     assert lines[2] == "| SGD with decay | 15.0 | 12.0 | 8.0 | 4.0 | 1.0 | 62.00 ± 0.71 | – |"
