@@ -90,8 +90,8 @@ class FollowUp:
 def train(study: Study, method: Method, values: Mapping[str, float], seed: int, final: bool) -> dict[str, Any]:
     """Train a network, with rates that fall linearly to zero after the warm-up; the record of the run, for a JSON file.
 
-    `seed` decides initialization, order and augmentation, alike for all methods. Only a `final` run sees the test data, and nothing is chosen by them. A run whose
-    loss is no number is ended, and has a loss of None. ``"seconds"`` are of the processor.
+    `seed` decides initialization, order and augmentation, alike for all methods. Only a `final` run sees the test data, and nothing
+    is chosen by them. A run whose loss is no number is ended, and has a loss of None. ``"seconds"`` are of the processor.
     """
     start = time.process_time()
     torch.manual_seed(seed)

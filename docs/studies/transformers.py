@@ -105,13 +105,13 @@ class Transformers256(Transformers128):
     width = 256
 
 
-class TransformersWarm(Transformers128):
-    """Width 64 with a warm-up over a tenth of the steps."""
+class TransformersWarm(Transformers256):
+    """Width 256 with a warm-up over a tenth of the steps, for the baseline and for the most accurate method."""
 
     name = "transformers-warm"
-    title = "width 64, warm-up"
+    title = "width 256, warm-up"
+    methods: tuple[str, ...] = ("adamw_decay", "muon_decay")
     warm_up = 77
-    width = 64
 
 
 class GPT(nn.Module):
