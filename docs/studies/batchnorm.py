@@ -52,6 +52,7 @@ class BatchNorm:
         ("muon_decay", "psimuon"),
     )
     budget = 15
+    knobs: int | None = None
     points = 16
     steps = _EPOCHS * _STEPS // points * points
     warm_up = 0

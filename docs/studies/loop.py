@@ -33,6 +33,8 @@ class Study(Protocol):
     """Names of the methods, the baseline first."""
     budget: int
     """Runs of a sweep for each knob that it is over."""
+    knobs: int | None
+    """How many knobs it is over, `lr` first and then `rest`; None for all that a method has."""
     points: int
     """At which the held-out loss is taken, the last at the end."""
     steps: int
@@ -48,8 +50,8 @@ class Study(Protocol):
     rest: float | None
     """Centre of the grid of `rest`, alike for all methods; None for those in their files."""
     after: type[Study] | None
-    """Another study, or None. After it only `lr` is swept, about what was chosen there, and there are no final runs; or, in a
-    `FollowUp`, nothing but these."""
+    """Another study, or None. After it the sweep is about what was chosen there, and there are no final runs; or, in a `FollowUp`,
+    nothing but these."""
 
     def __init__(self, folder: Path) -> None:
         """Read the data from `folder`."""

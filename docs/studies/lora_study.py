@@ -54,6 +54,7 @@ class Lora:
     methods: tuple[str, ...] = ("lora_adamw", "lora_plus", "lora_sgd", "lora_pairs_sgd", "lora_pairs_adam", "lora_head")
     pairs: tuple[tuple[str, str], ...] = (("lora_pairs_sgd", "lora_sgd"),)
     budget = 15
+    knobs: int | None = None
     points = 4
     steps = 128
     warm_up = 0

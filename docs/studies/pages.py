@@ -198,33 +198,38 @@ def _minded(found: dict[str, Row], study: type[Study]) -> str:
 
 def _drift(studies: Sequence[type[Study]], results: Path) -> list[str]:
     """Two tables; – where a sweep is not complete. The rates of the least held-out loss in each study, with that loss in
-    parentheses, and those about it that are nearly as good; and what the rate of the first study costs in the others."""
+    parentheses, and values of `lr` about it that are nearly as good; and what the setting of the first study costs in the others."""
     first, *others = studies
-    best = [f"| best lr (held-out loss), all within {_NEARLY} of it | {' | '.join(study.title for study in studies)} |"]
-    costs = [f"| loss more at the best lr of {first.title} | {' | '.join(study.title for study in others)} |"]
+    knobs = tuple(protocol.FACTORS)[: max(study.knobs or 1 for study in others)]
+    best = [
+        f"| best {', '.join(knobs)} (held-out loss); every lr within {_NEARLY} of it | "
+        f"{' | '.join(study.title for study in studies)} |"
+    ]
+    costs = [f"| loss more at the setting of {first.title} | {' | '.join(study.title for study in others)} |"]
     best.append("| --- |" + " ---: |" * len(studies))
     costs.append("| --- |" + " ---: |" * len(others))
     for name in (name for name in first.methods if any(name in study.methods for study in others)):
-        cells = [_rates(study, name, results) for study in studies]
+        cells = [_rates(study, name, results, knobs) for study in studies]
         best.append(f"| {load(name).title} | {' | '.join(found for found, _ in cells)} |")
         costs.append(f"| {load(name).title} | {' | '.join(cost for _, cost in cells[1:])} |")
     return ["\n".join(best), "\n".join(costs)]
 
 
-def _rates(study: type[Study], name: str, results: Path) -> tuple[str, str]:
-    """The best rate with those that are nearly as good, and how much larger the loss is at the centre."""
+def _rates(study: type[Study], name: str, results: Path, knobs: Sequence[str]) -> tuple[str, str]:
+    """The best values of `knobs` with every `lr` that is nearly as good, and how much larger the loss is at the centre."""
     method, records = method_in(study, name, results / study.name), read(results / study.name, name)
     losses = sweep(records)
     if method is None or not complete(study, method, losses):
         return "–", "–"
     check_centres(method, records)
     node, means = protocol.chosen(losses), protocol.means_of(losses)
-    nodes = (node, *protocol.flat(losses, node, _NEARLY))
-    rate, low, high = (protocol.values(method.knobs, n)["lr"] for n in nodes)
+    best = protocol.values(method.knobs, node)
+    low, high = (protocol.values(method.knobs, end)["lr"] for end in protocol.flat(losses, node, _NEARLY))
     loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)
     edge = ", at an edge" * (not protocol.interior(node, means))
     more = means[(0,) * len(node)] - means[node]
-    return f"{rate:.3g} ({loss:.3f}{edge})" + f", {low:.3g} – {high:.3g}" * (low < high), f"{more:+.3f}"
+    text = ", ".join(f"{best[knob]:.3g}" for knob in knobs)
+    return f"{text} ({loss:.3f}{edge})" + f"; {low:.3g} – {high:.3g}" * (low < high), f"{more:+.3f}"
 
 
 def ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:

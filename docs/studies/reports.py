@@ -15,7 +15,7 @@ from .lora_study import Lora4, Lora32
 from .relu_study import ReLUStudy
 from .resnet20 import ResNet20, ResNet20Rates
 from .starts import STARTS
-from .transformers import Transformers, Transformers128, Transformers256, TransformersWarm
+from .transformers import Transformers, Transformers128, Transformers256, TransformersWarm, TransformersWarm256
 
 __all__ = ["DOCS", "STUDIES", "filled", "tables", "write"]
 
@@ -30,6 +30,7 @@ STUDIES: tuple[type[Study], ...] = (
     Transformers128,
     Transformers256,
     TransformersWarm,
+    TransformersWarm256,
     Lora4,
     Lora32,
 )

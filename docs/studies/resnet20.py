@@ -22,11 +22,12 @@ class _OnResNet20(BatchNorm):
 
 
 class ResNet20Rates(_OnResNet20):
-    """A sweep of `lr` in runs of four epochs, about what was chosen for the small network."""
+    """A sweep of `lr` and `rest` in runs of four epochs, about what was chosen for the small network."""
 
     name = "resnet20-rates"
     title = "ResNet-20, four epochs"
     budget = 7
+    knobs: int | None = 2
     after: type[Study] | None = BatchNorm
     steps = 4 * 352
     """Four epochs of 351, rounded up to a multiple of 16."""

@@ -82,8 +82,7 @@ def complete(study: Study | type[Study], method: Method, losses: protocol.Losses
 
 
 def _swept_knobs(study: Study | type[Study], method: Method) -> int:
-    """How many knobs a sweep is over: `lr` alone after another study."""
-    return 1 if study.after else len(method.knobs)
+    return study.knobs or len(method.knobs)
 
 
 def method_in(study: Study | type[Study], name: str, folder: Path) -> Method | None:

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention, sil
 
 from .loop import Batches, Study
 
-__all__ = ["GPT", "Transformers", "Transformers128", "Transformers256", "TransformersWarm"]
+__all__ = ["GPT", "Transformers", "Transformers128", "Transformers256", "TransformersWarm", "TransformersWarm256"]
 
 _LAYERS = 2
 _HEAD = 16
@@ -39,6 +39,7 @@ class Transformers:
         ("psi_pairs", "pairs_adam"),
     )
     budget = 15
+    knobs: int | None = None
     points = 16
     steps = 768
     warm_up = 0
@@ -93,6 +94,7 @@ class Transformers128(Transformers):
     name = "transformers-128"
     title = "width 128"
     budget = 9
+    knobs: int | None = 1
     after: type[Study] | None = Transformers
     width = 128
 
@@ -105,13 +107,22 @@ class Transformers256(Transformers128):
     width = 256
 
 
-class TransformersWarm(Transformers256):
-    """Width 256 with a warm-up over a tenth of the steps, for the baseline and for the most accurate method."""
+class TransformersWarm(Transformers128):
+    """Width 64 with a warm-up over a tenth of the steps, for the baseline and for the most accurate method."""
 
     name = "transformers-warm"
-    title = "width 256, warm-up"
+    title = "width 64, warm-up"
     methods: tuple[str, ...] = ("adamw_decay", "muon_decay")
     warm_up = 77
+    width = 64
+
+
+class TransformersWarm256(TransformersWarm):
+    """And of four times the width."""
+
+    name = "transformers-256-warm"
+    title = "width 256, warm-up"
+    width = 256
 
 
 class GPT(nn.Module):

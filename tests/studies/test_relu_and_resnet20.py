@@ -55,8 +55,8 @@ def test_sizes_of_resnet_20_are_those_of_the_page():
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """Runs by a formula in place of training: of the small network with the least loss at twice `lr` and four times `rest` of the
-    centres, of short runs of ResNet-20 at half of that `lr`, and long ones, whose accuracies are 90, 91 and 92, and half a point more."""
-    for study, best in ((BatchNorm, (1, 2)), (ResNet20Rates, (-1,)), (ResNet20, ())):
+    centres, of short runs of ResNet-20 at half of that `lr` and of that `rest`, and long ones, whose accuracies are 90, 91 and 92, and half a point more."""
+    for study, best in ((BatchNorm, (1, 2)), (ResNet20Rates, (-1, -1)), (ResNet20, ())):
         monkeypatch.setattr(study, "methods", ("sgd_plain", "psi_sgdm"))
         for name, more in (("sgd_plain", 0.0), ("psi_sgdm", 0.5)):
 
@@ -75,16 +75,17 @@ def test_rates_of_resnet_20_are_those_of_short_runs_about_those_of_the_small_net
         centre = load(name).knobs
         short, long = (runs.read(results / study.name, name) for study in (ResNet20Rates, ResNet20))
         assert short[0]["values"] == {"lr": 2 * centre["lr"], "rest": 4 * centre["rest"]}
-        assert len(short) == ResNet20Rates.budget
+        assert len(short) == 2 * ResNet20Rates.budget
         assert [record["seed"] for record in long] == [*protocol.FINAL_SEEDS[:3]]
-        assert all(record["values"] == {"lr": centre["lr"], "rest": 4 * centre["rest"]} for record in long)
+        assert all(record["values"] == {"lr": centre["lr"], "rest": 2 * centre["rest"]} for record in long)
 
 
 def test_the_tables_of_resnet_20(results):
     small = pages.generated(BatchNorm, results / "batchnorm", (ResNet20Rates,))
-    assert "| PSI-SGDM | 0.2 (1.000) | 0.1 (1.000) |" in small
+    assert "| best lr, rest (held-out loss); every lr within 0.02 of it | small network" in small
+    assert "| PSI-SGDM | 0.2, 0.4 (1.000) | 0.1, 0.2 (1.000) |" in small
     text = pages.generated(ResNet20, results / "resnet20")
-    assert "| PSI-SGDM | 0.1 | 0.4 | 91.50 ± 0.58 | **+0.50 [+0.50, +0.50]** | 1.0000 ± 0.0000 |" in text
+    assert "| PSI-SGDM | 0.1 | 0.2 | 91.50 ± 0.58 | **+0.50 [+0.50, +0.50]** | 1.0000 ± 0.0000 |" in text
     assert "held-out loss at" not in text
     assert "svg" not in text
     assert text.endswith("6 runs, 0.1 hours of one core (a machine). The median run takes 36 s.")
@@ -99,8 +100,8 @@ def test_a_method_without_all_its_seeds_is_not_compared(results):
 def test_a_rate_at_an_edge_of_the_sweep_before_is_told(results):
     """Where losses of the short runs fall and fall with the rate."""
     found = make(ResNet20Rates, "psi_sgdm", results, lambda run: 1.0 + 0.01 * run.node[0], None)
-    assert len(found) == 2 * ResNet20Rates.budget
+    assert len(found) == 4 * ResNet20Rates.budget
     make(ResNet20, "psi_sgdm", results, lambda run: 1.0, lambda run: {"test accuracy": 90.0, "test loss": 1.0})
     text = pages.generated(ResNet20, results / "resnet20")
     assert "| PSI-SGDM (at an edge) | " in text
-    assert "| SGD | 0.1 | 0.4 |" in text
+    assert "| SGD | 0.1 | 0.2 |" in text

@@ -258,8 +258,8 @@ MUTANTS = [
     Mutant(
         "a sweep of three knobs has the runs of one of two",
         "docs/studies/runs.py",
-        "return 1 if study.after else len(method.knobs)",
-        "return 1 if study.after else 2",
+        "return study.knobs or len(method.knobs)",
+        "return study.knobs or 2",
         "tests/studies/test_studies.py::test_a_sweep_has_as_many_runs_as_knobs_ask_for",
     ),
     Mutant(
@@ -314,8 +314,8 @@ MUTANTS = [
     Mutant(
         "a study after another sweeps all knobs",
         "docs/studies/runs.py",
-        "1 if study.after else len(method.knobs)",
-        "len(method.knobs)",
+        "return study.knobs or len(method.knobs)",
+        "return len(method.knobs)",
         "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
     ),
     Mutant(

@@ -45,6 +45,7 @@ class Tiny:
     methods = ("sgd_decay", "psi_sgdm")
     pairs = ()
     budget = 6
+    knobs = None
     points = 16
     steps = 16
     warm_up = 0
@@ -110,4 +111,5 @@ class Wider(Tiny):
     name = "wider"
     title = "Wider"
     budget = 7
+    knobs = 1
     after = Tiny
