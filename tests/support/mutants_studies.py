@@ -356,8 +356,8 @@ MUTANTS = [
     Mutant(
         "the drift of rates is told about other centres",
         "docs/studies/pages.py",
-        '(protocol.values(method.knobs, n)["lr"] for n in',
-        '(protocol.values(load(name).knobs, n)["lr"] for n in',
+        "best = protocol.values(method.knobs, node)",
+        "best = protocol.values(load(name).knobs, node)",
         "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
     ),
     Mutant(
