@@ -15,7 +15,8 @@ from .lora_study import Lora4, Lora32
 from .relu_study import ReLUStudy
 from .resnet20 import ResNet20, ResNet20Rates
 from .starts import STARTS
-from .transformers import Transformers, Transformers128, Transformers256, TransformersWarm, TransformersWarm256
+from .transformers import Transformers, Transformers128, Transformers256
+from .warm_up import BatchNormWarm, ReLUWarm, TransformersWarm, TransformersWarm256
 
 __all__ = ["DOCS", "STUDIES", "filled", "tables", "write"]
 
@@ -25,7 +26,9 @@ STUDIES: tuple[type[Study], ...] = (
     *STARTS,
     ResNet20Rates,
     ResNet20,
+    BatchNormWarm,
     ReLUStudy,
+    ReLUWarm,
     Transformers,
     Transformers128,
     Transformers256,

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention, sil
 
 from .loop import Batches, Study
 
-__all__ = ["GPT", "Transformers", "Transformers128", "Transformers256", "TransformersWarm", "TransformersWarm256"]
+__all__ = ["GPT", "Transformers", "Transformers128", "Transformers256"]
 
 _LAYERS = 2
 _HEAD = 16
@@ -104,24 +104,6 @@ class Transformers256(Transformers128):
 
     name = "transformers-256"
     title = "width 256"
-    width = 256
-
-
-class TransformersWarm(Transformers128):
-    """Width 64 with a warm-up over a tenth of the steps, for the baseline and for the most accurate method."""
-
-    name = "transformers-warm"
-    title = "width 64, warm-up"
-    methods: tuple[str, ...] = ("adamw_decay", "muon_decay")
-    warm_up = 77
-    width = 64
-
-
-class TransformersWarm256(TransformersWarm):
-    """And of four times the width."""
-
-    name = "transformers-256-warm"
-    title = "width 256, warm-up"
     width = 256
 
 
