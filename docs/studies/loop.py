@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from .methods import Method
 
-__all__ = ["FollowUp", "Study", "train", "trained"]
+__all__ = ["FollowUp", "RateSweep", "Study", "train", "trained"]
 
 _DIGITS = 6
 """Of the losses of a curve. The last one is stored to the bit."""
@@ -87,6 +87,13 @@ class FollowUp:
 
     seeds: int
     """How many of the seeds of final runs are taken."""
+
+
+class RateSweep:
+    """The base of a study after another that sweeps `lr` alone."""
+
+    budget = 9
+    knobs: int | None = 1
 
 
 def train(study: Study, method: Method, values: Mapping[str, float], seed: int, final: bool) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def _drift(studies: Sequence[type[Study]], results: Path) -> list[str]:
     """Two tables; – where a sweep is not complete. The rates of the least held-out loss in each study, with that loss in
     parentheses, and values of `lr` about it that are nearly as good; and what the setting of the first study costs in the others."""
     first, *others = studies
-    knobs = tuple(protocol.FACTORS)[: max(study.knobs or 1 for study in others)]
+    knobs = tuple(protocol.FACTORS)[: max(study.knobs or len(protocol.FACTORS) for study in others)]
     best = [
         f"| best {', '.join(knobs)} (held-out loss); every lr within {_NEARLY} of it | "
         f"{' | '.join(study.title for study in studies)} |"

@@ -82,6 +82,7 @@ def complete(study: Study | type[Study], method: Method, losses: protocol.Losses
 
 
 def _swept_knobs(study: Study | type[Study], method: Method) -> int:
+    """How many knobs a sweep is over."""
     return study.knobs or len(method.knobs)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention, silu
 
-from .loop import Batches, Study
+from .loop import Batches, RateSweep, Study
 
 __all__ = ["GPT", "Transformers", "Transformers128", "Transformers256"]
 
@@ -88,13 +88,11 @@ class Transformers:
         return _score(network, self._test)
 
 
-class Transformers128(Transformers):
+class Transformers128(RateSweep, Transformers):
     """The same of twice the width: a sweep of `lr` about what was chosen at width 64."""
 
     name = "transformers-128"
     title = "width 128"
-    budget = 9
-    knobs: int | None = 1
     after: type[Study] | None = Transformers
     width = 128
 

@@ -4,45 +4,39 @@ its absence decides."""
 from __future__ import annotations
 
 from .batchnorm import BatchNorm
-from .loop import Study
+from .loop import RateSweep, Study
 from .relu_study import ReLUStudy
 from .transformers import Transformers, Transformers256
 
 __all__ = ["BatchNormWarm", "ReLUWarm", "TransformersWarm", "TransformersWarm256"]
 
 
-class BatchNormWarm(BatchNorm):
+class BatchNormWarm(RateSweep, BatchNorm):
     """The small network with BatchNorm."""
 
     name = "batchnorm-warm"
     title = "small network, warm-up"
     methods: tuple[str, ...] = ("sgd_decay", "adamw_decay", "muon_decay")
-    budget = 9
-    knobs: int | None = 1
     warm_up = round(BatchNorm.steps / 10)
     after: type[Study] | None = BatchNorm
 
 
-class ReLUWarm(ReLUStudy):
+class ReLUWarm(RateSweep, ReLUStudy):
     """The same without BatchNorm."""
 
     name = "relu-warm"
     title = "warm-up"
     methods: tuple[str, ...] = ("sgd_decay", "adamw_decay", "muon_decay")
-    budget = 9
-    knobs: int | None = 1
     warm_up = round(ReLUStudy.steps / 10)
     after: type[Study] | None = ReLUStudy
 
 
-class TransformersWarm(Transformers):
+class TransformersWarm(RateSweep, Transformers):
     """Transformers of width 64."""
 
     name = "transformers-warm"
     title = "width 64, warm-up"
     methods: tuple[str, ...] = ("adamw_decay", "muon_decay")
-    budget = 9
-    knobs: int | None = 1
     warm_up = round(Transformers.steps / 10)
     after: type[Study] | None = Transformers
 

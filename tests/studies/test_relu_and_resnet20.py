@@ -55,7 +55,8 @@ def test_sizes_of_resnet_20_are_those_of_the_page():
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """Runs by a formula in place of training: of the small network with the least loss at twice `lr` and four times `rest` of the
-    centres, of short runs of ResNet-20 at half of that `lr` and of that `rest`, and long ones, whose accuracies are 90, 91 and 92, and half a point more."""
+    centres, of short runs of ResNet-20 at half of that `lr` and of that `rest`, and long ones, whose accuracies are 90, 91 and 92,
+    and half a point more."""
     for study, best in ((BatchNorm, (1, 2)), (ResNet20Rates, (-1, -1)), (ResNet20, ())):
         monkeypatch.setattr(study, "methods", ("sgd_plain", "psi_sgdm"))
         for name, more in (("sgd_plain", 0.0), ("psi_sgdm", 0.5)):
