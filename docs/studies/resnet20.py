@@ -1,4 +1,4 @@
-"""ResNet-20: what is ahead in the BatchNorm study against SGD with decay, on a network that is used, and the best method on PSI."""
+"""ResNet-20: the most accurate method of the BatchNorm study against SGD with decay, on a network that is used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ResNet20", "ResNet20Rates"]
 
 
 class _OnResNet20(BatchNorm):
-    methods: tuple[str, ...] = ("sgd_decay", "muon_decay", "psimuon")
+    methods: tuple[str, ...] = ("sgd_decay", "muon_decay")
     pairs: tuple[tuple[str, str], ...] = ()
 
     def network(self) -> nn.Module:
