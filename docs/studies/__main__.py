@@ -1,4 +1,5 @@
-"""``python docs/studies run|again|report STUDY``: the studies, in a checkout. Imported as the package ``studies``."""
+"""``python docs/studies run|again|time STUDY`` and ``python docs/studies report``: the studies, in a checkout, where they are the
+package ``studies``."""
 
 import argparse
 import functools
@@ -26,16 +27,20 @@ def main() -> None:
         "again", help="repeat a stored run and compare it bit by bit; exit code 1 if it differs"
     )
     report = commands.add_parser("report", help="write the tables and the pictures of all pages")
-    times = commands.add_parser("time", help="seconds per step of every method, in turn")
+    times = commands.add_parser("time", help="milliseconds per step of every method, in turn")
     times.add_argument("--rounds", type=int, default=15, help="of ten steps of each method")
     for command in (run, repeat, times, report):
         command.add_argument("--results", type=Path, default=runs.RESULTS, help="folder of the stored runs")
-    for command, others in ((run, ["mechanism"]), (repeat, []), (times, [])):
+    for command, others in ((run, [mechanism.FOLDER]), (repeat, [mechanism.FOLDER]), (times, [])):
         command.add_argument("study", choices=[*studies, *others])
         command.add_argument(
             "--data", type=Path, default=os.environ.get("STUDY_DATA"), help="folder of the data; or STUDY_DATA"
         )
-    run.add_argument("--method", action="append", help="only this one; may be given several times")
+    run.add_argument(
+        "--method",
+        action="append",
+        help="only this one, or one that is not in the study; may be given several times",
+    )
     run.add_argument("--minutes", type=float, default=float("inf"), help="no run begins after this time")
     repeat.add_argument("method")
     repeat.add_argument("index", type=int, help="of the run in the file of the method, from 0")
@@ -47,20 +52,18 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     tell = functools.partial(print, flush=True)
-    if arguments.study == "mechanism":
-        return mechanism.work(BatchNorm(arguments.data), arguments.results, arguments.minutes, tell)
-    kind, folder = studies[arguments.study], arguments.results / arguments.study
+    turns, folder = arguments.study == mechanism.FOLDER, arguments.results / arguments.study
+    study = (BatchNorm if turns else studies[arguments.study])(arguments.data)
     if arguments.command == "time":
-        return print(cost.generated(kind(arguments.data), folder, arguments.rounds))
+        return print(cost.generated(study, folder, arguments.rounds))
+    if arguments.command == "run" and turns:
+        methods = arguments.method or [*mechanism.METHODS, mechanism.DRIVEN]
+        return mechanism.work(study, methods, arguments.minutes, arguments.results, tell)
     if arguments.command == "run":
-        methods = arguments.method or kind.methods
-        if unknown := ", ".join(name for name in methods if name not in kind.methods):
-            parser.error(
-                f"{unknown}: not among the `methods` of {kind.__name__} in {kind.__module__}, where it belongs"
-            )
-        return runs.work(kind(arguments.data), methods, arguments.minutes, folder, tell)
-    study = kind(arguments.data)
-    for key, (stored, made) in (differences := runs.again(study, arguments.method, arguments.index, folder)).items():
+        methods = arguments.method or runs.methods_in(study, folder)
+        return runs.work(study, methods, arguments.minutes, folder, tell)
+    again = mechanism.again if turns else runs.again
+    for key, (stored, made) in (differences := again(study, arguments.method, arguments.index, folder)).items():
         print(f"{key}: {stored} is stored, {made} came out")
     sys.exit("differs" if differences else print("the same, bit by bit"))
 

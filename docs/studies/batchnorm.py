@@ -52,12 +52,12 @@ class BatchNorm:
         ("muon_decay", "psimuon"),
     )
     budget = 15
-    knobs: int | None = None
+    swept: int | None = None
     points = 16
     steps = _EPOCHS * _STEPS // points * points
     warm_up = 0
     scores: tuple[str, ...] = ("accuracy", "loss")
-    rest: float | None = None
+    centre_of_rest: float | None = None
     after: type[Study] | None = None
 
     def __init__(self, folder: Path) -> None:

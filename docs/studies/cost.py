@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from retract.errors import RetractError
 
 from .loop import Study, trained
 from .methods import Method
-from .runs import method_in
+from .runs import method_in, methods_in
 
 __all__ = ["generated"]
 
@@ -23,10 +24,15 @@ _STEPS = 10
 def generated(study: Study, folder: Path, rounds: int) -> str:
     """Markdown: milliseconds of the processor per training step of every method, medians over `rounds`, and relative to the baseline.
 
-    The ratio is the median of those in each round, since the load of a machine changes between rounds. Methods train at the centres
-    of their knobs; `folder` has the results of the study, from which these follow where it comes after another.
+    The ratio is the median of those in each round, since the load of a machine changes between rounds. A step includes its batch.
+    Methods train at the centres of their knobs; `folder` has the results of the study, from which these follow where it comes after
+    another. Raises `RetractError` if they are not known of the baseline.
     """
-    methods = [found for name in study.methods if (found := method_in(study, name, folder)) is not None]
+    if method_in(study, study.methods[0], folder) is None:
+        raise RetractError(
+            f"{study.methods[0]}, the baseline of {study.name}, has no setting yet: run the study before this one first"
+        )
+    methods = [found for name in methods_in(study, folder) if (found := method_in(study, name, folder)) is not None]
     training = [_training(study, method) for method in methods]
     for steps in training:
         next(steps)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from retract.errors import RetractError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -33,7 +34,7 @@ class Study(Protocol):
     """Names of the methods, the baseline first."""
     budget: int
     """Runs of a sweep for each knob that it is over."""
-    knobs: int | None
+    swept: int | None
     """How many knobs it is over, `lr` first and then `rest`; None for all that a method has."""
     points: int
     """At which the held-out loss is taken, the last at the end."""
@@ -47,7 +48,7 @@ class Study(Protocol):
     """Methods that are compared with another than the baseline, and with which."""
     scores: tuple[str, ...]
     """What is compared, of ``"accuracy"`` and ``"loss"``; the first orders the methods."""
-    rest: float | None
+    centre_of_rest: float | None
     """Centre of the grid of `rest`, alike for all methods; None for those in their files."""
     after: type[Study] | None
     """Another study, or None. After it the sweep is about what was chosen there, and there are no final runs; or, in a `FollowUp`,
@@ -93,7 +94,7 @@ class RateSweep:
     """The base of a study after another that sweeps `lr` alone."""
 
     budget = 9
-    knobs: int | None = 1
+    swept: int | None = 1
 
 
 def train(study: Study, method: Method, values: Mapping[str, float], seed: int, final: bool) -> dict[str, Any]:
@@ -101,7 +102,14 @@ def train(study: Study, method: Method, values: Mapping[str, float], seed: int, 
 
     `seed` decides initialization, order and augmentation, alike for all methods. Only a `final` run sees the test data, and nothing
     is chosen by them. A run whose loss is no number is ended, and has a loss of None. ``"seconds"`` are of the processor.
+
+    Raises `RetractError` if the steps of `study` are not a multiple of its points: the last loss would not be that of the end.
     """
+    if study.steps % study.points:
+        raise RetractError(
+            f"{study.name} has {study.steps} steps and {study.points} points, and the last one has to be at the end: make `steps` a "
+            "multiple of `points`"
+        )
     start = time.process_time()
     torch.manual_seed(seed)
     network = study.network()

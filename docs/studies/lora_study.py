@@ -54,12 +54,12 @@ class Lora:
     methods: tuple[str, ...] = ("lora_adamw", "lora_plus", "lora_sgd", "lora_pairs_sgd", "lora_pairs_adam", "lora_head")
     pairs: tuple[tuple[str, str], ...] = (("lora_pairs_sgd", "lora_sgd"),)
     budget = 15
-    knobs: int | None = None
+    swept: int | None = None
     points = 4
     steps = 128
     warm_up = 0
     scores: tuple[str, ...] = ("accuracy", "loss")
-    rest: float | None = None
+    centre_of_rest: float | None = None
     after: type[Study] | None = None
 
     def __init__(self, folder: Path) -> None:

@@ -3,9 +3,8 @@ as SGD does."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,23 @@ from torch.optim import SGD, Optimizer
 from . import protocol
 from .loop import Study, train
 from .methods import Method, load
-from .runs import Record, chosen_in, machine, read, store
+from .runs import Record, alone, chosen_in, differing, machine, read, store, stored_run
 from .split import on, split
 
-__all__ = ["DRIVEN", "FOLDER", "METHODS", "PARTS", "SEEDS", "Turns", "drive", "made", "settings", "stored", "work"]
+__all__ = [
+    "DRIVEN",
+    "FOLDER",
+    "METHODS",
+    "PARTS",
+    "SEEDS",
+    "Turns",
+    "again",
+    "drive",
+    "made",
+    "settings",
+    "stored",
+    "work",
+]
 
 FOLDER = "mechanism"
 METHODS = ("sgd_decay", "psi_sgdm_nesterov", "psi_sgdm", "psi_adam", "muonh")
@@ -104,7 +116,8 @@ def drive(groups: list[dict[str, Any]], weights: list[nn.Parameter], angles: lis
 
 
 def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Record:
-    """The record of a final run at `values`, with the mean turn of a row per step, in rad, in each of `PARTS` parts of it."""
+    """The record of a final run at `values`, with the mean turn of a row per step, in rad, in each of the `PARTS` parts of it, as many
+    as there are of a run that diverged."""
     base, turns = load(METHODS[0] if name == DRIVEN else name), list[Turns]()
 
     def followed(network: nn.Module, example: Tensor, **knobs: float) -> list[Optimizer]:
@@ -125,35 +138,43 @@ def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Rec
 
         record = train(study, Method(DRIVEN, "", dict(values), driven), values, seed, final=True)
         record["seconds"] = round(before + record["seconds"], 1)
-    means = [float(torch.cat(angles).mean()) for angles in turns[0].angles]
-    every = len(means) // PARTS
-    parts = [means[i * every : (i + 1) * every] for i in range(PARTS)]
+    means, every = [float(torch.cat(angles).mean()) for angles in turns[0].angles], study.steps // PARTS
+    parts = [means[i * every : (i + 1) * every] for i in range(min(PARTS, len(means) // every))]
     record["turns"] = [float(f"{sum(part) / len(part):.5g}") for part in parts]
     return {"phase": "final", "values": dict(values), "seed": seed, "node": [], **record, "on": machine()}
 
 
-def work(study: Study, results: Path, minutes: float, tell: Callable[[str], None] = print) -> None:
-    """Make the runs that are missing, as `runs.work` does."""
-    end = time.monotonic() + 60.0 * minutes
-    folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    chosen: dict[str, dict[str, float]] = {}
-    for name, found in settings(study, results).items():
-        if found is None:
+def work(
+    study: Study, methods: Sequence[str], minutes: float, results: Path, tell: Callable[[str], None] = print
+) -> None:
+    """Make the runs of `methods` that are missing, as `runs.work` does."""
+    end, chosen = time.monotonic() + 60.0 * minutes, settings(study, results)
+    if unknown := ", ".join(name for name in methods if name not in chosen):
+        raise RetractError(f"{unknown}: not among the methods whose turns are compared, which are {', '.join(chosen)}")
+    for name in methods:
+        values = chosen[name]
+        if values is None:
             raise RetractError(
                 f"{name} is not yet swept in the study {study.name}, which chooses its setting: run that first"
             )
-        chosen[name] = found
-    for seed in SEEDS:
-        for name, values in chosen.items():
-            kept = stored(results, chosen)[name]
-            if seed in [record["seed"] for record in kept]:
+        with alone(results / FOLDER, name) as free:
+            if not free:
+                tell(f"{name}: another worker is at it")
                 continue
-            if time.monotonic() > end:
-                return
-            record = made(study, name, values, seed)
-            store(folder, Method(name, "", record["values"], list), [*kept, record])
-            tell(f"{name}, seed {seed}: loss {record['loss'] or math.inf:.4f}, {record['seconds']} s")
+            kept = stored(results, chosen)[name]
+            for seed in sorted({*SEEDS} - {record["seed"] for record in kept}):
+                if time.monotonic() > end:
+                    return
+                record = made(study, name, values, seed)
+                store(results / FOLDER, Method(name, "", record["values"], list), kept := [*kept, record])
+                told = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
+                tell(f"{name}, seed {seed}: {told}, {record['seconds']} s")
+
+
+def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:
+    """Repeat a stored run, as `runs.again` does."""
+    stored = stored_run(folder, name, index)
+    return differing(stored, made(study, name, stored["values"], stored["seed"]))
 
 
 def settings(study: Study | type[Study], results: Path) -> dict[str, dict[str, float] | None]:

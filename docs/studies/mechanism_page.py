@@ -33,12 +33,19 @@ def generated(results: Path) -> str:
             if name == mechanism.DRIVEN
             else load(name).title
         )
-        turns = [f"{1e3 * statistics.fmean(record['turns'][share] for record in records):.1f}" for share in SHARES]
+        turns = [_turn([record["turns"] for record in records], share) for share in SHARES]
         row = _row(records)
         gap = "–" if records is base else pages.difference(row, _row(base), "accuracy")
         lines.append(f"| {' | '.join([title, *turns, pages.mean(row, 'accuracy'), gap])} |")
     made = [record for records in stored.values() for record in records]
     return "\n".join(lines) + f"\n\n{count} seeds, {hours(made):.1f} hours of one core."
+
+
+def _turn(turns: list[list[float]], share: int) -> str:
+    """The mean over the runs, where all got so far."""
+    if any(len(parts) <= share for parts in turns):
+        return "–"
+    return f"{1e3 * statistics.fmean(parts[share] for parts in turns):.1f}"
 
 
 def _row(records: list[Record]) -> pages.Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import matplotlib
 
 from . import protocol
 from .loop import FollowUp, Study
-from .methods import load
-from .runs import Record, check_centres, complete, hours, matched, method_in, read, sweep
+from .methods import Method, load
+from .runs import Record, check_centres, complete, hours, matched, method_in, methods_in, read, sweep
 
 __all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
@@ -47,7 +47,7 @@ class Row:
     """Whether the sweep that chose them has smaller and larger values on each knob."""
     final: list[Record]
     """One per seed, in the order of `protocol.FINAL_SEEDS`."""
-    minded: list[float]
+    at_multiples: list[float]
     """Held-out loss at ¼, ½, 1, 2 and 4 times the chosen rate, mean over two seeds; infinite where one diverged."""
 
     def of(self, key: str) -> list[float]:
@@ -75,26 +75,27 @@ class Row:
 
 def rows(study: type[Study], folder: Path) -> dict[str, Row]:
     """The methods of a study whose runs are complete, by name."""
-    found = ((name, _row(study, name, folder)) for name in study.methods)
+    found = ((name, _row(study, name, folder)) for name in methods_in(study, folder))
     return {name: row for name, row in found if row is not None}
 
 
-def generated(study: type[Study], folder: Path, wider: Sequence[type[Study]] = ()) -> str:
-    """Markdown: the comparison, how much each method minds its rate, its best rates in the studies `wider` after it, and what it took."""
+def generated(study: type[Study], folder: Path, later: Sequence[type[Study]] = ()) -> str:
+    """Markdown: the comparison, how sensitive each method is to its rate, its best rates in the `later` studies, which come after this
+    one, and what it took."""
     found, baseline = rows(study, folder), study.methods[0]
     parts = []
     if baseline in found:
         parts += [_comparison(found, baseline, study), *compared(found, study)]
         if not issubclass(study, FollowUp):
-            parts += [f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)", _minded(found, study)]
-        if wider:
-            parts += _drift((study, *wider), folder.parent)
-    records = {name: read(folder, name) for name in study.methods}
-    missing = [f"{load(name).title} ({len(records[name])} runs)" for name in study.methods if name not in found]
+            parts += [f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)", _sensitivity(found, study)]
+        if later:
+            parts += _best_rates((study, *later), folder.parent)
+    records = {name: read(folder, name) for name in methods_in(study, folder)}
+    missing = [f"{load(name).title} ({len(records[name])} runs)" for name in records if name not in found]
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
     if any(records.values()):
-        parts.append(_took((study, *wider), folder.parent))
+        parts.append(_took((study, *later), folder.parent))
     return "\n\n".join(parts)
 
 
@@ -102,7 +103,8 @@ def _took(studies: Sequence[type[Study]], results: Path) -> str:
     """How many runs there are, the hours of all, the seconds of one in each study, and on what they ran."""
     made, medians = list[Record](), list[str]()
     for study in studies:
-        stored = [record for name in study.methods for record in read(results / study.name, name)]
+        folder = results / study.name
+        stored = [record for name in methods_in(study, folder) for record in read(folder, name)]
         made += stored
         if stored:
             median = statistics.median(record["seconds"] for record in stored)
@@ -117,7 +119,8 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
         return None
     if issubclass(study, FollowUp):
         final, missing = matched(protocol.final_runs(method.knobs, (0,) * len(method.knobs))[: study.seeds], records)
-        swept = sweep(read(folder.parent / study.after.name, name)) if study.after else {}
+        assert study.after is not None
+        swept = sweep(read(folder.parent / study.after.name, name))
         inside = protocol.interior(protocol.chosen(swept), {node for node, _ in swept})
         return None if missing else Row(method.title, method.knobs, inside, final, [])
     losses = sweep(records)
@@ -130,31 +133,31 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
     seeds = len(protocol.FINAL_SEEDS)
     final, others = results[:seeds], results[seeds:]
     pairs = [final[:2], *(others[i : i + 2] for i in range(0, len(others), 2))]
-    minded = [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]
+    at_multiples = [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]
     return Row(
         method.title,
         protocol.values(method.knobs, node),
         protocol.interior(node, {node for node, _ in losses}),
         final,
-        minded,
+        at_multiples,
     )
 
 
 def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
     base = found[baseline]
-    target = max(loss for loss in base.of("loss") if not math.isnan(loss))
+    target = max((loss for loss in base.of("loss") if not math.isnan(loss)), default=None)
     knobs = [knob for knob in protocol.FACTORS if any(knob in row.values for row in found.values())]
     columns = ["method", *knobs]
     for key in study.scores:
         columns += [SCORES[key].heading, "difference" + f" to {base.title}" * (key == study.scores[0])]
-    columns.append(f"steps to {target:.3f}")
+    columns += [] if target is None else [f"steps to {target:.3f}"]
     lines = [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
     for row in ordered(found, study):
         cells = [row.title + " (at an edge)" * (not row.interior)]
         cells += [f"{row.values[knob]:.3g}" if knob in row.values else "–" for knob in knobs]
         for key in study.scores:
             cells += [mean(row, key), "–" if row is base else difference(row, base, key)]
-        cells.append(row.steps(target, study.steps))
+        cells += [] if target is None else [row.steps(target, study.steps)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -186,50 +189,89 @@ def difference(ours: Row, theirs: Row, key: str) -> str:
         return "–"
     found, digits = ours.minus(theirs, key), SCORES[key].digits
     text = f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
-    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+    return f"**{text}**" if found.excludes_zero else text
 
 
-def _minded(found: dict[str, Row], study: type[Study]) -> str:
+def _sensitivity(found: dict[str, Row], study: type[Study]) -> str:
     lines = ["| held-out loss at | ¼ | ½ | 1 | 2 | 4 × the chosen lr |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for row in ordered(found, study):
-        lines.append(f"| {row.title} | {' | '.join(f'{loss:.3f}' for loss in row.minded)} |")
+        lines.append(f"| {row.title} | {' | '.join(f'{loss:.3f}' for loss in row.at_multiples)} |")
     return "\n".join(lines).replace("inf", "diverged")
 
 
-def _drift(studies: Sequence[type[Study]], results: Path) -> list[str]:
+def _best_rates(studies: Sequence[type[Study]], results: Path) -> list[str]:
     """Two tables; – where a sweep is not complete. The rates of the least held-out loss in each study, with that loss in
-    parentheses, and values of `lr` about it that are nearly as good; and what the setting of the first study costs in the others."""
+    parentheses, and values of `lr` about it that are nearly as good; and what the setting of the first study costs in the others.
+
+    The losses are means over the seeds that all of these settings have, so that no two of them differ by the luck of a seed.
+    """
     first, *others = studies
-    knobs = tuple(protocol.FACTORS)[: max(study.knobs or len(protocol.FACTORS) for study in others)]
+    again = {name for study in others for name in methods_in(study, results / study.name)}
+    names = [name for name in methods_in(first, results / first.name) if name in again]
+    sweeps = {(study, name): _complete_sweep(study, name, results) for study in studies for name in names}
+    there = [found for found in sweeps.values() if found is not None]
+    seeds = {seed for found in there for _, seed in found.losses}
+    seeds = {seed for seed in seeds if all((found.best, seed) in found.losses for found in there)}
+    count = max(study.swept or len(protocol.FACTORS) for study in others)
+    knobs = [knob for knob in protocol.FACTORS if any(knob in found.method.knobs for found in there)][:count]
+    titles = [study.title for study in studies]
     best = [
-        f"| best {', '.join(knobs)} (held-out loss); every lr within {_NEARLY} of it | "
-        f"{' | '.join(study.title for study in studies)} |"
+        f"| best {', '.join(knobs)} (held-out loss, {len(seeds)} seed{'s' * (len(seeds) > 1)}); every lr within {_NEARLY} of it | "
+        f"{' | '.join(titles)} |",
+        "| --- |" + " ---: |" * len(studies),
     ]
-    costs = [f"| loss more at the setting of {first.title} | {' | '.join(study.title for study in others)} |"]
-    best.append("| --- |" + " ---: |" * len(studies))
-    costs.append("| --- |" + " ---: |" * len(others))
-    for name in (name for name in first.methods if any(name in study.methods for study in others)):
-        cells = [_rates(study, name, results, knobs) for study in studies]
-        best.append(f"| {load(name).title} | {' | '.join(found for found, _ in cells)} |")
-        costs.append(f"| {load(name).title} | {' | '.join(cost for _, cost in cells[1:])} |")
+    costs = [
+        f"| loss more at the setting of {first.title} | {' | '.join(titles[1:])} |",
+        "| --- |" + " ---: |" * len(others),
+    ]
+    for name in names:
+        found = [sweeps[study, name] for study in studies]
+        best.append(
+            f"| {load(name).title} | {' | '.join('–' if s is None else s.rates(knobs, seeds) for s in found)} |"
+        )
+        costs.append(f"| {load(name).title} | {' | '.join('–' if s is None else s.cost() for s in found[1:])} |")
     return ["\n".join(best), "\n".join(costs)]
 
 
-def _rates(study: type[Study], name: str, results: Path, knobs: Sequence[str]) -> tuple[str, str]:
-    """The best values of `knobs` with every `lr` that is nearly as good, and how much larger the loss is at the centre."""
+@dataclass(frozen=True)
+class _Sweep:
+    """A sweep that has all its runs."""
+
+    method: Method
+    """With the centres of the study."""
+    losses: dict[tuple[protocol.Node, int], float]
+
+    @property
+    def best(self) -> protocol.Node:
+        """The setting that it has chosen."""
+        return protocol.chosen(self.losses)
+
+    def rates(self, knobs: Sequence[str], seeds: Collection[int]) -> str:
+        """The best values of `knobs`, the mean loss there over `seeds`, and the range of `lr` that is nearly as good."""
+        best = protocol.values(self.method.knobs, self.best)
+        text = ", ".join(f"{best[knob]:.3g}" if knob in best else "–" for knob in knobs)
+        loss = statistics.fmean(self.losses[self.best, seed] for seed in seeds)
+        if math.isinf(loss):
+            return "diverged"
+        low, high = (
+            protocol.values(self.method.knobs, end)["lr"] for end in protocol.flat(self.losses, self.best, _NEARLY)
+        )
+        edge = ", at an edge" * (not protocol.interior(self.best, {node for node, _ in self.losses}))
+        return f"{text} ({loss:.3f}{edge})" + f"; {low:.3g} – {high:.3g}" * (low < high)
+
+    def cost(self) -> str:
+        """How much larger the loss is at the centres."""
+        means = protocol.means_of(self.losses)
+        centre, least = means[(0,) * len(self.best)], means[self.best]
+        return "diverged" if math.isinf(centre) else f"{centre - least:+.3f}"
+
+
+def _complete_sweep(study: type[Study], name: str, results: Path) -> _Sweep | None:
     method, records = method_in(study, name, results / study.name), read(results / study.name, name)
-    losses = sweep(records)
-    if method is None or not complete(study, method, losses):
-        return "–", "–"
+    if method is None or not complete(study, method, losses := sweep(records)):
+        return None
     check_centres(method, records)
-    node, means = protocol.chosen(losses), protocol.means_of(losses)
-    best = protocol.values(method.knobs, node)
-    low, high = (protocol.values(method.knobs, end)["lr"] for end in protocol.flat(losses, node, _NEARLY))
-    loss = statistics.fmean(loss for (other, _), loss in losses.items() if other == node)
-    edge = ", at an edge" * (not protocol.interior(node, means))
-    more = means[(0,) * len(node)] - means[node]
-    text = ", ".join(f"{best[knob]:.3g}" for knob in knobs)
-    return f"{text} ({loss:.3f}{edge})" + f"; {low:.3g} – {high:.3g}" * (low < high), f"{more:+.3f}"
+    return _Sweep(method, losses)
 
 
 def ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:
@@ -262,10 +304,10 @@ def draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
                 found_mean = protocol.estimate(results)
                 left.errorbar(found_mean.mean, place, xerr=found_mean.error, fmt="|", ms=11, color=color, capsize=3)
             shown: dict[str, Any] = {"color": color} if row is baseline else {}
-            right.plot((0.25, 0.5, 1, 2, 4), row.minded, "o-", ms=3, lw=1.2, label=row.title, **shown)
+            right.plot((0.25, 0.5, 1, 2, 4), row.at_multiples, "o-", ms=3, lw=1.2, label=row.title, **shown)
         left.set_yticks(range(len(best_first)), [row.title for row in best_first])
         left.invert_yaxis()
-        left.set_xlabel(f"{SCORES[score].heading}: five seeds, mean ± standard error")
+        left.set_xlabel(f"{SCORES[score].heading}: {len(protocol.FINAL_SEEDS)} seeds, mean ± standard error")
         right.set_xscale("log", base=2)
         right.set_xticks((0.25, 0.5, 1, 2, 4), ("¼", "½", "1", "2", "4"))
         right.set_xlabel("multiple of the chosen lr")

@@ -33,11 +33,12 @@ FINAL_SEEDS = (100, 101, 102, 103, 104)
 """Of the runs at the chosen setting; those of the sweep count from 0."""
 FACTORS_OF_LR = (0.25, 0.5, 2.0, 4.0)
 """At which it is measured how much a method minds its rate, with the first two of the final seeds."""
-LEAST = 5
-"""Values that are tried on each knob, with all others at the chosen values."""
+VALUES = 5
+"""That are tried on each knob at least, with all others at the chosen values."""
+REPEATED = 3
+"""How many of the best settings get more seeds."""
 SEEDS = 3
-"""Of the sweep, for the best `SEVERAL` settings."""
-SEVERAL = 3
+"""That they get before anything else is tried."""
 
 Node = tuple[int, ...]
 """A setting: one integer k per knob that is swept, whose value is centre · factorᵏ."""
@@ -72,10 +73,10 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
     the best setting so far:
 
     1. where every run diverged, a smaller rate;
-    2. both neighbours on each knob, then further ones until there are `LEAST` with the best inside;
-    3. further seeds for the best `SEVERAL` settings, `SEEDS` each;
+    2. both neighbours on each knob, then further ones until there are `VALUES` with the best inside;
+    3. further seeds for the best `REPEATED` settings, `SEEDS` each;
     4. the diagonal neighbours, which change the rate and another knob, while there are runs left for 2 and 3 about a better one;
-    5. one more seed each for the best `SEVERAL`, again and again.
+    5. one more seed each for the best `REPEATED`, again and again.
     """
     if not losses:
         return (0,) * dimension, 0
@@ -86,7 +87,7 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
     if math.isinf(means[best]):
         return _moved(min(means), 0, -1), 0
     seeds = {node: {seed for other, seed in losses if other == node} for node in means}
-    room = budget - len(losses) >= SEEDS + 2 * LEAST
+    room = budget - len(losses) >= SEEDS + 2 * VALUES
     return next(
         itertools.chain(
             ((node, 0) for node in _cross(best, means)),
@@ -98,18 +99,20 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
 
 
 def interior(node: Node, tried: Iterable[Node]) -> bool:
-    """Whether on each knob at least `LEAST` values next to each other were tried with the others at `node`, and larger and
+    """Whether on each knob at least `VALUES` values next to each other were tried with the others at `node`, and larger and
     smaller ones than that of `node` are among them."""
     return next(_cross(node, set(tried)), None) is None
 
 
 def chosen(losses: Losses) -> Node:
-    """The setting of least mean held-out loss, of those with the most seeds."""
+    """The setting of least mean held-out loss, of those with the most seeds; one of which a run diverged only if there is no other."""
     counts: dict[Node, int] = {}
     for node, _ in losses:
         counts[node] = counts.get(node, 0) + 1
-    means, most = means_of(losses), max(counts.values())
-    return min((node for node in means if counts[node] == most), key=lambda node: (means[node], node))
+    means = means_of(losses)
+    ended = [node for node in means if math.isfinite(means[node])] or [*means]
+    most = max(counts[node] for node in ended)
+    return min((node for node in ended if counts[node] == most), key=lambda node: (means[node], node))
 
 
 def flat(losses: Losses, node: Node, more: float) -> tuple[Node, Node]:
@@ -121,7 +124,7 @@ def flat(losses: Losses, node: Node, more: float) -> tuple[Node, Node]:
         return next(
             _moved(node, 0, step * n)
             for n in itertools.count()
-            if means.get(_moved(node, 0, step * (n + 1)), math.inf) > means[node] + more
+            if (after := _moved(node, 0, step * (n + 1))) not in means or means[after] > means[node] + more
         )
 
     return end(-1), end(1)
@@ -148,9 +151,14 @@ class Estimate:
     high: float
     """Its upper end."""
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether 0 is outside of the interval."""
+        return self.low > 0.0 or self.high < 0.0
+
 
 def estimate(sample: Sequence[float]) -> Estimate:
-    """The mean of `sample`, two values or more, with its 95 % interval. For a paired comparison pass the differences, seed by seed."""
+    """The mean of `sample`, two to ten values, with its 95 % interval. For a paired comparison pass the differences, seed by seed."""
     mean = statistics.fmean(sample)
     error = statistics.stdev(sample) / math.sqrt(len(sample))
     half = _T[len(sample) - 1] * error
@@ -185,7 +193,7 @@ def means_of(losses: Losses) -> dict[Node, float]:
 
 
 def _cross(best: Node, tried: Iterable[Node]) -> Iterator[Node]:
-    """What is to be tried on the lines through `best`: neighbours first, then what is missing to `LEAST`, in turn on both sides."""
+    """What is to be tried on the lines through `best`: neighbours first, then what is missing to `VALUES`, in turn on both sides."""
     tried = set(tried)
     for knob in range(len(best)):
         for step in (1, -1):
@@ -193,7 +201,7 @@ def _cross(best: Node, tried: Iterable[Node]) -> Iterator[Node]:
                 yield node
     for knob in range(len(best)):
         above, below = (next(n for n in itertools.count(1) if _moved(best, knob, s * n) not in tried) for s in (1, -1))
-        while above + below - 1 < LEAST:
+        while above + below - 1 < VALUES:
             if above <= below:
                 yield _moved(best, knob, above)
                 above += 1
@@ -212,7 +220,7 @@ def _diagonals(best: Node) -> Iterator[Node]:
 def _repeats(means: Mapping[Node, float], seeds: Mapping[Node, set[int]], count: int) -> Iterator[tuple[Node, int]]:
     """Seeds that the best settings lack to `count`."""
     for seed in range(count):
-        for node in sorted(means, key=lambda node: (means[node], node))[:SEVERAL]:
+        for node in sorted(means, key=lambda node: (means[node], node))[:REPEATED]:
             if seed not in seeds[node] and math.isfinite(means[node]):
                 yield node, seed
 

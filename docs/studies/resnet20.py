@@ -27,7 +27,7 @@ class ResNet20Rates(_OnResNet20):
     name = "resnet20-rates"
     title = "ResNet-20, four epochs"
     budget = 7
-    knobs: int | None = 2
+    swept: int | None = 2
     after: type[Study] | None = BatchNorm
     steps = 4 * 352
     """Four epochs of 351, rounded up to a multiple of 16."""

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,16 +28,20 @@ from .protocol import Node, Run
 __all__ = [
     "RESULTS",
     "again",
+    "alone",
     "check_centres",
     "chosen_in",
     "complete",
+    "differing",
     "hours",
     "machine",
     "matched",
     "method_in",
+    "methods_in",
     "next_run",
     "read",
     "store",
+    "stored_run",
     "sweep",
     "work",
 ]
@@ -51,6 +55,12 @@ def read(folder: Path, method: str) -> list[Record]:
     """What is stored of a method, in the order of the runs."""
     path = folder / f"{method}.json"
     return json.loads(path.read_text())["runs"] if path.exists() else []
+
+
+def methods_in(study: Study | type[Study], folder: Path) -> list[str]:
+    """Names of the methods of a study, and of those that a reader has run in it besides."""
+    besides = sorted(path.stem for path in folder.glob("*.json") if path.stem not in study.methods)
+    return [*study.methods, *besides]
 
 
 def hours(records: Iterable[Record]) -> float:
@@ -77,13 +87,13 @@ def chosen_in(study: Study | type[Study], name: str, results: Path) -> dict[str,
 
 def complete(study: Study | type[Study], method: Method, losses: protocol.Losses) -> bool:
     """Whether a sweep with these results has all its runs."""
-    count = _swept_knobs(study, method)
-    return protocol.next_of_sweep(count, losses, study.budget * count) is None
+    return _next_of_sweep(study, method, losses) is None
 
 
-def _swept_knobs(study: Study | type[Study], method: Method) -> int:
-    """How many knobs a sweep is over."""
-    return study.knobs or len(method.knobs)
+def _next_of_sweep(study: Study | type[Study], method: Method, losses: protocol.Losses) -> tuple[Node, int] | None:
+    """Setting and seed of what the sweep of a method still lacks."""
+    count = min(study.swept or len(method.knobs), len(method.knobs))
+    return protocol.next_of_sweep(count, losses, study.budget * count)
 
 
 def method_in(study: Study | type[Study], name: str, folder: Path) -> Method | None:
@@ -96,7 +106,9 @@ def method_in(study: Study | type[Study], name: str, folder: Path) -> Method | N
     if study.after is not None:
         values = chosen_in(study.after, name, folder.parent)
         return None if values is None else replace(method, knobs=values)
-    return method if study.rest is None else replace(method, knobs={**method.knobs, "rest": study.rest})
+    if study.centre_of_rest is None or "rest" not in method.knobs:
+        return method
+    return replace(method, knobs={**method.knobs, "rest": study.centre_of_rest})
 
 
 def next_run(study: Study | type[Study], method: Method, records: Sequence[Record]) -> Run | None:
@@ -109,9 +121,8 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
     if issubclass(kind, FollowUp):
         here = (0,) * len(method.knobs)
         return matched(protocol.final_runs(method.knobs, here)[: kind.seeds], records)[1]
-    losses, count = sweep(records), _swept_knobs(study, method)
-    found = protocol.next_of_sweep(count, losses, study.budget * count)
-    if found is not None:
+    losses = sweep(records)
+    if (found := _next_of_sweep(study, method, losses)) is not None:
         node, seed = found
         return Run("sweep", protocol.values(method.knobs, node), seed, node)
     return None if study.after else matched(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)[1]
@@ -128,11 +139,11 @@ def matched(wanted: Sequence[Run], records: Iterable[Record]) -> tuple[list[Reco
 def check_centres(method: Method, records: Sequence[Record]) -> None:
     """Raise `RetractError` if the runs in `records` are of other centres than `method` has now."""
     for record in records:
-        if record["phase"] == "sweep" and record["values"] != protocol.values(method.knobs, tuple(record["node"])):
+        node, count = tuple(record["node"]), len(method.knobs)
+        if record["phase"] == "sweep" and record["values"] != protocol.values(method.knobs, node[:count]):
             raise RetractError(
-                f"{method.name}: a run at {record['values']} is stored as node {record['node']}, which is "
-                f"{protocol.values(method.knobs, tuple(record['node']))} about the centres {method.knobs}: they have changed. Restore "
-                "them, or remove the file of the results"
+                f"{method.name}: a run at {record['values']} is stored as node {record['node']}, which is not about the centres "
+                f"{method.knobs}: they have changed. Restore them, or remove the file of the results"
             )
 
 
@@ -145,7 +156,7 @@ def work(
     """
     end = time.monotonic() + 60.0 * minutes
     for name in methods:
-        with _alone(folder, name) as free:
+        with alone(folder, name) as free:
             if not free:
                 tell(f"{name}: another worker is at it")
                 continue
@@ -165,10 +176,25 @@ def work(
 
 
 def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Repeat a stored run; what differs, as pairs of the stored value and the new one. Time does not count."""
-    stored = read(folder, name)[index]
+    """Repeat a stored run; what differs, as of `differing`. Raises `RetractError` if there is no such run."""
+    stored = stored_run(folder, name, index)
     run = Run(stored["phase"], stored["values"], stored["seed"], tuple(stored["node"]))
-    made = json.loads(json.dumps(_record(study, load(name), run)))
+    return differing(stored, _record(study, load(name), run))
+
+
+def stored_run(folder: Path, name: str, index: int) -> Record:
+    """The run of a method with this number, from 0. Raises `RetractError` if there is none."""
+    records = read(folder, name)
+    if not 0 <= index < len(records):
+        raise RetractError(
+            f"{name} has {len(records)} runs in {folder}, so there is none of number {index}: count from 0"
+        )
+    return records[index]
+
+
+def differing(stored: Record, made: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Where a run that was repeated differs, as pairs of the stored value and the new one. Time does not count."""
+    made = json.loads(json.dumps(made))
     return {
         key: (stored.get(key), made.get(key))
         for key in {**stored, **made}
@@ -197,7 +223,7 @@ def store(folder: Path, method: Method, records: Sequence[Record]) -> None:
 
 
 @contextmanager
-def _alone(folder: Path, name: str) -> Iterator[bool]:
+def alone(folder: Path, name: str) -> Iterator[bool]:
     """Whether no other worker is at this method; the lock goes with the process that holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{name}.lock").open("w") as file:

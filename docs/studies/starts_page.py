@@ -43,4 +43,4 @@ def _changed(row: pages.Row, drawn: pages.Row) -> str:
     if row.diverged or drawn.diverged:
         return text
     found = row.minus(drawn, _KEY)
-    return f"**{text}** ({found.mean:+.2f})" if found.low > 0 or found.high < 0 else text
+    return f"**{text}** ({found.mean:+.2f})" if found.excludes_zero else text

@@ -8,7 +8,7 @@ from pathlib import Path
 from . import pages
 from .loop import Study
 from .pages import SCORES, Row
-from .runs import hours
+from .runs import hours, methods_in
 
 __all__ = ["generated", "total"]
 
@@ -28,16 +28,16 @@ def generated(study: type[Study], folder: Path) -> str:
         cells = [row.title, rates, pages.mean(row, key)]
         cells += ["–", "baseline"] if row is base else [pages.difference(row, base, key), _verdict(row, base, key)]
         lines.append(f"| {' | '.join(cells)} |")
-    missing = len(study.methods) - len(found)
+    missing = len(methods_in(study, folder)) - len(found)
     more = [f"Being measured: {missing} more."] * (missing > 0)
     return "\n\n".join(["\n".join(lines), *pages.compared(found, study), *more])
 
 
 def _verdict(row: Row, base: Row, key: str) -> str:
     if row.diverged or base.diverged:
-        return "diverged"
+        return "diverged" if row.diverged else f"{base.title} diverged"
     found = row.minus(base, key)
-    if found.low <= 0.0 <= found.high:
+    if not found.excludes_zero:
         return "not distinguishable"
     return "ahead" if (found.mean < 0.0) == (SCORES[key].sign > 0) else "behind"
 

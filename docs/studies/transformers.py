@@ -39,13 +39,13 @@ class Transformers:
         ("psi_pairs", "pairs_adam"),
     )
     budget = 15
-    knobs: int | None = None
+    swept: int | None = None
     points = 16
     steps = 768
     warm_up = 0
     page = "transformers"
     scores: tuple[str, ...] = ("loss",)
-    rest: float | None = 0.016
+    centre_of_rest: float | None = 0.016
     after: type[Study] | None = None
     width = 64
     context = 64

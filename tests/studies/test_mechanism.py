@@ -58,23 +58,33 @@ def test_driven_at_the_turns_of_sgd_it_goes_the_way_of_sgd():
 def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(mechanism, "SEEDS", (100,))
     with pytest.raises(RetractError, match="sgd_decay is not yet swept in the study tiny"):
-        mechanism.work(Tiny(), tmp_path, 1.0)
+        mechanism.work(Tiny(), ["sgd_decay"], 1.0, tmp_path)
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: SETTINGS[name])
-    told = []
-    mechanism.work(Tiny(), tmp_path, 0.0, told.append)
+    told, names = [], [*mechanism.METHODS, mechanism.DRIVEN]
+    mechanism.work(Tiny(), names, 0.0, tmp_path, told.append)
     assert told == []
-    mechanism.work(Tiny(), tmp_path, 1.0, told.append)
-    assert [line.split(",")[0] for line in told] == [*mechanism.METHODS, mechanism.DRIVEN]
-    mechanism.work(Tiny(), tmp_path, 1.0, told.append)
-    assert len(told) == 6
+    with runs.alone(tmp_path / mechanism.FOLDER, "psi_sgdm"):
+        mechanism.work(Tiny(), names, 1.0, tmp_path, told.append)
+    assert [line.split(",")[0] for line in told if "another worker" not in line] == [
+        name for name in names if name != "psi_sgdm"
+    ]
+    mechanism.work(Tiny(), ["psi_sgdm"], 1.0, tmp_path, told.append)
+    mechanism.work(Tiny(), names, 1.0, tmp_path, told.append)
+    assert len(told) == 7
     first, second = (runs.read(tmp_path / mechanism.FOLDER, name) for name in (mechanism.METHODS[0], mechanism.DRIVEN))
     assert len(second[0]["turns"]) == 16
     assert second[0]["on"] == first[0]["on"]
     changed = {**SETTINGS, "psi_adam": {"lr": 0.1, "rest": 4e-3}}
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: changed[name])
-    mechanism.work(Tiny(), tmp_path, 1.0, told.append)
-    assert [line.split(",")[0] for line in told[6:]] == ["psi_adam"]
+    mechanism.work(Tiny(), names, 1.0, tmp_path, told.append)
+    assert [line.split(",")[0] for line in told[7:]] == ["psi_adam"]
     assert [record["values"] for record in runs.read(tmp_path / mechanism.FOLDER, "psi_adam")] == [changed["psi_adam"]]
+    for name in ("sgd_decay", mechanism.DRIVEN):
+        assert mechanism.again(Tiny(), name, 0, tmp_path / mechanism.FOLDER) == {}
+    with pytest.raises(
+        RetractError, match="psi_adm: not among the methods whose turns are compared, which are sgd_decay"
+    ):
+        mechanism.work(Tiny(), ["psi_adm"], 1.0, tmp_path)
 
 
 def test_the_table(tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def test_the_best_settings_get_several_seeds_and_only_such_are_chosen():
     losses = swept(bowl((1, 0), noise=0.02), 2, 30)
     counts = {node: [seed for other, seed in losses if other == node] for node, _ in losses}
     assert len(counts[chosen(losses)]) == max(map(len, counts.values())) >= protocol.SEEDS
-    assert sum(len(seeds) >= protocol.SEEDS for seeds in counts.values()) >= protocol.SEVERAL
+    assert sum(len(seeds) >= protocol.SEEDS for seeds in counts.values()) >= protocol.REPEATED
     assert chosen({((0,), 0): 0.5, ((1,), 0): 0.6, ((1,), 1): 0.7}) == (1,)
 
 

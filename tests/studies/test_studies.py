@@ -184,7 +184,7 @@ def test_other_centres_than_those_of_the_stored_runs_are_refused(stored):
 
 
 def test_two_workers_are_never_at_one_method(tmp_path, mine):
-    with runs._alone(tmp_path, mine) as free:
+    with runs.alone(tmp_path, mine) as free:
         assert free
         assert lines(tmp_path, 1, mine) == ["mine: another worker is at it"]
     assert lines(tmp_path, 1, mine)[0].startswith("mine 0: sweep")
@@ -300,8 +300,8 @@ def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(store
     assert all(record["values"] == {"lr": 0.2 * 2.0 ** record["node"][0], "rest": 0.2} for record in found)
     assert len(found) == Wider.budget
     text = pages.generated(Tiny, stored / "tiny", (Wider,))
-    assert "| best lr (held-out loss); every lr within 0.02 of it | Tiny | Wider |" in text
-    assert "| PSI-SGDM | 0.2 (0.401) | 0.8 (0.500); 0.4 – 1.6 |" in text
+    assert "| best lr (held-out loss, 1 seed); every lr within 0.02 of it | Tiny | Wider |" in text
+    assert "| PSI-SGDM | 0.2 (0.400) | 0.8 (0.500); 0.4 – 1.6 |" in text
     assert "| SGD with decay | 0.2 (0.500) | – |" in text
     assert (
         "| loss more at the setting of Tiny | Wider |\n| --- | ---: |\n| SGD with decay | – |\n| PSI-SGDM | +0.060 |"
@@ -319,7 +319,7 @@ def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(store
 
 def test_a_study_may_have_another_centre_of_the_rest(stored):
     class Other(Tiny):
-        rest = 0.5
+        centre_of_rest = 0.5
 
     assert runs.method_in(Other, "psi_sgdm", stored / "other").knobs == {"lr": 0.1, "rest": 0.5}
 

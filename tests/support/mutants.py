@@ -6,6 +6,7 @@ import mutants_manifolds
 import mutants_networks
 import mutants_norms
 import mutants_optim
+import mutants_pages
 import mutants_psi
 import mutants_slices
 import mutants_solvers
@@ -24,4 +25,5 @@ MUTANTS = [
     *mutants_experiments.MUTANTS,
     *mutants_networks.MUTANTS,
     *mutants_studies.MUTANTS,
+    *mutants_pages.MUTANTS,
 ]

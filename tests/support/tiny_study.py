@@ -45,12 +45,12 @@ class Tiny:
     methods = ("sgd_decay", "psi_sgdm")
     pairs = ()
     budget = 6
-    knobs = None
+    swept = None
     points = 16
     steps = 16
     warm_up = 0
     scores = ("accuracy", "loss")
-    rest = None
+    centre_of_rest = None
     after = None
 
     def __init__(self, folder=None):
@@ -111,5 +111,5 @@ class Wider(Tiny):
     name = "wider"
     title = "Wider"
     budget = 7
-    knobs = 1
+    swept = 1
     after = Tiny

@@ -37,7 +37,10 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Method:
-    """The method of the file `name`. Raises `RetractError` if there is none, and for knobs without a grid."""
+    """The method of the file `name`, with its knobs in the order of `protocol.FACTORS`.
+
+    Raises `RetractError` if there is no such file, if its knobs have no grid, and if `lr` is not among them.
+    """
     if name not in names():
         raise RetractError(f"there is no method {name} in docs/studies/methods: these are {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
@@ -46,4 +49,9 @@ def load(name: str) -> Method:
             f"{name} has the knobs {', '.join(sorted(unknown))}, for which there is no grid: knobs are "
             f"{', '.join(protocol.FACTORS)}; write a constant into the file, or add the factor of the grid to protocol.FACTORS"
         )
-    return Method(name, module.TITLE, module.KNOBS, module.optimizers)
+    if "lr" not in module.KNOBS:
+        raise RetractError(
+            f"{name} has no knob lr, the rate of the weights in which methods differ: add it to its KNOBS"
+        )
+    knobs = {knob: module.KNOBS[knob] for knob in protocol.FACTORS if knob in module.KNOBS}
+    return Method(name, module.TITLE, knobs, module.optimizers)

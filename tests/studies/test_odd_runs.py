@@ -1,0 +1,195 @@
+"""Runs that diverged, and methods and studies that a reader adds."""
+
+import math
+
+import pytest
+from made_runs import make
+from retract.errors import RetractError
+from studies import cost, mechanism, mechanism_page, methods, pages, protocol, runs, summary
+from studies.loop import train
+from studies.methods import Method, load
+from tiny_study import FILE, Tiny, Wider
+
+ENDS = {"test accuracy": 60.0, "test loss": 1.0}
+
+
+def bowl(run):
+    return 0.5 + 0.03 * sum(k * k for k in run.node)
+
+
+def best_rates(stored, *later):
+    """The two tables of rates."""
+    text = pages.generated(Tiny, stored / "tiny", later)
+    return text[text.index("| best lr") :].split("\n\n")[:2]
+
+
+def lost(stored, name, seeds):
+    """Let the final runs of a method with these seeds diverge."""
+    found = runs.read(stored / "tiny", name)
+    made = [{**r, "loss": None, "curve": []} if r["phase"] == "final" and r["seed"] in seeds else r for r in found]
+    runs.store(stored / "tiny", load(name), made)
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """Writes the file of a method."""
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(folder)])
+
+    def add(name, text):
+        (folder / f"{name}.py").write_text(text)
+
+    return add
+
+
+def test_where_every_run_of_a_later_study_diverged_its_table_says_so(stored):
+    make(Wider, "psi_sgdm", stored, lambda run: math.inf, None)
+    best, costs = best_rates(stored, Wider)
+    assert best.endswith("| diverged |")
+    assert costs.endswith("| diverged |")
+
+
+def test_a_rate_at_which_runs_diverge_is_not_nearly_as_good():
+    losses = {((k,), 0): math.inf if abs(k) == 2 else 0.5 for k in range(-3, 4)}
+    assert protocol.flat(losses, (0,), 0.1) == ((-1,), (1,))
+    nowhere = dict.fromkeys(losses, math.inf)
+    assert protocol.flat(nowhere, (0,), 0.1) == ((-3,), (3,))
+
+
+def test_a_setting_at_which_a_seed_diverged_is_not_chosen():
+    losses = {((0,), 0): 0.5, ((0,), 1): math.inf, ((1,), 0): 0.6}
+    assert protocol.chosen(losses) == (1,)
+    assert protocol.chosen(dict.fromkeys(losses, math.inf)) == (0,)
+
+
+def test_a_baseline_that_diverged_has_no_target_and_is_blamed_itself(stored):
+    lost(stored, "sgd_decay", {101})
+    assert "| steps to 0.500 |" in pages.generated(Tiny, stored / "tiny")
+    assert "| PSI-SGDM | lr 0.2, rest 0.2 | 63.02 ± 0.69 | – | SGD with decay diverged |" in summary.generated(
+        Tiny, stored / "tiny"
+    )
+    lost(stored, "sgd_decay", {*protocol.FINAL_SEEDS})
+    head = pages.generated(Tiny, stored / "tiny").splitlines()[0]
+    assert head == (
+        "| method | lr | rest | decay | test accuracy in % | difference to SGD with decay | test loss | difference |"
+    )
+
+
+def test_losses_of_settings_are_compared_over_the_seeds_that_all_of_them_have(stored, monkeypatch):
+    """The chosen setting of `Wider` has three seeds and the last is easy, that of `Third` the first two."""
+    monkeypatch.setattr(Wider, "methods", ("psi_sgdm",))
+    monkeypatch.setattr(Wider, "budget", 9)
+
+    class Third(Wider):
+        name, title = "third", "Third"
+
+    for study in (Wider, Third):
+        make(study, "psi_sgdm", stored, lambda run: bowl(run) - 0.3 * (run.seed == 2), None)
+    folder = stored / "third"
+    found = [r for r in runs.read(folder, "psi_sgdm") if r["seed"] < 2]
+    found.append({**found[-1], "seed": 1, "node": [2], "values": protocol.values(load_at(stored), (2,))})
+    runs.store(folder, Method("psi_sgdm", "", load_at(stored), list), found)
+    best, _ = best_rates(stored, Wider, Third)
+    assert "(held-out loss, 2 seeds)" in best
+    assert best.endswith("| PSI-SGDM | 0.2 (0.401) | 0.2 (0.500) | 0.2 (0.500) |")
+
+
+def load_at(stored):
+    """The centres of studies after the tiny one."""
+    return runs.chosen_in(Tiny, "psi_sgdm", stored)
+
+
+def test_a_study_after_another_may_sweep_every_knob(stored):
+    class Whole(Wider):
+        name, title = "whole", "Whole"
+        swept = None
+
+    make(Whole, "psi_sgdm", stored, bowl, None)
+    best, _ = best_rates(stored, Whole)
+    assert best.splitlines()[0].startswith("| best lr, rest, decay (held-out loss, ")
+    assert "| PSI-SGDM | 0.2, 0.2, – (0.400) | 0.2, 0.2, – (0.500) |" in best
+
+
+def test_a_method_of_one_knob_has_no_second_to_sweep(stored, added):
+    class Two(Wider):
+        name, title = "two", "Two"
+        swept = 2
+
+    class Other(Tiny):
+        centre_of_rest = 0.5
+
+    added("alone", FILE.replace(', "rest": 0.1}', "}").replace("lr, rest)", "lr)"))
+    make(Tiny, "alone", stored, bowl, lambda run: ENDS)
+    found = make(Two, "alone", stored, bowl, None)
+    assert {len(record["node"]) for record in found} == {1}
+    best, _ = best_rates(stored, Two)
+    assert "| Mine | 0.1, – (0.500) | 0.1, – (0.500) |" in best
+    assert runs.method_in(Other, "alone", stored / "tiny").knobs == {"lr": 0.1}
+
+
+def test_knobs_have_one_order_whatever_that_of_the_file(added):
+    added("backwards", FILE.replace('"lr": 0.1, "rest": 0.1', '"rest": 0.2, "lr": 0.1'))
+    assert [*load("backwards").knobs.items()] == [("lr", 0.1), ("rest", 0.2)]
+    added("without", FILE.replace('"lr": 0.1, ', ""))
+    with pytest.raises(RetractError, match="without has no knob lr, the rate of the weights in which methods differ"):
+        load("without")
+
+
+def test_a_knob_that_is_removed_later_is_told(stored):
+    found, method = runs.read(stored / "tiny", "sgd_decay"), load("sgd_decay")
+    fewer = Method(method.name, method.title, {"lr": 0.1, "rest": 0.1}, method.optimizers)
+    with pytest.raises(RetractError, match="stored as node .* which is not about the centres .* they have changed"):
+        runs.next_run(Tiny, fewer, found)
+
+
+def test_a_method_that_only_a_reader_runs_stands_in_all_tables_of_the_study(stored, added):
+    added("mine", FILE)
+    make(Tiny, "mine", stored, bowl, lambda run: ENDS)
+    assert runs.methods_in(Tiny, stored / "tiny") == [*Tiny.methods, "mine"]
+    text = pages.generated(Tiny, stored / "tiny")
+    assert "\n| Mine | 0.1 | 0.1 | – | 60.00 ± 0.00 |" in text
+    assert text.endswith("36 s.")
+    assert f"{57 + 25} runs" in text
+    assert "| Mine | lr 0.1, rest 0.1 | 60.00" in summary.generated(Tiny, stored / "tiny")
+    runs.store(stored / "tiny", load("mine"), runs.read(stored / "tiny", "mine")[:3])
+    assert "Not finished: Mine (3 runs)." in pages.generated(Tiny, stored / "tiny")
+
+
+def test_a_run_that_is_not_stored_cannot_be_repeated(stored):
+    for index in (-1, 25):
+        with pytest.raises(RetractError, match=f"psi_sgdm has 25 runs in .* none of number {index}"):
+            runs.again(Tiny(), "psi_sgdm", index, stored / "tiny")
+
+
+def test_the_last_point_of_a_run_is_its_end(monkeypatch):
+    monkeypatch.setattr(Tiny, "points", 5)
+    with pytest.raises(RetractError, match="tiny has 16 steps and 5 points, and the last one has to be at the end"):
+        train(Tiny(), load("sgd_plain"), {"lr": 0.1, "rest": 0.1}, 0, final=False)
+
+
+def test_steps_are_not_timed_without_the_baseline(tmp_path):
+    with pytest.raises(RetractError, match="sgd_decay, the baseline of wider, has no setting yet"):
+        cost.generated(Wider(), tmp_path, 1)
+
+
+def test_turns_of_a_run_that_diverged_are_those_of_its_parts(tmp_path, monkeypatch):
+    found = mechanism.made(Tiny(), "sgd_decay", {"lr": 1e30, "rest": 1e30, "decay": 0.0}, 100)
+    assert found["loss"] is None
+    assert len(found["turns"]) < mechanism.PARTS
+    monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: {})
+    for name in (*mechanism.METHODS, mechanism.DRIVEN):
+        common = {
+            "values": {},
+            "seconds": 900.0,
+            "loss": 1.0,
+            "test accuracy": 60.0,
+            "turns": [0.001] * mechanism.PARTS,
+        }
+        records = [{**common, "seed": seed} for seed in mechanism.SEEDS]
+        if name == "psi_adam":
+            records[2] |= {"loss": None, "turns": [0.002]}
+        (tmp_path / mechanism.FOLDER).mkdir(exist_ok=True)
+        runs.store(tmp_path / mechanism.FOLDER, Method(name, "", {}, list), records)
+    text = mechanism_page.generated(tmp_path)
+    assert "| Adam on PSI | – | – | – | – | – | 1 of 5 diverged | – |" in text
