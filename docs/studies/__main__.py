@@ -18,6 +18,7 @@ def main() -> None:
 
     from studies import cost, mechanism, reports, runs
     from studies.batchnorm import BatchNorm
+    from studies.methods import names
 
     studies = {study.name: study for study in reports.STUDIES}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
@@ -38,11 +39,13 @@ def main() -> None:
         )
     run.add_argument(
         "--method",
+        metavar="METHOD",
+        choices=[*names(), mechanism.DRIVEN],
         action="append",
         help="only this one, or one that is not in the study; may be given several times",
     )
     run.add_argument("--minutes", type=float, default=float("inf"), help="no run begins after this time")
-    repeat.add_argument("method")
+    repeat.add_argument("method", metavar="METHOD", choices=[*names(), mechanism.DRIVEN])
     repeat.add_argument("index", type=int, help="of the run in the file of the method, from 0")
     arguments = parser.parse_args()
     if arguments.command == "report":

@@ -35,7 +35,7 @@ class Study(Protocol):
     budget: int
     """Runs of a sweep for each knob that it is over."""
     swept: int | None
-    """How many knobs it is over, `lr` first and then `rest`; None for all that a method has."""
+    """How many knobs it is over, `lr` and those that follow it in `protocol.FACTORS`; None for all that a method has."""
     points: int
     """At which the held-out loss is taken, the last at the end."""
     steps: int

@@ -117,7 +117,7 @@ def drive(groups: list[dict[str, Any]], weights: list[nn.Parameter], angles: lis
 
 def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Record:
     """The record of a final run at `values`, with the mean turn of a row per step, in rad, in each of the `PARTS` parts of it, as many
-    as there are of a run that diverged."""
+    as there are of a run that diverged. Where that of SGD did, there is nothing to drive PSI-SGDM by, and it is the record of both."""
     base, turns = load(METHODS[0] if name == DRIVEN else name), list[Turns]()
 
     def followed(network: nn.Module, example: Tensor, **knobs: float) -> list[Optimizer]:
@@ -126,7 +126,7 @@ def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Rec
         return optimizers
 
     record = train(study, replace(base, optimizers=followed), values, seed, final=True)
-    if name == DRIVEN:
+    if name == DRIVEN and record["loss"] is not None:
         angles, before = turns.pop().angles, record["seconds"]
 
         def driven(network: nn.Module, example: Tensor, lr: float, rest: float, decay: float) -> list[Optimizer]:
@@ -154,9 +154,8 @@ def work(
     for name in methods:
         values = chosen[name]
         if values is None:
-            raise RetractError(
-                f"{name} is not yet swept in the study {study.name}, which chooses its setting: run that first"
-            )
+            tell(f"{name}: not yet swept in the study {study.name}, which chooses its setting")
+            continue
         with alone(results / FOLDER, name) as free:
             if not free:
                 tell(f"{name}: another worker is at it")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import matplotlib
 
 from . import protocol
 from .loop import FollowUp, Study
-from .methods import Method, load
-from .runs import Record, check_centres, complete, hours, matched, method_in, methods_in, read, sweep
+from .methods import load
+from .runs import Record, Sweep, hours, matched, methods_in, read, sweep_in
 
 __all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
@@ -114,33 +114,21 @@ def _took(studies: Sequence[type[Study]], results: Path) -> str:
 
 
 def _row(study: type[Study], name: str, folder: Path) -> Row | None:
-    method, records = method_in(study, name, folder), read(folder, name)
-    if method is None:
+    few = study.seeds if issubclass(study, FollowUp) else None
+    before = study if few is None else study.after
+    assert before is not None
+    swept, records = sweep_in(before, name, folder.parent), read(folder, name)
+    if swept is None:
         return None
-    if issubclass(study, FollowUp):
-        final, missing = matched(protocol.final_runs(method.knobs, (0,) * len(method.knobs))[: study.seeds], records)
-        assert study.after is not None
-        swept = sweep(read(folder.parent / study.after.name, name))
-        inside = protocol.interior(protocol.chosen(swept), {node for node, _ in swept})
-        return None if missing else Row(method.title, method.knobs, inside, final, [])
-    losses = sweep(records)
-    if not complete(study, method, losses):
-        return None
-    node = protocol.chosen(losses)
-    results, missing = matched(protocol.final_runs(method.knobs, node), records)
+    runs = protocol.final_runs(swept.method.knobs, swept.best)
+    results, missing = matched(runs[:few], records)
     if missing:
         return None
     seeds = len(protocol.FINAL_SEEDS)
     final, others = results[:seeds], results[seeds:]
     pairs = [final[:2], *(others[i : i + 2] for i in range(0, len(others), 2))]
-    at_multiples = [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]
-    return Row(
-        method.title,
-        protocol.values(method.knobs, node),
-        protocol.interior(node, {node for node, _ in losses}),
-        final,
-        at_multiples,
-    )
+    at_multiples = [] if few else [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]
+    return Row(swept.method.title, swept.values, swept.interior, final, at_multiples)
 
 
 def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
@@ -202,76 +190,49 @@ def _sensitivity(found: dict[str, Row], study: type[Study]) -> str:
 def _best_rates(studies: Sequence[type[Study]], results: Path) -> list[str]:
     """Two tables; – where a sweep is not complete. The rates of the least held-out loss in each study, with that loss in
     parentheses, and values of `lr` about it that are nearly as good; and what the setting of the first study costs in the others.
-
-    The losses are means over the seeds that all of these settings have, so that no two of them differ by the luck of a seed.
-    """
+    Both say of how many runs."""
     first, *others = studies
     again = {name for study in others for name in methods_in(study, results / study.name)}
     names = [name for name in methods_in(first, results / first.name) if name in again]
-    sweeps = {(study, name): _complete_sweep(study, name, results) for study in studies for name in names}
-    there = [found for found in sweeps.values() if found is not None]
-    seeds = {seed for found in there for _, seed in found.losses}
-    seeds = {seed for seed in seeds if all((found.best, seed) in found.losses for found in there)}
-    count = max(study.swept or len(protocol.FACTORS) for study in others)
-    knobs = [knob for knob in protocol.FACTORS if any(knob in found.method.knobs for found in there)][:count]
-    titles = [study.title for study in studies]
+    sweeps = {(study, name): sweep_in(study, name, results) for study in studies for name in names}
+    swept = {
+        knob for (study, _), found in sweeps.items() if found is not None and study is not first for knob in found.knobs
+    }
+    if not swept:
+        return []
+    knobs, titles = [knob for knob in protocol.FACTORS if knob in swept], [study.title for study in studies]
     best = [
-        f"| best {', '.join(knobs)} (held-out loss, {len(seeds)} seed{'s' * (len(seeds) > 1)}); every lr within {_NEARLY} of it | "
-        f"{' | '.join(titles)} |",
+        f"| best {', '.join(knobs)} (held-out loss, runs); every lr within {_NEARLY} of it | {' | '.join(titles)} |",
         "| --- |" + " ---: |" * len(studies),
     ]
     costs = [
-        f"| loss more at the setting of {first.title} | {' | '.join(titles[1:])} |",
+        f"| loss more at the setting of {first.title} (runs) | {' | '.join(titles[1:])} |",
         "| --- |" + " ---: |" * len(others),
     ]
     for name in names:
         found = [sweeps[study, name] for study in studies]
-        best.append(
-            f"| {load(name).title} | {' | '.join('–' if s is None else s.rates(knobs, seeds) for s in found)} |"
-        )
-        costs.append(f"| {load(name).title} | {' | '.join('–' if s is None else s.cost() for s in found[1:])} |")
+        best.append(f"| {load(name).title} | {' | '.join('–' if s is None else _rates(s, knobs) for s in found)} |")
+        costs.append(f"| {load(name).title} | {' | '.join('–' if s is None else _cost(s) for s in found[1:])} |")
     return ["\n".join(best), "\n".join(costs)]
 
 
-@dataclass(frozen=True)
-class _Sweep:
-    """A sweep that has all its runs."""
-
-    method: Method
-    """With the centres of the study."""
-    losses: dict[tuple[protocol.Node, int], float]
-
-    @property
-    def best(self) -> protocol.Node:
-        """The setting that it has chosen."""
-        return protocol.chosen(self.losses)
-
-    def rates(self, knobs: Sequence[str], seeds: Collection[int]) -> str:
-        """The best values of `knobs`, the mean loss there over `seeds`, and the range of `lr` that is nearly as good."""
-        best = protocol.values(self.method.knobs, self.best)
-        text = ", ".join(f"{best[knob]:.3g}" if knob in best else "–" for knob in knobs)
-        loss = statistics.fmean(self.losses[self.best, seed] for seed in seeds)
-        if math.isinf(loss):
-            return "diverged"
-        low, high = (
-            protocol.values(self.method.knobs, end)["lr"] for end in protocol.flat(self.losses, self.best, _NEARLY)
-        )
-        edge = ", at an edge" * (not protocol.interior(self.best, {node for node, _ in self.losses}))
-        return f"{text} ({loss:.3f}{edge})" + f"; {low:.3g} – {high:.3g}" * (low < high)
-
-    def cost(self) -> str:
-        """How much larger the loss is at the centres."""
-        means = protocol.means_of(self.losses)
-        centre, least = means[(0,) * len(self.best)], means[self.best]
-        return "diverged" if math.isinf(centre) else f"{centre - least:+.3f}"
+def _rates(sweep: Sweep, knobs: Sequence[str]) -> str:
+    """The best values of `knobs`, the mean loss there, the number of runs, and the range of `lr` that is nearly as good."""
+    found = sweep.at(sweep.best)
+    text = ", ".join(f"{sweep.values[knob]:.3g}" if knob in sweep.values else "–" for knob in knobs)
+    if not all(map(math.isfinite, found)):
+        return "diverged"
+    ends = protocol.flat(sweep.losses, sweep.best, _NEARLY)
+    low, high = (protocol.values(sweep.method.knobs, end)["lr"] for end in ends)
+    edge = ", at an edge" * (not sweep.interior)
+    return f"{text} ({statistics.fmean(found):.3f}, {len(found)}{edge})" + f"; {low:.3g} – {high:.3g}" * (low < high)
 
 
-def _complete_sweep(study: type[Study], name: str, results: Path) -> _Sweep | None:
-    method, records = method_in(study, name, results / study.name), read(results / study.name, name)
-    if method is None or not complete(study, method, losses := sweep(records)):
-        return None
-    check_centres(method, records)
-    return _Sweep(method, losses)
+def _cost(sweep: Sweep) -> str:
+    """How much larger the loss is at the centres, and the number of runs there."""
+    means, centre = protocol.means_of(sweep.losses), (0,) * len(sweep.best)
+    more = means[centre] - means[sweep.best]
+    return f"{more:+.3f} ({len(sweep.at(centre))})" if math.isfinite(more) else "diverged"
 
 
 def ordered(found: dict[str, Row], study: type[Study]) -> list[Row]:

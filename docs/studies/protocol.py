@@ -38,7 +38,7 @@ VALUES = 5
 REPEATED = 3
 """How many of the best settings get more seeds."""
 SEEDS = 3
-"""That they get before anything else is tried."""
+"""Of each of these, before diagonal neighbours are tried."""
 
 Node = tuple[int, ...]
 """A setting: one integer k per knob that is swept, whose value is centre · factorᵏ."""
@@ -82,11 +82,12 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
         return (0,) * dimension, 0
     means = means_of(losses)
     best = min(means, key=lambda node: (means[node], node))
-    if len(losses) >= 2 * budget or (len(losses) >= budget and best == chosen(losses) and interior(best, means)):
+    seeds = {node: {seed for other, seed in losses if other == node} for node in means}
+    settled = len(seeds[best]) == max(map(len, seeds.values())) and interior(best, means)
+    if len(losses) >= 2 * budget or (len(losses) >= budget and settled):
         return None
     if math.isinf(means[best]):
         return _moved(min(means), 0, -1), 0
-    seeds = {node: {seed for other, seed in losses if other == node} for node in means}
     room = budget - len(losses) >= SEEDS + 2 * VALUES
     return next(
         itertools.chain(

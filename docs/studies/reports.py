@@ -53,8 +53,8 @@ def write(results: Path, docs: Path = DOCS) -> None:
 def tables(results: Path) -> Iterator[tuple[str, str, str]]:
     """The page, the name of the table on it, and its Markdown."""
     for study in _swept():
-        wider = [other for other in STUDIES if other.after is study and not issubclass(other, FollowUp)]
-        yield f"benchmarks/{study.page}.md", study.name, pages.generated(study, results / study.name, wider)
+        later = [other for other in STUDIES if other.after is study and not issubclass(other, FollowUp)]
+        yield f"benchmarks/{study.page}.md", study.name, pages.generated(study, results / study.name, later)
         yield "does_it_help.md", study.name, summary.generated(study, results / study.name)
     for page in (f"benchmarks/{ResNet20.page}.md", "does_it_help.md"):
         yield page, ResNet20.name, pages.generated(ResNet20, results / ResNet20.name)

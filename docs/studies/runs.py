@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,11 @@ from .protocol import Node, Run
 
 __all__ = [
     "RESULTS",
+    "Sweep",
     "again",
     "alone",
     "check_centres",
     "chosen_in",
-    "complete",
     "differing",
     "hours",
     "machine",
@@ -43,6 +43,7 @@ __all__ = [
     "store",
     "stored_run",
     "sweep",
+    "sweep_in",
     "work",
 ]
 
@@ -77,17 +78,53 @@ def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
     }
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """The results of a sweep that has all its runs."""
+
+    method: Method
+    """With the centres of the study."""
+    losses: protocol.Losses
+
+    @property
+    def best(self) -> Node:
+        """The setting that it has chosen."""
+        return protocol.chosen(self.losses)
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Of all knobs at the best setting."""
+        return protocol.values(self.method.knobs, self.best)
+
+    @property
+    def knobs(self) -> list[str]:
+        """Those that it is over."""
+        return [*self.method.knobs][: len(self.best)]
+
+    @property
+    def interior(self) -> bool:
+        """Whether smaller and larger values than the best were tried on each knob."""
+        return protocol.interior(self.best, {node for node, _ in self.losses})
+
+    def at(self, node: Node) -> list[float]:
+        """The losses of the runs at a setting."""
+        return [loss for (other, _), loss in self.losses.items() if other == node]
+
+
+def sweep_in(study: Study | type[Study], name: str, results: Path) -> Sweep | None:
+    """The sweep of a method in `study`; None while it is not complete. Raises `RetractError` if it is about other centres."""
+    method, records = method_in(study, name, results / study.name), read(results / study.name, name)
+    if method is None:
+        return None
+    check_centres(method, records)
+    losses = sweep(records)
+    return Sweep(method, losses) if _next_of_sweep(study, method, losses) is None else None
+
+
 def chosen_in(study: Study | type[Study], name: str, results: Path) -> dict[str, float] | None:
     """The values of the knobs that the sweep of a method in `study` has chosen; None while it is not complete."""
-    method, losses = method_in(study, name, results / study.name), sweep(read(results / study.name, name))
-    if method is None or not complete(study, method, losses):
-        return None
-    return protocol.values(method.knobs, protocol.chosen(losses))
-
-
-def complete(study: Study | type[Study], method: Method, losses: protocol.Losses) -> bool:
-    """Whether a sweep with these results has all its runs."""
-    return _next_of_sweep(study, method, losses) is None
+    found = sweep_in(study, name, results)
+    return None if found is None else found.values
 
 
 def _next_of_sweep(study: Study | type[Study], method: Method, losses: protocol.Losses) -> tuple[Node, int] | None:
@@ -176,7 +213,7 @@ def work(
 
 
 def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Repeat a stored run; what differs, as of `differing`. Raises `RetractError` if there is no such run."""
+    """Repeat a stored run; what differs, see `differing`. Raises `RetractError` if there is no such run."""
     stored = stored_run(folder, name, index)
     run = Run(stored["phase"], stored["values"], stored["seed"], tuple(stored["node"]))
     return differing(stored, _record(study, load(name), run))

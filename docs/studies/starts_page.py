@@ -8,7 +8,7 @@ from pathlib import Path
 from . import pages
 from .batchnorm import BatchNorm
 from .methods import load
-from .runs import hours, read
+from .runs import hours, methods_in, read
 from .starts import STARTS
 
 __all__ = ["generated"]
@@ -30,9 +30,10 @@ def generated(results: Path) -> str:
         base = replace(drawn[name], final=drawn[name].final[: STARTS[0].seeds])
         cells = [_changed(found[name], base) if name in found else "" for found in started]
         lines.append(f"| {base.title} | {' | '.join([pages.mean(base, _KEY), *cells])} |")
-    missing = [load(name).title for name in BatchNorm.methods if name not in there]
+    missing = [load(name).title for name in methods_in(BatchNorm, results / BatchNorm.name) if name not in there]
     tail = [f"Not run yet: {', '.join(missing)}."] if missing else []
-    made = [record for start in STARTS for name in start.methods for record in read(results / start.name, name)]
+    folders = [(start, results / start.name) for start in STARTS]
+    made = [record for start, folder in folders for name in methods_in(start, folder) for record in read(folder, name)]
     took = [f"Without the runs as drawn, {hours(made):.1f} hours of one core."] if made else []
     return "\n\n".join(["\n".join(lines), *tail, *took])
 

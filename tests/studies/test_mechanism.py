@@ -57,8 +57,9 @@ def test_driven_at_the_turns_of_sgd_it_goes_the_way_of_sgd():
 
 def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(mechanism, "SEEDS", (100,))
-    with pytest.raises(RetractError, match="sgd_decay is not yet swept in the study tiny"):
-        mechanism.work(Tiny(), ["sgd_decay"], 1.0, tmp_path)
+    told = []
+    mechanism.work(Tiny(), ["sgd_decay"], 1.0, tmp_path, told.append)
+    assert told == ["sgd_decay: not yet swept in the study tiny, which chooses its setting"]
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: SETTINGS[name])
     told, names = [], [*mechanism.METHODS, mechanism.DRIVEN]
     mechanism.work(Tiny(), names, 0.0, tmp_path, told.append)
@@ -81,6 +82,10 @@ def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
     assert [record["values"] for record in runs.read(tmp_path / mechanism.FOLDER, "psi_adam")] == [changed["psi_adam"]]
     for name in ("sgd_decay", mechanism.DRIVEN):
         assert mechanism.again(Tiny(), name, 0, tmp_path / mechanism.FOLDER) == {}
+        path = tmp_path / mechanism.FOLDER / f"{name}.json"
+        bits = runs.read(path.parent, name)[0]["hash"]
+        path.write_text(path.read_text().replace(bits, "other"))
+        assert mechanism.again(Tiny(), name, 0, path.parent) == {"hash": ("other", bits)}
     with pytest.raises(
         RetractError, match="psi_adm: not among the methods whose turns are compared, which are sgd_decay"
     ):

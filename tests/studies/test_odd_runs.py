@@ -1,11 +1,15 @@
 """Runs that diverged, and methods and studies that a reader adds."""
 
+import contextlib
+import importlib
 import math
+import sys
 
 import pytest
+import torch
 from made_runs import make
 from retract.errors import RetractError
-from studies import cost, mechanism, mechanism_page, methods, pages, protocol, runs, summary
+from studies import batchnorm, cost, mechanism, mechanism_page, methods, pages, protocol, reports, runs, summary
 from studies.loop import train
 from studies.methods import Method, load
 from tiny_study import FILE, Tiny, Wider
@@ -63,6 +67,13 @@ def test_a_setting_at_which_a_seed_diverged_is_not_chosen():
     assert protocol.chosen(dict.fromkeys(losses, math.inf)) == (0,)
 
 
+def test_a_sweep_goes_on_until_no_setting_has_more_seeds_than_the_best():
+    """Where the second seed diverges wherever it is tried, up to a better setting that has the first alone."""
+    losses = {((k,), 0): 0.5 + 0.01 * k * k for k in range(-2, 4)} | {((k,), 1): math.inf for k in (0, 1)}
+    assert protocol.chosen(losses) == (-1,)
+    assert protocol.next_of_sweep(1, losses, 8) is not None
+
+
 def test_a_baseline_that_diverged_has_no_target_and_is_blamed_itself(stored):
     lost(stored, "sgd_decay", {101})
     assert "| steps to 0.500 |" in pages.generated(Tiny, stored / "tiny")
@@ -76,30 +87,6 @@ def test_a_baseline_that_diverged_has_no_target_and_is_blamed_itself(stored):
     )
 
 
-def test_losses_of_settings_are_compared_over_the_seeds_that_all_of_them_have(stored, monkeypatch):
-    """The chosen setting of `Wider` has three seeds and the last is easy, that of `Third` the first two."""
-    monkeypatch.setattr(Wider, "methods", ("psi_sgdm",))
-    monkeypatch.setattr(Wider, "budget", 9)
-
-    class Third(Wider):
-        name, title = "third", "Third"
-
-    for study in (Wider, Third):
-        make(study, "psi_sgdm", stored, lambda run: bowl(run) - 0.3 * (run.seed == 2), None)
-    folder = stored / "third"
-    found = [r for r in runs.read(folder, "psi_sgdm") if r["seed"] < 2]
-    found.append({**found[-1], "seed": 1, "node": [2], "values": protocol.values(load_at(stored), (2,))})
-    runs.store(folder, Method("psi_sgdm", "", load_at(stored), list), found)
-    best, _ = best_rates(stored, Wider, Third)
-    assert "(held-out loss, 2 seeds)" in best
-    assert best.endswith("| PSI-SGDM | 0.2 (0.401) | 0.2 (0.500) | 0.2 (0.500) |")
-
-
-def load_at(stored):
-    """The centres of studies after the tiny one."""
-    return runs.chosen_in(Tiny, "psi_sgdm", stored)
-
-
 def test_a_study_after_another_may_sweep_every_knob(stored):
     class Whole(Wider):
         name, title = "whole", "Whole"
@@ -107,8 +94,8 @@ def test_a_study_after_another_may_sweep_every_knob(stored):
 
     make(Whole, "psi_sgdm", stored, bowl, None)
     best, _ = best_rates(stored, Whole)
-    assert best.splitlines()[0].startswith("| best lr, rest, decay (held-out loss, ")
-    assert "| PSI-SGDM | 0.2, 0.2, – (0.400) | 0.2, 0.2, – (0.500) |" in best
+    assert best.splitlines()[0].startswith("| best lr, rest (held-out loss, runs); every lr")
+    assert "| PSI-SGDM | 0.2, 0.2 (0.401, 2) | 0.2, 0.2 (0.500, 3) |" in best
 
 
 def test_a_method_of_one_knob_has_no_second_to_sweep(stored, added):
@@ -124,7 +111,8 @@ def test_a_method_of_one_knob_has_no_second_to_sweep(stored, added):
     found = make(Two, "alone", stored, bowl, None)
     assert {len(record["node"]) for record in found} == {1}
     best, _ = best_rates(stored, Two)
-    assert "| Mine | 0.1, – (0.500) | 0.1, – (0.500) |" in best
+    assert "| best lr (held-out loss, runs); every lr" in best
+    assert "| Mine | 0.1 (0.500, 2) | 0.1 (0.500, 2) |" in best
     assert runs.method_in(Other, "alone", stored / "tiny").knobs == {"lr": 0.1}
 
 
@@ -171,6 +159,50 @@ def test_the_last_point_of_a_run_is_its_end(monkeypatch):
 def test_steps_are_not_timed_without_the_baseline(tmp_path):
     with pytest.raises(RetractError, match="sgd_decay, the baseline of wider, has no setting yet"):
         cost.generated(Wider(), tmp_path, 1)
+
+
+def test_steps_of_a_method_that_only_a_reader_runs_are_timed(stored, added):
+    added("mine", FILE)
+    assert "| Mine |" not in cost.generated(Tiny(), stored / "tiny", 1)
+    runs.store(stored / "tiny", load("mine"), [])
+    assert "| Mine |" in cost.generated(Tiny(), stored / "tiny", 1)
+    assert summary.generated(Tiny, stored / "tiny").endswith("Being measured: 1 more.")
+
+
+@pytest.mark.parametrize("steps", [16, 24, 40])
+def test_turns_are_of_sixteen_parts_however_many_steps_there_are(steps, monkeypatch):
+    monkeypatch.setattr(Tiny, "steps", steps)
+    monkeypatch.setattr(Tiny, "points", 8)
+    setting = {"lr": 0.1, "rest": 0.1, "decay": 0.0}
+    assert len(mechanism.made(Tiny(), "sgd_decay", setting, 100)["turns"]) == mechanism.PARTS
+
+
+def test_nothing_is_driven_by_a_run_that_diverged():
+    setting = {"lr": 1e30, "rest": 0.1, "decay": 0.0}
+    found, sgd = (mechanism.made(Tiny(), name, setting, 100) for name in (mechanism.DRIVEN, "sgd_decay"))
+    assert found["loss"] is None
+    assert {**found, "seconds": 0} == {**sgd, "seconds": 0}
+
+
+def test_the_command_line_makes_runs_repeats_them_and_tells_what_there_is_not(stored, monkeypatch, capsys):
+    module = importlib.import_module("studies.__main__")
+    monkeypatch.setattr(reports, "STUDIES", (Tiny,))
+    monkeypatch.setattr(batchnorm, "BatchNorm", Tiny)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda on: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["studies", *arguments, "--data", "nowhere", "--results", str(stored)])
+        with contextlib.suppress(SystemExit):
+            module.main()
+        return capsys.readouterr()
+
+    assert run("run", "tiny").out == "sgd_decay is done: 32 runs\npsi_sgdm is done: 25 runs\n"
+    assert "invalid choice: 'psi_sgmd'" in run("run", "tiny", "--method", "psi_sgmd").err
+    assert "loss: 0.46" in run("again", "tiny", "psi_sgdm", "0").out  # by a formula, not by training
+    assert "psi_adam: not yet swept" in run("run", "mechanism", "--method", "psi_adam", "--minutes", "0").out
 
 
 def test_turns_of_a_run_that_diverged_are_those_of_its_parts(tmp_path, monkeypatch):

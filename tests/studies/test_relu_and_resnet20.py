@@ -83,8 +83,8 @@ def test_rates_of_resnet_20_are_those_of_short_runs_about_those_of_the_small_net
 
 def test_the_tables_of_resnet_20(results):
     small = pages.generated(BatchNorm, results / "batchnorm", (ResNet20Rates,))
-    assert "| best lr, rest (held-out loss, 2 seeds); every lr within 0.02 of it | small network" in small
-    assert "| PSI-SGDM | 0.2, 0.4 (1.000) | 0.1, 0.2 (1.000) |" in small
+    assert "| best lr, rest (held-out loss, runs); every lr within 0.02 of it | small network" in small
+    assert "| PSI-SGDM | 0.2, 0.4 (1.000, 7) | 0.1, 0.2 (1.000, 2) |" in small
     text = pages.generated(ResNet20, results / "resnet20")
     assert "| PSI-SGDM | 0.1 | 0.2 | 91.50 ± 0.58 | **+0.50 [+0.50, +0.50]** | 1.0000 ± 0.0000 |" in text
     assert "held-out loss at" not in text

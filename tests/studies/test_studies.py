@@ -300,11 +300,11 @@ def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(store
     assert all(record["values"] == {"lr": 0.2 * 2.0 ** record["node"][0], "rest": 0.2} for record in found)
     assert len(found) == Wider.budget
     text = pages.generated(Tiny, stored / "tiny", (Wider,))
-    assert "| best lr (held-out loss, 1 seed); every lr within 0.02 of it | Tiny | Wider |" in text
-    assert "| PSI-SGDM | 0.2 (0.400) | 0.8 (0.500); 0.4 – 1.6 |" in text
-    assert "| SGD with decay | 0.2 (0.500) | – |" in text
+    assert "| best lr (held-out loss, runs); every lr within 0.02 of it | Tiny | Wider |" in text
+    assert "| PSI-SGDM | 0.2 (0.401, 2) | 0.8 (0.500, 2); 0.4 – 1.6 |" in text
+    assert "| SGD with decay | 0.2 (0.500, 1) | – |" in text
     assert (
-        "| loss more at the setting of Tiny | Wider |\n| --- | ---: |\n| SGD with decay | – |\n| PSI-SGDM | +0.060 |"
+        "| loss more at the setting of Tiny (runs) | Wider |\n| --- | ---: |\n| SGD with decay | – |\n| PSI-SGDM | +0.060 (1) |"
         in text
     )
     assert f"{57 + 7} runs, 0.6 hours" in text

@@ -6,8 +6,8 @@ MUTANTS = [
     Mutant(
         "runs of an earlier choice are missing at the one after it",
         "docs/studies/pages.py",
-        "matched(protocol.final_runs(method.knobs, node), records)",
-        'matched(protocol.final_runs(method.knobs, node), [r for r in records if tuple(r["node"]) == node])',
+        "matched(runs[:few], records)",
+        'matched(runs[:few], [r for r in records if tuple(r["node"]) == swept.best])',
         "tests/studies/test_studies.py::test_runs_of_an_earlier_choice_serve_the_one_after_it",
     ),
     Mutant(
@@ -48,8 +48,8 @@ MUTANTS = [
     Mutant(
         "a follow-up hides that its rate was at an edge",
         "docs/studies/pages.py",
-        "else Row(method.title, method.knobs, inside, final, [])",
-        "else Row(method.title, method.knobs, True, final, [])",
+        "swept.values, swept.interior, final",
+        "swept.values, True, final",
         "tests/studies/test_relu_and_resnet20.py::test_a_rate_at_an_edge_of_the_sweep_before_is_told",
     ),
     Mutant(
@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant(
         "a follow-up is compared before it has all its seeds",
         "docs/studies/pages.py",
-        "return None if missing else Row(",
-        "return None if not final else Row(",
+        "    if missing:\n        return None\n    seeds",
+        "    if not results:\n        return None\n    seeds",
         "tests/studies/test_relu_and_resnet20.py::test_a_method_without_all_its_seeds_is_not_compared",
     ),
     Mutant(
@@ -82,24 +82,24 @@ MUTANTS = [
     ),
     Mutant(
         "the drift of rates is told about other centres",
-        "docs/studies/pages.py",
-        "best = protocol.values(self.method.knobs, self.best)",
-        "best = protocol.values(load(self.method.name).knobs, self.best)",
+        "docs/studies/runs.py",
+        "return protocol.values(self.method.knobs, self.best)",
+        "return protocol.values(load(self.method.name).knobs, self.best)",
         "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
     ),
     Mutant(
         "a rate that is carried over costs nothing",
         "docs/studies/pages.py",
-        "means[(0,) * len(self.best)], means[self.best]",
-        "means[self.best], means[self.best]",
+        "more = means[centre] - means[sweep.best]",
+        "more = 0.0 * means[centre]",
         "tests/studies/test_studies.py::test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there",
     ),
     Mutant(
-        "losses of settings are means over the seeds of each",
-        "docs/studies/pages.py",
-        "statistics.fmean(self.losses[self.best, seed] for seed in seeds)",
-        "statistics.fmean(loss for (other, _), loss in self.losses.items() if other == self.best)",
-        "tests/studies/test_odd_runs.py::test_losses_of_settings_are_compared_over_the_seeds_that_all_of_them_have",
+        "a knob that is swept again is not told",
+        "docs/studies/runs.py",
+        "[*self.method.knobs][: len(self.best)]",
+        "[*self.method.knobs][:1]",
+        "tests/studies/test_odd_runs.py::test_a_study_after_another_may_sweep_every_knob",
     ),
     Mutant(
         "a method is blamed for its baseline",

@@ -27,15 +27,15 @@ MUTANTS = [
     Mutant(
         "a sweep ends at an edge",
         "docs/studies/protocol.py",
-        "len(losses) >= 2 * budget or (len(losses) >= budget and best == chosen(losses) and interior(best, means))",
+        "len(losses) >= 2 * budget or (len(losses) >= budget and settled)",
         "len(losses) >= budget",
         "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
     ),
     Mutant(
         "a better setting with fewer seeds is passed over",
         "docs/studies/protocol.py",
-        "and best == chosen(losses) and",
-        "and",
+        "settled = len(seeds[best]) == max(map(len, seeds.values())) and",
+        "settled =",
         "tests/studies/test_protocol.py::test_a_setting_that_has_fewer_seeds_than_others_is_not_passed_over",
     ),
     Mutant(
@@ -251,8 +251,8 @@ MUTANTS = [
     Mutant(
         "a study after another does not wait",
         "docs/studies/runs.py",
-        "if method is None or not complete(study, method, losses):\n        return None\n    return protocol.values",
-        "if method is None or not losses:\n        return None\n    return protocol.values",
+        "return Sweep(method, losses) if _next_of_sweep(study, method, losses) is None else None",
+        "return Sweep(method, losses) if losses else None",
         "tests/studies/test_studies.py::test_a_study_after_another_waits_for_its_sweep",
     ),
     Mutant(
@@ -317,6 +317,20 @@ MUTANTS = [
         "return [*study.methods, *besides]",
         "return [*study.methods]",
         "tests/studies/test_odd_runs.py::test_a_method_that_only_a_reader_runs_stands_in_all_tables_of_the_study",
+    ),
+    Mutant(
+        "a run of turns is not compared",
+        "docs/studies/mechanism.py",
+        "return differing(stored, made(",
+        "return differing(stored, stored) if stored else differing(stored, made(",
+        "tests/studies/test_mechanism.py::test_runs_are_stored_and_go_on",
+    ),
+    Mutant(
+        "a run is driven by one that diverged",
+        "docs/studies/mechanism.py",
+        'if name == DRIVEN and record["loss"] is not None:',
+        "if name == DRIVEN:",
+        "tests/studies/test_odd_runs.py::test_nothing_is_driven_by_a_run_that_diverged",
     ),
     Mutant(
         "two workers repeat each other's runs of turns",
