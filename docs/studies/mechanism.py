@@ -20,7 +20,7 @@ from torch.optim import SGD, Optimizer
 from . import protocol
 from .loop import Study, train
 from .methods import Method, load
-from .runs import Record, alone, chosen_in, differing, machine, read, store, stored_run
+from .runs import Record, alone, chosen_in, differing, machine, outcome, read, store, stored_run
 from .split import on, split
 
 __all__ = [
@@ -166,8 +166,7 @@ def work(
                     return
                 record = made(study, name, values, seed)
                 store(results / FOLDER, Method(name, "", record["values"], list), kept := [*kept, record])
-                told = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
-                tell(f"{name}, seed {seed}: {told}, {record['seconds']} s")
+                tell(f"{name}, seed {seed}: {outcome(record)}")
 
 
 def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:

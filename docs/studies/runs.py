@@ -39,6 +39,7 @@ __all__ = [
     "method_in",
     "methods_in",
     "next_run",
+    "outcome",
     "read",
     "store",
     "stored_run",
@@ -207,9 +208,14 @@ def work(
                 record = _record(study, method, run)
                 store(folder, method, [*records, record])
                 shown = ", ".join(f"{knob} {value:g}" for knob, value in run.values.items())
-                told = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
-                tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {told}, {record['seconds']} s")
+                tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {outcome(record)}")
             tell(f"{name} is done: {len(records)} runs")
+
+
+def outcome(record: Record) -> str:
+    """How a run ended, and its seconds."""
+    ended = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
+    return f"{ended}, {record['seconds']} s"
 
 
 def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:
