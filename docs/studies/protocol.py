@@ -39,6 +39,8 @@ REPEATED = 3
 """How many of the best settings get more seeds."""
 SEEDS = 3
 """Of each of these, before diagonal neighbours are tried."""
+DIGITS = 4
+"""After the point, to which mean losses are compared."""
 
 Node = tuple[int, ...]
 """A setting: one integer k per knob that is swept, whose value is centre · factorᵏ."""
@@ -81,7 +83,7 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
     if not losses:
         return (0,) * dimension, 0
     means = means_of(losses)
-    best = min(means, key=lambda node: (means[node], node))
+    best = _ranked(means)[0]
     seeds = {node: {seed for other, seed in losses if other == node} for node in means}
     settled = len(seeds[best]) == max(map(len, seeds.values())) and interior(best, means)
     if len(losses) >= 2 * budget or (len(losses) >= budget and settled):
@@ -113,7 +115,7 @@ def chosen(losses: Losses) -> Node:
     means = means_of(losses)
     ended = [node for node in means if math.isfinite(means[node])] or [*means]
     most = max(counts[node] for node in ended)
-    return min((node for node in ended if counts[node] == most), key=lambda node: (means[node], node))
+    return _ranked({node: means[node] for node in ended if counts[node] == most})[0]
 
 
 def flat(losses: Losses, node: Node, more: float) -> tuple[Node, Node]:
@@ -193,6 +195,12 @@ def means_of(losses: Losses) -> dict[Node, float]:
     return {node: statistics.fmean(sample) for node, sample in found.items()}
 
 
+def _ranked(means: Mapping[Node, float]) -> list[Node]:
+    """Settings from the best on. Of those whose losses are equal to `DIGITS` digits, the one nearer to the centres is the better:
+    a knob without effect stays where it is."""
+    return sorted(means, key=lambda node: (round(means[node], DIGITS), sum(map(abs, node)), node))
+
+
 def _cross(best: Node, tried: Iterable[Node]) -> Iterator[Node]:
     """What is to be tried on the lines through `best`: neighbours first, then what is missing to `VALUES`, in turn on both sides."""
     tried = set(tried)
@@ -221,7 +229,7 @@ def _diagonals(best: Node) -> Iterator[Node]:
 def _repeats(means: Mapping[Node, float], seeds: Mapping[Node, set[int]], count: int) -> Iterator[tuple[Node, int]]:
     """Seeds that the best settings lack to `count`."""
     for seed in range(count):
-        for node in sorted(means, key=lambda node: (means[node], node))[:REPEATED]:
+        for node in _ranked(means)[:REPEATED]:
             if seed not in seeds[node] and math.isfinite(means[node]):
                 yield node, seed
 
