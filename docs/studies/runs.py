@@ -34,6 +34,7 @@ __all__ = [
     "chosen_in",
     "differing",
     "hours",
+    "losses_of",
     "machine",
     "matched",
     "method_in",
@@ -43,7 +44,6 @@ __all__ = [
     "read",
     "store",
     "stored_run",
-    "sweep",
     "sweep_in",
     "work",
 ]
@@ -70,7 +70,7 @@ def hours(records: Iterable[Record]) -> float:
     return sum(record["seconds"] for record in records) / 3600.0
 
 
-def sweep(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
+def losses_of(records: Sequence[Record]) -> dict[tuple[Node, int], float]:
     """The held-out losses of the sweep, infinite for runs that diverged."""
     return {
         (tuple(record["node"]), record["seed"]): math.inf if record["loss"] is None else record["loss"]
@@ -118,7 +118,7 @@ def sweep_in(study: Study | type[Study], name: str, results: Path) -> Sweep | No
     if method is None:
         return None
     check_centres(method, records)
-    losses = sweep(records)
+    losses = losses_of(records)
     return Sweep(method, losses) if _next_of_sweep(study, method, losses) is None else None
 
 
@@ -159,7 +159,7 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
     if issubclass(kind, FollowUp):
         here = (0,) * len(method.knobs)
         return matched(protocol.final_runs(method.knobs, here)[: kind.seeds], records)[1]
-    losses = sweep(records)
+    losses = losses_of(records)
     if (found := _next_of_sweep(study, method, losses)) is not None:
         node, seed = found
         return Run("sweep", protocol.values(method.knobs, node), seed, node)

@@ -162,7 +162,9 @@ def test_runs_are_stored_one_by_one_and_go_on(tmp_path, mine):
 def test_a_sweep_has_as_many_runs_as_knobs_ask_for(stored):
     for name in ("psi_sgdm", "sgd_decay"):
         records, method = runs.read(stored / "tiny", name), load(name)
-        assert len(runs.sweep(records)) == Tiny.budget * len(method.knobs) + (name == "sgd_decay")  # to widen its grid
+        assert len(runs.losses_of(records)) == Tiny.budget * len(method.knobs) + (
+            name == "sgd_decay"
+        )  # to widen its grid
         assert {len(record["node"]) for record in records} == {len(method.knobs)}
 
 
@@ -256,10 +258,10 @@ def test_where_losses_are_compared_the_least_comes_first(stored):
 def test_a_sweep_that_ends_at_an_edge_is_told(stored):
     """After twice its runs, where the loss falls and falls."""
     ends = {"test accuracy": 60.0, "test loss": 1.0}
-    found = make(Tiny, "sgd_decay", stored, lambda run: 2.0 ** -run.values["lr"], lambda run: ends)
-    assert len(runs.sweep(found)) == 2 * 3 * Tiny.budget
+    found = make(Tiny, "sgd_decay", stored, lambda run: -run.values["lr"], lambda run: ends)
+    assert len(runs.losses_of(found)) == 2 * 3 * Tiny.budget
     assert "| SGD with decay (at an edge) |" in pages.generated(Tiny, stored / "tiny")
-    make(Wider, "psi_sgdm", stored, lambda run: 2.0 ** -run.values["lr"], None)
+    make(Wider, "psi_sgdm", stored, lambda run: -run.values["lr"], None)
     assert ", at an edge) |" in pages.generated(Tiny, stored / "tiny", (Wider,)).split("Wider |")[1]
 
 
