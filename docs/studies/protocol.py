@@ -39,8 +39,8 @@ REPEATED = 3
 """How many of the best settings get more seeds."""
 SEEDS = 3
 """Of each of these, before diagonal neighbours are tried."""
-DIGITS = 4
-"""After the point, to which mean losses are compared."""
+LEVEL = 1e-4
+"""By how much mean losses may differ and count as equal."""
 
 Node = tuple[int, ...]
 """A setting: one integer k per knob that is swept, whose value is centre · factorᵏ."""
@@ -196,9 +196,14 @@ def means_of(losses: Losses) -> dict[Node, float]:
 
 
 def _ranked(means: Mapping[Node, float]) -> list[Node]:
-    """Settings from the best on. Of those whose losses are equal to `DIGITS` digits, the one nearer to the centres is the better:
-    a knob without effect stays where it is."""
-    return sorted(means, key=lambda node: (round(means[node], DIGITS), sum(map(abs, node)), node))
+    """Settings from the best on, which is the one nearest to the centres of those whose losses are within `LEVEL` of the least: a
+    knob without effect stays where it is."""
+    left, found = dict(means), list[Node]()
+    while left:
+        level = min(left.values()) + LEVEL
+        found.append(min((node for node in left if left[node] <= level), key=lambda node: (sum(map(abs, node)), node)))
+        del left[found[-1]]
+    return found
 
 
 def _cross(best: Node, tried: Iterable[Node]) -> Iterator[Node]:

@@ -90,11 +90,12 @@ def test_a_seed_that_is_harder_for_all_settings_decides_nothing():
     assert list(losses) == list(swept(plain, 2, 30))
 
 
-def test_a_knob_without_effect_stays_where_it_is():
-    """Differences in the sixth digit decide nothing: neither what is tried nor what is chosen."""
-    two = bowl((-3, -1))
-    for slope in (1e-6, -1e-6):
-        losses = swept(lambda node, seed: two(node[:2], seed) + slope * node[2], 3, 45)  # noqa: B023
+@pytest.mark.parametrize("slope", [-1e-5, -1e-6, 1e-6, 1e-5])
+def test_a_knob_without_effect_stays_where_it_is(slope):
+    """Differences in the fifth digit decide nothing, wherever losses are: neither what is tried nor what is chosen."""
+    for base in (0.0, 5e-5, 4.9e-5, 0.012345):
+        two = bowl((-3, -1))
+        losses = swept(lambda node, seed: base + two(node[:2], seed) + slope * node[2], 3, 45)  # noqa: B023
         assert len(losses) == 45
         assert chosen(losses) == (-3, -1, 0)
         assert {node[2] for node, _ in losses} == {-2, -1, 0, 1, 2}

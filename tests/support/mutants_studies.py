@@ -69,15 +69,15 @@ MUTANTS = [
     Mutant(
         "differences in the last digits move a knob without effect",
         "docs/studies/protocol.py",
-        "(round(means[node], DIGITS), sum(map(abs, node)), node)",
-        "(means[node], sum(map(abs, node)), node)",
+        "level = min(left.values()) + LEVEL",
+        "level = min(left.values())",
         "tests/studies/test_protocol.py::test_a_knob_without_effect_stays_where_it_is",
     ),
     Mutant(
         "of settings that are equal the one with the smallest knobs is the best",
         "docs/studies/protocol.py",
-        "(round(means[node], DIGITS), sum(map(abs, node)), node)",
-        "(round(means[node], DIGITS), node)",
+        "key=lambda node: (sum(map(abs, node)), node)",
+        "key=lambda node: node",
         "tests/studies/test_protocol.py::test_a_knob_without_effect_stays_where_it_is",
     ),
     Mutant(
