@@ -50,6 +50,8 @@ class BatchNorm:
         ("muon_decay", "muonh"),
         ("muonh", "psimuon"),
         ("muon_decay", "psimuon"),
+        ("muonh", "adamw_decay"),
+        ("psimuon", "psi_sgdm_nesterov"),
     )
     budget = 15
     swept: int | None = None
@@ -89,7 +91,7 @@ class BatchNorm:
 
     def batches(self, generator: torch.Generator) -> Batches:
         """Batches of 128 images in a new order each epoch, each image cropped from itself with 4 black pixels around it and mirrored
-        every other time."""
+        with probability ½."""
         side, count = 40, len(self._y)
         window = self._x.as_strided((2 * count, 9, 9, 32, 96), (side * side * 3, side * 3, 3, side * 3, 1))
         while True:
@@ -123,7 +125,8 @@ class BatchNorm:
 
 
 def convolutional(normalized: bool) -> nn.Module:
-    """The network of `BatchNorm`, or without normalization and with biases in its place. ``hidden`` names the convolutions then."""
+    """The network of `BatchNorm`, or without normalization and with biases in its place. Then ``hidden`` names
+    the weights and biases of the convolutions."""
     layers: list[nn.Module] = []
     for before, width, size, stride in ((3, 16, 6, 4), (16, 32, 3, 1), (32, 48, 3, 2), (48, 48, 3, 1)):
         convolution = nn.Conv2d(before, width, size, stride, 1, bias=not normalized)

@@ -41,7 +41,7 @@ class Study(Protocol):
     steps: int
     """Of a run; a multiple of `points`."""
     warm_up: int
-    """Steps in which rates rise linearly to the line on which they fall."""
+    """Steps in which rates would rise linearly from 0 to their values. They rise until they meet the line on which they fall."""
     page: str
     """In docs/benchmarks, without its ending; it may have several studies."""
     pairs: tuple[tuple[str, str], ...]
@@ -88,6 +88,8 @@ class FollowUp:
 
     seeds: int
     """How many of the seeds of final runs are taken."""
+    factors: tuple[float, ...] = ()
+    """Multiples of the chosen `lr` at which methods are run too, with the first seed."""
 
 
 class RateSweep:

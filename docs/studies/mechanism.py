@@ -116,8 +116,8 @@ def drive(groups: list[dict[str, Any]], weights: list[nn.Parameter], angles: lis
 
 
 def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Record:
-    """The record of a final run at `values`, with the mean turn of a row per step, in rad, in each of the `PARTS` parts of it, as many
-    as there are of a run that diverged. Where that of SGD did, there is nothing to drive PSI-SGDM by, and it is the record of both."""
+    """The record of a final run at `values`, with the mean turn of a row per step, in rad, in each of the `PARTS` parts of it; fewer
+    where it diverged before its end. Where that of SGD did, there is nothing to drive PSI-SGDM by, and it is the record of both."""
     base, turns = load(METHODS[0] if name == DRIVEN else name), list[Turns]()
 
     def followed(network: nn.Module, example: Tensor, **knobs: float) -> list[Optimizer]:
@@ -171,8 +171,8 @@ def work(
 
 def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:
     """Repeat a stored run, as `runs.again` does."""
-    stored = stored_run(folder, name, index)
-    return differing(stored, made(study, name, stored["values"], stored["seed"]))
+    record = stored_run(folder, name, index)
+    return differing(record, made(study, name, record["values"], record["seed"]))
 
 
 def settings(study: Study | type[Study], results: Path) -> dict[str, dict[str, float] | None]:

@@ -29,7 +29,7 @@ def generated(results: Path) -> str:
     ]
     for name, records in stored.items():
         title = (
-            f"Nesterov PSI-SGDM with the turns of {load(mechanism.METHODS[0]).title}"
+            f"{load('psi_sgdm_nesterov').title} with the turns of {load(mechanism.METHODS[0]).title}"
             if name == mechanism.DRIVEN
             else load(name).title
         )
@@ -50,4 +50,4 @@ def _turn(turns: list[list[float]], share: int) -> str:
 
 def _row(records: list[Record]) -> pages.Row:
     """The runs in the order of the seeds."""
-    return pages.Row("", records[0]["values"], True, sorted(records, key=lambda record: record["seed"]), [])
+    return pages.Row("", records[0]["values"], True, sorted(records, key=lambda record: record["seed"]), {})

@@ -14,12 +14,14 @@ import matplotlib
 from . import protocol
 from .loop import FollowUp, Study
 from .methods import load
-from .runs import Record, Sweep, hours, matched, methods_in, read, sweep_in
+from .runs import Record, Sweep, final_runs, hours, matched, methods_in, read, sweep_in
 
 __all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
 
 _NEARLY = 0.02
 """How much more loss rates may have that are told to be nearly as good as the best."""
+_FACTORS = {0.25: "¼", 0.5: "½", 1.0: "1", 2.0: "2", 4.0: "4"}
+"""Of the chosen rate."""
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
 
 
@@ -47,8 +49,8 @@ class Row:
     """Whether the sweep that chose them has smaller and larger values on each knob."""
     final: list[Record]
     """One per seed, in the order of `protocol.FINAL_SEEDS`."""
-    at_multiples: list[float]
-    """Held-out loss at ¼, ½, 1, 2 and 4 times the chosen rate, mean over two seeds; infinite where one diverged."""
+    at_multiples: dict[float, float]
+    """Held-out loss by the multiple of the chosen rate, in ascending order: means over the same seeds, infinite where one diverged."""
 
     def of(self, key: str) -> list[float]:
         """A result of the final runs, NaN of one that diverged."""
@@ -87,7 +89,9 @@ def generated(study: type[Study], folder: Path, later: Sequence[type[Study]] = (
     if baseline in found:
         parts += [_comparison(found, baseline, study), *compared(found, study)]
         if not issubclass(study, FollowUp):
-            parts += [f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)", _sensitivity(found, study)]
+            parts.append(f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)")
+        if found[baseline].at_multiples:
+            parts.append(_sensitivity(found, study))
         if later:
             parts += _best_rates((study, *later), folder.parent)
     records = {name: read(folder, name) for name in methods_in(study, folder)}
@@ -114,20 +118,21 @@ def _took(studies: Sequence[type[Study]], results: Path) -> str:
 
 
 def _row(study: type[Study], name: str, folder: Path) -> Row | None:
-    few = study.seeds if issubclass(study, FollowUp) else None
-    before = study if few is None else study.after
+    before = study.after if issubclass(study, FollowUp) else study
     assert before is not None
     swept, records = sweep_in(before, name, folder.parent), read(folder, name)
     if swept is None:
         return None
-    runs = protocol.final_runs(swept.method.knobs, swept.best)
-    results, missing = matched(runs[:few], records)
+    results, missing = matched(final_runs(study, swept.method.knobs, swept.best), records)
     if missing:
         return None
-    seeds = len(protocol.FINAL_SEEDS)
-    final, others = results[:seeds], results[seeds:]
-    pairs = [final[:2], *(others[i : i + 2] for i in range(0, len(others), 2))]
-    at_multiples = [] if few else [_mean(pairs[i]) for i in (1, 2, 0, 3, 4)]
+    final = [record for record in results if record["phase"] == "final"]
+    others: dict[float, list[Record]] = {}
+    for record in results[len(final) :]:
+        factor = record["values"]["lr"] / swept.values["lr"]
+        others.setdefault(factor, []).append(record)
+        others[1.0] = final[: len(others[factor])]
+    at_multiples = {factor: _mean(others[factor]) for factor in sorted(others)}
     return Row(swept.method.title, swept.values, swept.interior, final, at_multiples)
 
 
@@ -181,10 +186,12 @@ def difference(ours: Row, theirs: Row, key: str) -> str:
 
 
 def _sensitivity(found: dict[str, Row], study: type[Study]) -> str:
-    lines = ["| held-out loss at | ¼ | ½ | 1 | 2 | 4 × the chosen lr |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    factors = [_FACTORS[factor] for factor in found[study.methods[0]].at_multiples]
+    lines = [f"| held-out loss at | {' | '.join(factors)} × the chosen lr |", "| --- |" + " ---: |" * len(factors)]
     for row in ordered(found, study):
-        lines.append(f"| {row.title} | {' | '.join(f'{loss:.3f}' for loss in row.at_multiples)} |")
-    return "\n".join(lines).replace("inf", "diverged")
+        cells = ["diverged" if math.isinf(loss) else f"{loss:.3f}" for loss in row.at_multiples.values()]
+        lines.append(f"| {row.title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _best_rates(studies: Sequence[type[Study]], results: Path) -> list[str]:
@@ -265,12 +272,12 @@ def draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
                 found_mean = protocol.estimate(results)
                 left.errorbar(found_mean.mean, place, xerr=found_mean.error, fmt="|", ms=11, color=color, capsize=3)
             shown: dict[str, Any] = {"color": color} if row is baseline else {}
-            right.plot((0.25, 0.5, 1, 2, 4), row.at_multiples, "o-", ms=3, lw=1.2, label=row.title, **shown)
+            right.plot([*row.at_multiples], [*row.at_multiples.values()], "o-", ms=3, lw=1.2, label=row.title, **shown)
         left.set_yticks(range(len(best_first)), [row.title for row in best_first])
         left.invert_yaxis()
         left.set_xlabel(f"{SCORES[score].heading}: {len(protocol.FINAL_SEEDS)} seeds, mean ± standard error")
         right.set_xscale("log", base=2)
-        right.set_xticks((0.25, 0.5, 1, 2, 4), ("¼", "½", "1", "2", "4"))
+        right.set_xticks([*_FACTORS], [*_FACTORS.values()])
         right.set_xlabel("multiple of the chosen lr")
         right.set_ylabel("held-out loss")
         right.legend(fontsize=6)

@@ -104,7 +104,7 @@ def next_of_sweep(dimension: int, losses: Losses, budget: int) -> tuple[Node, in
 def interior(node: Node, tried: Iterable[Node]) -> bool:
     """Whether on each knob at least `VALUES` values next to each other were tried with the others at `node`, and larger and
     smaller ones than that of `node` are among them."""
-    return next(_cross(node, set(tried)), None) is None
+    return next(_cross(node, tried), None) is None
 
 
 def chosen(losses: Losses) -> Node:
@@ -133,12 +133,19 @@ def flat(losses: Losses, node: Node, more: float) -> tuple[Node, Node]:
     return end(-1), end(1)
 
 
-def final_runs(knobs: Mapping[str, float], node: Node) -> list[Run]:
-    """What is run at the chosen setting: five fresh seeds, and two of them at multiples of its rate."""
+def final_runs(
+    knobs: Mapping[str, float],
+    node: Node,
+    seeds: int = len(FINAL_SEEDS),
+    factors: Sequence[float] = FACTORS_OF_LR,
+    at_factors: int = 2,
+) -> list[Run]:
+    """What is run at the chosen setting: fresh seeds, and the first `at_factors` of them at multiples of its rate."""
     setting = values(knobs, node)
-    runs = [Run("final", setting, seed, node) for seed in FINAL_SEEDS]
-    for factor in FACTORS_OF_LR:
-        runs += [Run("rates", {**setting, "lr": setting["lr"] * factor}, seed, node) for seed in FINAL_SEEDS[:2]]
+    runs = [Run("final", setting, seed, node) for seed in FINAL_SEEDS[:seeds]]
+    for factor in factors:
+        at = {**setting, "lr": setting["lr"] * factor}
+        runs += [Run("rates", at, seed, node) for seed in FINAL_SEEDS[:at_factors]]
     return runs
 
 

@@ -1,4 +1,4 @@
-"""ResNet-20: the most accurate method of the BatchNorm study against SGD with decay, on a network that is used."""
+"""ResNet-20: the most accurate method of the BatchNorm study against SGD with decay, on a network that others measure too."""
 
 from __future__ import annotations
 
@@ -40,5 +40,6 @@ class ResNet20(FollowUp, _OnResNet20):
     title = "ResNet-20, twenty epochs"
     after: type[Study] | None = ResNet20Rates
     seeds = 3
+    factors: tuple[float, ...] = (0.5,)
     points = 20
     steps = 20 * 351

@@ -33,6 +33,7 @@ __all__ = [
     "check_centres",
     "chosen_in",
     "differing",
+    "final_runs",
     "hours",
     "losses_of",
     "machine",
@@ -155,15 +156,27 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
     Raises `RetractError` if these are of other centres than the method has now.
     """
     check_centres(method, records)
-    kind = study if isinstance(study, type) else type(study)
-    if issubclass(kind, FollowUp):
-        here = (0,) * len(method.knobs)
-        return matched(protocol.final_runs(method.knobs, here)[: kind.seeds], records)[1]
+    if _follow_up(study) is not None:
+        return matched(final_runs(study, method.knobs, (0,) * len(method.knobs)), records)[1]
     losses = losses_of(records)
     if (found := _next_of_sweep(study, method, losses)) is not None:
         node, seed = found
         return Run("sweep", protocol.values(method.knobs, node), seed, node)
-    return None if study.after else matched(protocol.final_runs(method.knobs, protocol.chosen(losses)), records)[1]
+    return None if study.after else matched(final_runs(study, method.knobs, protocol.chosen(losses)), records)[1]
+
+
+def final_runs(study: Study | type[Study], knobs: Mapping[str, float], node: Node) -> list[Run]:
+    """What is run at a setting that was chosen: all that the protocol has, or what a `FollowUp` takes of it."""
+    kind = _follow_up(study)
+    if kind is None:
+        return protocol.final_runs(knobs, node)
+    return protocol.final_runs(knobs, node, kind.seeds, kind.factors, at_factors=1)
+
+
+def _follow_up(study: Study | type[Study]) -> type[FollowUp] | None:
+    """The class of a study that is a `FollowUp`."""
+    kind = study if isinstance(study, type) else type(study)
+    return kind if issubclass(kind, FollowUp) else None
 
 
 def matched(wanted: Sequence[Run], records: Iterable[Record]) -> tuple[list[Record], Run | None]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from . import pages
 from .loop import Study
 from .pages import SCORES, Row
-from .runs import hours, methods_in
+from .runs import hours, methods_in, read
 
 __all__ = ["generated", "total"]
 
@@ -44,5 +43,5 @@ def _verdict(row: Row, base: Row, key: str) -> str:
 
 def total(results: Path) -> str:
     """What all studies took."""
-    made = [record for path in sorted(results.glob("*/*.json")) for record in json.loads(path.read_text())["runs"]]
+    made = [record for path in sorted(results.glob("*/*.json")) for record in read(path.parent, path.stem)]
     return f"All studies: {len(made):,} runs, {hours(made):.0f} hours of one core."

@@ -55,7 +55,7 @@ def inside(losses):
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3])
-def test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid(dimension):
+def test_every_method_gets_the_same_number_of_runs_and_more_only_to_settle_its_choice(dimension):
     def settled(runs):
         """Whether the setting that is chosen is the best, and inside."""
         losses = dict(runs)

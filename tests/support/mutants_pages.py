@@ -6,9 +6,17 @@ MUTANTS = [
     Mutant(
         "runs of an earlier choice are missing at the one after it",
         "docs/studies/pages.py",
-        "matched(runs[:few], records)",
-        'matched(runs[:few], [r for r in records if tuple(r["node"]) == swept.best])',
+        "matched(final_runs(study, swept.method.knobs, swept.best), records)",
+        "matched(final_runs(study, swept.method.knobs, swept.best), "
+        '[r for r in records if tuple(r["node"]) == swept.best])',
         "tests/studies/test_studies.py::test_runs_of_an_earlier_choice_serve_the_one_after_it",
+    ),
+    Mutant(
+        "a loss at half the rate is compared with that of other seeds",
+        "docs/studies/pages.py",
+        "others[1.0] = final[: len(others[factor])]",
+        "others[1.0] = final",
+        "tests/studies/test_relu_and_resnet20.py::test_the_tables_of_resnet_20",
     ),
     Mutant(
         "differences are not paired by seed",
@@ -62,8 +70,8 @@ MUTANTS = [
     Mutant(
         "a follow-up is compared before it has all its seeds",
         "docs/studies/pages.py",
-        "    if missing:\n        return None\n    seeds",
-        "    if not results:\n        return None\n    seeds",
+        "    if missing:\n        return None\n    final",
+        "    if not results:\n        return None\n    final",
         "tests/studies/test_relu_and_resnet20.py::test_a_method_without_all_its_seeds_is_not_compared",
     ),
     Mutant(

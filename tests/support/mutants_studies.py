@@ -22,14 +22,14 @@ MUTANTS = [
         "docs/studies/protocol.py",
         "(len(losses) >= budget and",
         "(len(losses) > budget and",
-        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
+        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_settle_its_choice",
     ),
     Mutant(
         "a sweep ends at an edge",
         "docs/studies/protocol.py",
         "len(losses) >= 2 * budget or (len(losses) >= budget and settled)",
         "len(losses) >= budget",
-        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
+        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_settle_its_choice",
     ),
     Mutant(
         "a better setting with fewer seeds is passed over",
@@ -50,7 +50,7 @@ MUTANTS = [
         "docs/studies/protocol.py",
         "len(losses) >= 2 * budget or ",
         "len(losses) >= 9 * budget or ",
-        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_widen_its_grid",
+        "tests/studies/test_protocol.py::test_every_method_gets_the_same_number_of_runs_and_more_only_to_settle_its_choice",
     ),
     Mutant(
         "a setting with one lucky seed is chosen over a mean",
@@ -209,8 +209,8 @@ MUTANTS = [
     Mutant(
         "a study that follows takes other values",
         "docs/studies/runs.py",
-        "here = (0,) * len(method.knobs)",
-        "here = (1,) * len(method.knobs)",
+        "method.knobs, (0,) * len(method.knobs)",
+        "method.knobs, (1,) * len(method.knobs)",
         "tests/studies/test_starts.py::test_settings_are_those_that_another_study_has_chosen",
     ),
     Mutant(
@@ -335,8 +335,8 @@ MUTANTS = [
     Mutant(
         "a run of turns is not compared",
         "docs/studies/mechanism.py",
-        "return differing(stored, made(",
-        "return differing(stored, stored) if stored else differing(stored, made(",
+        "return differing(record, made(",
+        "return differing(record, record) if record else differing(record, made(",
         "tests/studies/test_mechanism.py::test_runs_are_stored_and_go_on",
     ),
     Mutant(

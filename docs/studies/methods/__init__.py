@@ -1,8 +1,8 @@
 """The methods that are compared, a file each: `TITLE`, `KNOBS` with the centre of the grid of each knob, and `optimizers`.
 
 ``optimizers(network, example, **knobs)`` returns the optimizers of a new network, which is in train mode; `example` is a batch of
-its inputs. The knobs are ``lr``, the rate of the scale-invariant weights or of the adapters, ``rest``, that of all other parameters
-that are trained, where the method has weight decay, ``decay``, that of the former, and where it has two rates for the factors of an
+its inputs. The knobs are ``lr``, the rate of the weights in which the methods of a study differ, ``rest``, that of all other
+parameters that are trained, where the method has weight decay, ``decay``, that of the former, and where it has two rates for the factors of an
 adapter, ``ratio``, that of the second to the first.
 """
 
