@@ -127,12 +127,12 @@ def _row(study: type[Study], name: str, folder: Path) -> Row | None:
     if missing:
         return None
     final = [record for record in results if record["phase"] == "final"]
-    others: dict[float, list[Record]] = {}
-    for record in results[len(final) :]:
-        factor = record["values"]["lr"] / swept.values["lr"]
-        others.setdefault(factor, []).append(record)
-        others[1.0] = final[: len(others[factor])]
-    at_multiples = {factor: _mean(others[factor]) for factor in sorted(others)}
+    seeds = {record["seed"] for record in results if record["phase"] == "rates"}
+    multiples: dict[float, list[Record]] = {}
+    for record in results:
+        if record["seed"] in seeds:
+            multiples.setdefault(record["values"]["lr"] / swept.values["lr"], []).append(record)
+    at_multiples = {factor: _mean(multiples[factor]) for factor in sorted(multiples)}
     return Row(swept.method.title, swept.values, swept.interior, final, at_multiples)
 
 

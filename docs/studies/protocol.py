@@ -108,7 +108,7 @@ def interior(node: Node, tried: Iterable[Node]) -> bool:
 
 
 def chosen(losses: Losses) -> Node:
-    """The setting of least mean held-out loss, of those with the most seeds; one of which a run diverged only if there is no other."""
+    """The best setting of those with the most seeds; one of which a run diverged only if there is no other."""
     counts: dict[Node, int] = {}
     for node, _ in losses:
         counts[node] = counts.get(node, 0) + 1
