@@ -88,8 +88,6 @@ class FollowUp:
 
     seeds: int
     """How many of the seeds of final runs are taken."""
-    factors: tuple[float, ...] = ()
-    """Multiples of the chosen `lr`, of `protocol.FACTORS_OF_LR`, at which methods are run too, with the first seed."""
 
 
 class RateSweep:

@@ -16,12 +16,11 @@ from .loop import FollowUp, Study
 from .methods import load
 from .runs import Record, Sweep, final_runs, hours, matched, methods_in, read, sweep_in
 
-__all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows"]
+__all__ = ["SCORES", "Row", "compared", "difference", "draw", "generated", "mean", "ordered", "rows", "setting"]
 
 _NEARLY = 0.02
 """How much more loss rates may have that are told to be nearly as good as the best."""
-_FACTORS = {0.25: "¼", 0.5: "½", 1.0: "1", 2.0: "2", 4.0: "4"}
-"""Of the chosen rate."""
+_FRACTIONS = {0.125: "⅛", 0.25: "¼", 0.5: "½"}
 _COLOR, _BASELINE = "#0072B2", "#D55E00"
 
 
@@ -50,7 +49,8 @@ class Row:
     final: list[Record]
     """One per seed, in the order of `protocol.FINAL_SEEDS`."""
     at_multiples: dict[float, float]
-    """Held-out loss by the multiple of the chosen rate, in ascending order: means over the same seeds, infinite where one diverged."""
+    """Held-out loss by the multiple of the chosen rate, in ascending order, infinite where a run diverged: means over the same seeds
+    after the sweep, or, in a `FollowUp`, `Sweep.at_multiples` of the sweep before it."""
 
     def of(self, key: str) -> list[float]:
         """A result of the final runs, NaN of one that diverged."""
@@ -90,8 +90,7 @@ def generated(study: type[Study], folder: Path, later: Sequence[type[Study]] = (
         parts += [_comparison(found, baseline, study), *compared(found, study)]
         if not issubclass(study, FollowUp):
             parts.append(f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)")
-        if found[baseline].at_multiples:
-            parts.append(_sensitivity(found, study))
+        parts.append(_sensitivity(found, study))
         if later:
             parts += _best_rates((study, *later), folder.parent)
     records = {name: read(folder, name) for name in methods_in(study, folder)}
@@ -99,7 +98,7 @@ def generated(study: type[Study], folder: Path, later: Sequence[type[Study]] = (
     if missing:
         parts.append(f"Not finished: {', '.join(missing)}.")
     if any(records.values()):
-        parts.append(_took((study, *later), folder.parent))
+        parts.append(_took([*dict.fromkeys((_sweep_of(study), study, *later))], folder.parent))
     return "\n\n".join(parts)
 
 
@@ -117,23 +116,35 @@ def _took(studies: Sequence[type[Study]], results: Path) -> str:
     return f"{len(made):,} runs, {hours(made):.1f} hours of one core ({'; '.join(machines)}). The median run takes {', '.join(medians)}."
 
 
+def _sweep_of(study: type[Study]) -> type[Study]:
+    """The study whose sweep has chosen the settings."""
+    if not issubclass(study, FollowUp):
+        return study
+    assert study.after is not None
+    return study.after
+
+
 def _row(study: type[Study], name: str, folder: Path) -> Row | None:
-    before = study.after if issubclass(study, FollowUp) else study
-    assert before is not None
-    swept, records = sweep_in(before, name, folder.parent), read(folder, name)
+    swept, records = sweep_in(_sweep_of(study), name, folder.parent), read(folder, name)
     if swept is None:
         return None
     results, missing = matched(final_runs(study, swept.method.knobs, swept.best), records)
     if missing:
         return None
     final = [record for record in results if record["phase"] == "final"]
+    follows = issubclass(study, FollowUp)
+    at_multiples = swept.at_multiples if follows else _at_multiples(results, swept.values["lr"])
+    return Row(swept.method.title, swept.values, swept.interior, final, at_multiples)
+
+
+def _at_multiples(results: Sequence[Record], lr: float) -> dict[float, float]:
+    """Mean losses of runs at multiples of `lr`, and of those at it with the same seeds."""
     seeds = {record["seed"] for record in results if record["phase"] == "rates"}
-    multiples: dict[float, list[Record]] = {}
+    found: dict[float, list[Record]] = {}
     for record in results:
         if record["seed"] in seeds:
-            multiples.setdefault(record["values"]["lr"] / swept.values["lr"], []).append(record)
-    at_multiples = {factor: _mean(multiples[factor]) for factor in sorted(multiples)}
-    return Row(swept.method.title, swept.values, swept.interior, final, at_multiples)
+            found.setdefault(record["values"]["lr"] / lr, []).append(record)
+    return {factor: _mean(found[factor]) for factor in sorted(found)}
 
 
 def _comparison(found: dict[str, Row], baseline: str, study: type[Study]) -> str:
@@ -168,6 +179,11 @@ def compared(found: dict[str, Row], study: type[Study]) -> list[str]:
     return ["\n".join(lines)]
 
 
+def setting(row: Row) -> str:
+    """The values of the knobs."""
+    return ", ".join(f"{knob} {value:.3g}" for knob, value in row.values.items())
+
+
 def mean(row: Row, key: str) -> str:
     """Of the final runs of a method, ± its standard error."""
     if row.diverged:
@@ -185,11 +201,17 @@ def difference(ours: Row, theirs: Row, key: str) -> str:
     return f"**{text}**" if found.excludes_zero else text
 
 
+def _multiple(factor: float) -> str:
+    return _FRACTIONS.get(factor, f"{factor:g}")
+
+
 def _sensitivity(found: dict[str, Row], study: type[Study]) -> str:
-    factors = [_FACTORS[factor] for factor in found[study.methods[0]].at_multiples]
-    lines = [f"| held-out loss at | {' | '.join(factors)} × the chosen lr |", "| --- |" + " ---: |" * len(factors)]
+    factors = sorted({factor for row in found.values() for factor in row.at_multiples})
+    heading = " | ".join(map(_multiple, factors))
+    lines = [f"| held-out loss at | {heading} × the chosen lr |", "| --- |" + " ---: |" * len(factors)]
     for row in ordered(found, study):
-        cells = ["diverged" if math.isinf(loss) else f"{loss:.3f}" for loss in row.at_multiples.values()]
+        losses = [row.at_multiples.get(factor) for factor in factors]
+        cells = ["–" if loss is None else "diverged" if math.isinf(loss) else f"{loss:.3f}" for loss in losses]
         lines.append(f"| {row.title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -277,7 +299,8 @@ def draw(found: dict[str, Row], study: type[Study], path: Path) -> None:
         left.invert_yaxis()
         left.set_xlabel(f"{SCORES[score].heading}: {len(protocol.FINAL_SEEDS)} seeds, mean ± standard error")
         right.set_xscale("log", base=2)
-        right.set_xticks([*_FACTORS], [*_FACTORS.values()])
+        ticks = sorted((1.0, *protocol.FACTORS_OF_LR))
+        right.set_xticks(ticks, [_multiple(factor) for factor in ticks])
         right.set_xlabel("multiple of the chosen lr")
         right.set_ylabel("held-out loss")
         right.legend(fontsize=6)

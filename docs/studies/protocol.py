@@ -133,19 +133,13 @@ def flat(losses: Losses, node: Node, more: float) -> tuple[Node, Node]:
     return end(-1), end(1)
 
 
-def final_runs(
-    knobs: Mapping[str, float],
-    node: Node,
-    seeds: int = len(FINAL_SEEDS),
-    factors: Sequence[float] = FACTORS_OF_LR,
-    at_factors: int = 2,
-) -> list[Run]:
-    """What is run at the chosen setting: fresh seeds, and the first `at_factors` of them at multiples of its rate."""
+def final_runs(knobs: Mapping[str, float], node: Node) -> list[Run]:
+    """What is run at the chosen setting: fresh seeds, and two of them at multiples of its rate."""
     setting = values(knobs, node)
-    runs = [Run("final", setting, seed, node) for seed in FINAL_SEEDS[:seeds]]
-    for factor in factors:
+    runs = [Run("final", setting, seed, node) for seed in FINAL_SEEDS]
+    for factor in FACTORS_OF_LR:
         at = {**setting, "lr": setting["lr"] * factor}
-        runs += [Run("rates", at, seed, node) for seed in FINAL_SEEDS[:at_factors]]
+        runs += [Run("rates", at, seed, node) for seed in FINAL_SEEDS[:2]]
     return runs
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from retract.errors import RetractError
 
-from . import mechanism_page, pages, starts_page, summary
+from . import earlier, mechanism_page, pages, starts_page, summary
 from .batchnorm import BatchNorm
 from .loop import FollowUp, Study
 from .lora_study import Lora4, Lora32
 from .relu_study import ReLUStudy
-from .resnet20 import ResNet20, ResNet20Rates
+from .resnet20 import ResNet20, ResNet20LR, ResNet20Rates
 from .starts import STARTS
 from .transformers import Transformers, Transformers128, Transformers256
 from .warm_up import BatchNormWarm, ReLUWarm, TransformersWarm, TransformersWarm256
@@ -25,6 +25,7 @@ STUDIES: tuple[type[Study], ...] = (
     BatchNorm,
     *STARTS,
     ResNet20Rates,
+    ResNet20LR,
     ResNet20,
     BatchNormWarm,
     ReLUStudy,
@@ -60,6 +61,7 @@ def tables(results: Path) -> Iterator[tuple[str, str, str]]:
         yield page, ResNet20.name, pages.generated(ResNet20, results / ResNet20.name)
     yield "benchmarks/starts.md", "starts", starts_page.generated(results)
     yield "benchmarks/mechanism.md", "mechanism", mechanism_page.generated(results)
+    yield "benchmarks/protocol.md", "earlier", earlier.generated(STUDIES, results)
     yield "does_it_help.md", "total", summary.total(results)
 
 

@@ -7,9 +7,9 @@ from experiments.resnet import cifar_resnet
 from torch import nn
 
 from .batchnorm import BatchNorm
-from .loop import FollowUp, Study
+from .loop import FollowUp, RateSweep, Study
 
-__all__ = ["ResNet20", "ResNet20Rates"]
+__all__ = ["ResNet20", "ResNet20LR", "ResNet20Rates"]
 
 
 class _OnResNet20(BatchNorm):
@@ -33,13 +33,23 @@ class ResNet20Rates(_OnResNet20):
     """Four epochs of 351, rounded up to a multiple of 16."""
 
 
+class ResNet20LR(RateSweep, _OnResNet20):
+    """A sweep of `lr` alone in runs of twenty epochs, about what was chosen so."""
+
+    name = "resnet20-lr"
+    title = "ResNet-20, sweep of twenty epochs"
+    budget = 5
+    after: type[Study] | None = ResNet20Rates
+    points = 20
+    steps = 20 * 351
+
+
 class ResNet20(FollowUp, _OnResNet20):
-    """Twenty epochs at the rates that were found so."""
+    """Three fresh seeds at the rates that were found so."""
 
     name = "resnet20"
     title = "ResNet-20, twenty epochs"
-    after: type[Study] | None = ResNet20Rates
+    after: type[Study] | None = ResNet20LR
     seeds = 3
-    factors: tuple[float, ...] = (0.5,)
-    points = 20
-    steps = 20 * 351
+    points = ResNet20LR.points
+    steps = ResNet20LR.steps

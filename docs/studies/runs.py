@@ -108,6 +108,14 @@ class Sweep:
         """Whether smaller and larger values than the best were tried on each knob."""
         return protocol.interior(self.best, {node for node, _ in self.losses})
 
+    @property
+    def at_multiples(self) -> dict[float, float]:
+        """The mean loss, less what seeds add, by the multiple of the best `lr`, in ascending order, with all other knobs at their best
+        values."""
+        means, (at, *others) = protocol.means_of(self.losses), self.best
+        line = {node[0]: loss for node, loss in means.items() if [*node[1:]] == others}
+        return {protocol.FACTORS["lr"] ** (k - at): line[k] for k in sorted(line)}
+
     def at(self, node: Node) -> list[float]:
         """The losses of the runs at a setting."""
         return [loss for (other, _), loss in self.losses.items() if other == node]
@@ -166,11 +174,9 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
 
 
 def final_runs(study: Study | type[Study], knobs: Mapping[str, float], node: Node) -> list[Run]:
-    """What is run at a setting that was chosen: all that the protocol has, or what a `FollowUp` takes of it."""
-    kind = _follow_up(study)
-    if kind is None:
-        return protocol.final_runs(knobs, node)
-    return protocol.final_runs(knobs, node, kind.seeds, kind.factors, at_factors=1)
+    """What is run at a setting that was chosen: all that the protocol has, or the first seeds in a `FollowUp`."""
+    kind, made = _follow_up(study), protocol.final_runs(knobs, node)
+    return made if kind is None else [run for run in made if run.phase == "final"][: kind.seeds]
 
 
 def _follow_up(study: Study | type[Study]) -> type[FollowUp] | None:
@@ -180,10 +186,13 @@ def _follow_up(study: Study | type[Study]) -> type[FollowUp] | None:
 
 
 def matched(wanted: Sequence[Run], records: Iterable[Record]) -> tuple[list[Record], Run | None]:
-    """What is stored of the runs `wanted`, and the first of them that is not there."""
-    found = {(record["phase"], record["seed"], *record["values"].items()): record for record in records}
-    made = [(run, found.get((run.phase, run.seed, *run.values.items()))) for run in wanted]
-    there = [record for _, record in made if record is not None]
+    """What is stored of the runs `wanted`, none of the sweep, and the first of them that is not there.
+
+    A run at a multiple of an earlier choice serves as one at the choice, and the other way round: they do the same.
+    """
+    found = {(r["seed"], *r["values"].items()): r for r in records if r["phase"] != "sweep"}
+    made = [(run, found.get((run.seed, *run.values.items()))) for run in wanted]
+    there = [{**record, "phase": run.phase} for run, record in made if record is not None]
     return there, next((run for run, record in made if record is None), None)
 
 

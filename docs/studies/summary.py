@@ -23,8 +23,7 @@ def generated(study: type[Study], folder: Path) -> str:
         "| --- | --- | ---: | ---: | --- |",
     ]
     for row in pages.ordered(found, study):
-        rates = ", ".join(f"{knob} {value:.3g}" for knob, value in row.values.items())
-        cells = [row.title, rates, pages.mean(row, key)]
+        cells = [row.title, pages.setting(row), pages.mean(row, key)]
         cells += ["–", "baseline"] if row is base else [pages.difference(row, base, key), _verdict(row, base, key)]
         lines.append(f"| {' | '.join(cells)} |")
     missing = len(methods_in(study, folder)) - len(found)

@@ -67,6 +67,23 @@ def test_a_setting_at_which_a_seed_diverged_is_not_chosen():
     assert protocol.chosen(dict.fromkeys(losses, math.inf)) == (0,)
 
 
+def test_a_sweep_tells_losses_along_its_rate():
+    losses = {((k, rest), 0): (k + 1.0) ** 2 + 10.0 * rest for k in (1, 0, -1, -2) for rest in (0, 1)}
+    more = {((k, 0), 1): losses[(k, 0), 0] + 0.5 for k in (-1, -2)}
+    found = runs.Sweep(load("psi_sgdm"), {**losses, **more})
+    assert [*found.at_multiples.items()] == [(0.5, 1.0), (1.0, 0.0), (2.0, 1.0), (4.0, 4.0)]
+
+
+def test_losses_at_multiples_of_a_rate_are_those_of_the_same_seeds(stored):
+    """Where the loss of other seeds is larger by 1."""
+    found = runs.read(stored / "tiny", "psi_sgdm")
+    others = [{**r, "loss": r["loss"] + 1.0} if r["seed"] in protocol.FINAL_SEEDS[2:] else r for r in found]
+    before = pages.rows(Tiny, stored / "tiny")["psi_sgdm"].at_multiples
+    runs.store(stored / "tiny", load("psi_sgdm"), others)
+    assert [*before] == [0.25, 0.5, 1.0, 2.0, 4.0]
+    assert pages.rows(Tiny, stored / "tiny")["psi_sgdm"].at_multiples == before
+
+
 def test_a_sweep_goes_on_until_no_setting_has_more_seeds_than_the_best():
     """Where the second seed diverges wherever it is tried, up to a better setting that has the first alone."""
     losses = {((k,), 0): 0.5 + 0.01 * k * k for k in range(-2, 4)} | {((k,), 1): math.inf for k in (0, 1)}

@@ -283,15 +283,26 @@ def test_methods_that_are_not_finished_are_not_compared(stored):
 
 
 def test_runs_of_an_earlier_choice_serve_the_one_after_it(stored):
-    """A sweep that goes on may choose twice the rate: runs at ½ and 2 times it are there already, and no run is missing."""
+    """A sweep that goes on may choose twice the rate: two seeds at it, and those at ¼, ½ and 2 times it, are there already, and no run
+    is missing in the end."""
     found = runs.read(stored / "tiny", "psi_sgdm")
     moved = [{**r, "node": [0, 1]} if r["phase"] != "sweep" else r for r in found]
     final = [{**r, "values": {**r["values"], "lr": r["values"]["lr"] / 2}} for r in moved if r["phase"] != "sweep"]
     runs.store(stored / "tiny", load("psi_sgdm"), [r for r in moved if r["phase"] == "sweep"] + final)
     while (run := runs.next_run(Tiny, load("psi_sgdm"), found := runs.read(stored / "tiny", "psi_sgdm"))) is not None:
-        more = {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, "loss": 0.4}
+        more = {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, "loss": 0.43}
         runs.store(stored / "tiny", load("psi_sgdm"), [*found, {**final[0], **more}])
-    assert "| PSI-SGDM | 0.2 | 0.2 | – |" in pages.generated(Tiny, stored / "tiny")
+    made = [(r["phase"], r["seed"], r["values"]["lr"]) for r in found if r["loss"] == 0.43]
+    assert made == [
+        ("final", 102, 0.2),
+        ("final", 103, 0.2),
+        ("final", 104, 0.2),
+        ("rates", 100, 0.8),
+        ("rates", 101, 0.8),
+    ]
+    row = pages.rows(Tiny, stored / "tiny")["psi_sgdm"]
+    assert row.values["lr"] == 0.2
+    assert [record["seed"] for record in row.final] == [100, 101, 102, 103, 104]
 
 
 def test_a_study_after_another_sweeps_the_rate_about_what_was_chosen_there(stored):

@@ -165,10 +165,24 @@ MUTANTS = [
         "tests/studies/test_studies.py::test_two_workers_are_never_at_one_method",
     ),
     Mutant(
+        "a run at a multiple of an earlier choice is none of the final runs",
+        "docs/studies/runs.py",
+        'there = [{**record, "phase": run.phase} for run, record in made if record is not None]',
+        "there = [record for run, record in made if record is not None]",
+        "tests/studies/test_studies.py::test_runs_of_an_earlier_choice_serve_the_one_after_it",
+    ),
+    Mutant(
+        "what seeds add is in the losses at multiples of a rate",
+        "docs/studies/runs.py",
+        "means, (at, *others) = protocol.means_of(self.losses), self.best",
+        "means, (at, *others) = {n: sum(self.at(n)) / len(self.at(n)) for n, _ in self.losses}, self.best",
+        "tests/studies/test_odd_runs.py::test_a_sweep_tells_losses_along_its_rate",
+    ),
+    Mutant(
         "runs at several multiples of the rate are taken for one",
         "docs/studies/runs.py",
-        "found.get((run.phase, run.seed, *run.values.items()))",
-        "{key[:2]: record for key, record in found.items()}.get((run.phase, run.seed))",
+        "found.get((run.seed, *run.values.items()))",
+        "{key[:1]: record for key, record in found.items()}.get((run.seed,))",
         "tests/studies/test_studies.py::test_runs_are_stored_one_by_one_and_go_on",
     ),
     Mutant(
@@ -239,7 +253,7 @@ MUTANTS = [
         "docs/studies/runs.py",
         "values = chosen_in(study.after, name, folder.parent)",
         "values = chosen_in(study.after.after or study.after, name, folder.parent)",
-        "tests/studies/test_relu_and_resnet20.py::test_rates_of_resnet_20_are_those_of_short_runs_about_those_of_the_small_network",
+        "tests/studies/test_relu_and_resnet20.py::test_rates_of_resnet_20_are_those_of_long_runs_about_those_of_short_ones",
     ),
     Mutant(
         "weights that are not invariant are cut as the others",

@@ -1,0 +1,60 @@
+"""The tables of final runs at settings that were chosen before, by fewer runs or by another sweep, from the stored runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from . import pages
+from .loop import Study
+from .pages import SCORES, Row
+from .protocol import Run
+from .runs import matched, read
+
+__all__ = ["generated"]
+
+
+def generated(studies: Sequence[type[Study]], results: Path) -> str:
+    """Markdown: by study, the methods with such runs on all seeds, and how these differ from the later ones; and how the other methods
+    differ from such runs of the baseline."""
+    parts = []
+    for study in studies:
+        found, key = pages.rows(study, results / study.name), study.scores[0]
+        earlier = [(old, row) for name, row in found.items() for old in _earlier(row, name, results / study.name)]
+        if not earlier:
+            continue
+        lines = [
+            f"| {study.title}: at an earlier choice | rates | {SCORES[key].heading} | difference to the later choice |",
+            "| --- | --- | ---: | ---: |",
+        ]
+        for old, row in earlier:
+            lines.append(
+                f"| {old.title} | {pages.setting(old)} | {pages.mean(old, key)} | {pages.difference(old, row, key)} |"
+            )
+        parts.append("\n".join(lines))
+        parts += [_against(old, row, found, study) for old, row in earlier if row is found.get(study.methods[0])]
+    return "\n\n".join(parts)
+
+
+def _earlier(row: Row, name: str, folder: Path) -> Iterator[Row]:
+    """A row for each other setting at which all seeds of the final runs of `row` are stored."""
+    records, seeds = read(folder, name), [record["seed"] for record in row.final]
+    settings = {tuple(record["values"].items()): record["values"] for record in records}
+    for values in (each for each in settings.values() if each != row.values):
+        final, missing = matched([Run("final", values, seed, ()) for seed in seeds], records)
+        if missing is None:
+            yield replace(row, values=values, final=final, at_multiples={})
+
+
+def _against(old: Row, baseline: Row, found: dict[str, Row], study: type[Study]) -> str:
+    """How the methods differ from the baseline at an earlier choice."""
+    key = study.scores[0]
+    lines = [
+        f"| {study.title}: difference to {old.title} at {pages.setting(old)} | {SCORES[key].heading} |",
+        "| --- | ---: |",
+    ]
+    for row in pages.ordered(found, study):
+        if row is not baseline:
+            lines.append(f"| {row.title} | {pages.difference(row, old, key)} |")
+    return "\n".join(lines)
