@@ -40,6 +40,13 @@ MUTANTS = [
         "tests/studies/test_earlier.py::test_differences_are_to_the_later_choice_and_to_the_baseline_at_the_earlier_one",
     ),
     Mutant(
+        "methods against an earlier choice are in no order",
+        "docs/studies/earlier.py",
+        "pages.ordered(found, study)",
+        "found.values()",
+        "tests/studies/test_earlier.py::test_where_losses_are_compared_the_least_comes_first",
+    ),
+    Mutant(
         "an earlier choice of any method is taken for one of the baseline",
         "docs/studies/earlier.py",
         " if row is found.get(study.methods[0])]",
