@@ -18,7 +18,7 @@ def main() -> None:
 
     from studies import cost, mechanism, reports, runs
     from studies.batchnorm import BatchNorm
-    from studies.methods import names
+    from studies.methods import load, names
 
     studies = {study.name: study for study in reports.STUDIES}
     parser = argparse.ArgumentParser(prog="python docs/studies", description=__doc__)
@@ -65,9 +65,10 @@ def main() -> None:
     if arguments.command == "run":
         methods = arguments.method or runs.methods_in(study, folder)
         return runs.work(study, methods, arguments.minutes, folder, tell)
-    again = mechanism.again if turns else runs.again
-    for key, (stored, made) in (differences := again(study, arguments.method, arguments.index, folder)).items():
-        print(f"{key}: {stored} is stored, {made} came out")
+    name, index = arguments.method, arguments.index
+    made = functools.partial(mechanism.made, study, name) if turns else functools.partial(runs.made, study, load(name))
+    for key, (stored, new) in (differences := runs.again(name, index, folder, made)).items():
+        print(f"{key}: {stored} is stored, {new} came out")
     sys.exit("differs" if differences else print("the same, bit by bit"))
 
 

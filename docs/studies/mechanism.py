@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch.optim import SGD, Optimizer
 from . import protocol
 from .loop import Study, train
 from .methods import Method, load
-from .runs import Record, alone, chosen_in, differing, machine, outcome, read, store, stored_run
+from .protocol import Run
+from .runs import Record, chosen_in, complete, labelled, matched, read
 from .split import on, split
 
 __all__ = [
@@ -30,7 +32,6 @@ __all__ = [
     "PARTS",
     "SEEDS",
     "Turns",
-    "again",
     "drive",
     "made",
     "settings",
@@ -115,9 +116,9 @@ def drive(groups: list[dict[str, Any]], weights: list[nn.Parameter], angles: lis
     return optimizer
 
 
-def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Record:
-    """The record of a final run at `values`, with the mean turn of a row per step, in rad, in each of the `PARTS` parts of it; fewer
-    where it diverged before its end. Where that of SGD did, there is nothing to drive PSI-SGDM by, and it is the record of both."""
+def made(study: Study, name: str, run: Run) -> Record:
+    """The record of a run, with the mean turn of a row per step, in rad, in each of the `PARTS` parts of it; fewer where it diverged
+    before its end. Where that of SGD did, there is nothing to drive PSI-SGDM by, and it is the record of both."""
     base, turns = load(METHODS[0] if name == DRIVEN else name), list[Turns]()
 
     def followed(network: nn.Module, example: Tensor, **knobs: float) -> list[Optimizer]:
@@ -125,7 +126,7 @@ def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Rec
         turns.append(Turns(split(network, example)[0], optimizers[0]))
         return optimizers
 
-    record = train(study, replace(base, optimizers=followed), values, seed, final=True)
+    record = train(study, replace(base, optimizers=followed), run.values, run.seed, final=True)
     if name == DRIVEN and record["loss"] is not None:
         angles, before = turns.pop().angles, record["seconds"]
 
@@ -136,12 +137,12 @@ def made(study: Study, name: str, values: Mapping[str, float], seed: int) -> Rec
             turns.append(Turns(weights, optimizer))
             return [optimizer, SGD(others, lr=rest, momentum=_MOMENTUM, nesterov=True)]
 
-        record = train(study, Method(DRIVEN, "", dict(values), driven), values, seed, final=True)
+        record = train(study, Method(DRIVEN, "", dict(run.values), driven), run.values, run.seed, final=True)
         record["seconds"] = round(before + record["seconds"], 1)
     means, every = [float(torch.cat(angles).mean()) for angles in turns[0].angles], study.steps // PARTS
     parts = [means[i * every : (i + 1) * every] for i in range(min(PARTS, len(means) // every))]
     record["turns"] = [float(f"{sum(part) / len(part):.5g}") for part in parts]
-    return {"phase": "final", "values": dict(values), "seed": seed, "node": [], **record, "on": machine()}
+    return labelled(run, record)
 
 
 def work(
@@ -156,23 +157,18 @@ def work(
         if values is None:
             tell(f"{name}: not yet swept in the study {study.name}, which chooses its setting")
             continue
-        with alone(results / FOLDER, name) as free:
-            if not free:
-                tell(f"{name}: another worker is at it")
-                continue
-            kept = stored(results, chosen)[name]
-            for seed in sorted({*SEEDS} - {record["seed"] for record in kept}):
-                if time.monotonic() > end:
-                    return
-                record = made(study, name, values, seed)
-                store(results / FOLDER, Method(name, "", record["values"], list), kept := [*kept, record])
-                tell(f"{name}, seed {seed}: {outcome(record)}")
+        method = Method(name, "", values, list)
+        complete(results / FOLDER, method, partial(_next_run, values), partial(made, study, name), end, tell)
 
 
-def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Repeat a stored run, as `runs.again` does."""
-    record = stored_run(folder, name, index)
-    return differing(record, made(study, name, record["values"], record["seed"]))
+def _next_run(values: Mapping[str, float], records: Sequence[Record]) -> Run | None:
+    """What is missing at a setting."""
+    return matched(_wanted(values), records)[1]
+
+
+def _wanted(values: Mapping[str, float]) -> list[Run]:
+    """A run for each seed at a setting."""
+    return [Run("final", dict(values), seed, ()) for seed in SEEDS]
 
 
 def settings(study: Study | type[Study], results: Path) -> dict[str, dict[str, float] | None]:
@@ -182,8 +178,8 @@ def settings(study: Study | type[Study], results: Path) -> dict[str, dict[str, f
 
 
 def stored(results: Path, chosen: Mapping[str, Mapping[str, float] | None]) -> dict[str, list[Record]]:
-    """The runs of each method at its setting."""
+    """The runs of each method at its setting, in the order of the seeds."""
     return {
-        name: [record for record in read(results / FOLDER, name) if record["values"] == values]
+        name: [] if values is None else matched(_wanted(values), read(results / FOLDER, name))[0]
         for name, values in chosen.items()
     }

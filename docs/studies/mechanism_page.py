@@ -49,5 +49,5 @@ def _turn(turns: list[list[float]], share: int) -> str:
 
 
 def _row(records: list[Record]) -> pages.Row:
-    """The runs in the order of the seeds."""
-    return pages.Row("", records[0]["values"], True, sorted(records, key=lambda record: record["seed"]), {})
+    """The runs of a method."""
+    return pages.Row("", records[0]["values"], True, records, {})

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,18 @@ __all__ = [
     "alone",
     "check_centres",
     "chosen_in",
-    "differing",
+    "complete",
     "final_runs",
     "hours",
+    "labelled",
     "losses_of",
-    "machine",
+    "made",
     "matched",
     "method_in",
     "methods_in",
     "next_run",
-    "outcome",
     "read",
     "store",
-    "stored_run",
     "sweep_in",
     "work",
 ]
@@ -210,72 +210,82 @@ def check_centres(method: Method, records: Sequence[Record]) -> None:
 def work(
     study: Study, methods: Sequence[str], minutes: float, folder: Path, tell: Callable[[str], None] = print
 ) -> None:
-    """Make the runs of `methods` one by one, until all are done or `minutes` are over.
-
-    Results are in `folder`. A method that another worker is running is skipped.
-    """
+    """Make the runs of `methods` one by one, until all are done or `minutes` are over. Results are in `folder`."""
     end = time.monotonic() + 60.0 * minutes
     for name in methods:
-        with alone(folder, name) as free:
-            if not free:
-                tell(f"{name}: another worker is at it")
-                continue
-            method = method_in(study, name, folder)
-            if method is None:
-                tell(f"{name}: not yet swept in the study before this one")
-                continue
-            while (run := next_run(study, method, records := read(folder, name))) is not None:
-                if time.monotonic() > end:
-                    return
-                record = _record(study, method, run)
-                store(folder, method, [*records, record])
-                shown = ", ".join(f"{knob} {value:g}" for knob, value in run.values.items())
-                tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {outcome(record)}")
-            tell(f"{name} is done: {len(records)} runs")
+        method = method_in(study, name, folder)
+        if method is None:
+            tell(f"{name}: not yet swept in the study before this one")
+            continue
+        complete(folder, method, partial(next_run, study, method), partial(made, study, method), end, tell)
 
 
-def outcome(record: Record) -> str:
+def complete(
+    folder: Path,
+    method: Method,
+    next_after: Callable[[Sequence[Record]], Run | None],
+    record_of: Callable[[Run], Record],
+    end: float,
+    tell: Callable[[str], None],
+) -> None:
+    """Make the runs of a method that are missing, and store each in `folder` as soon as it ends.
+
+    Args:
+        folder: of the results.
+        method: which is skipped if another worker is running it.
+        next_after: the run that comes after those that are stored, or None.
+        record_of: makes a run.
+        end: no run begins after this time, by `time.monotonic`.
+        tell: is called with a line after each run.
+    """
+    name = method.name
+    with alone(folder, name) as free:
+        if not free:
+            return tell(f"{name}: another worker is at it")
+        while (run := next_after(records := read(folder, name))) is not None:
+            if time.monotonic() > end:
+                return None
+            store(folder, method, [*records, record := record_of(run)])
+            shown = ", ".join(f"{knob} {value:g}" for knob, value in run.values.items())
+            tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {_outcome(record)}")
+        return tell(f"{name} is done: {len(records)} runs")
+
+
+def _outcome(record: Record) -> str:
     """How a run ended, and its seconds."""
     ended = "diverged" if record["loss"] is None else f"loss {record['loss']:.4f}"
     return f"{ended}, {record['seconds']} s"
 
 
-def again(study: Study, name: str, index: int, folder: Path) -> dict[str, tuple[Any, Any]]:
-    """Repeat a stored run; what differs, see `differing`. Raises `RetractError` if there is no such run."""
-    stored = stored_run(folder, name, index)
-    run = Run(stored["phase"], stored["values"], stored["seed"], tuple(stored["node"]))
-    return differing(stored, _record(study, load(name), run))
+def again(name: str, index: int, folder: Path, record_of: Callable[[Run], Record]) -> dict[str, tuple[Any, Any]]:
+    """Repeat the stored run `index` of a method, from 0, by `record_of`.
 
+    Returns:
+        Where it differs, as pairs of the stored value and the new one. Time does not count.
 
-def stored_run(folder: Path, name: str, index: int) -> Record:
-    """The run of a method with this number, from 0. Raises `RetractError` if there is none."""
+    Raises:
+        RetractError: if there is no such run.
+    """
     records = read(folder, name)
     if not 0 <= index < len(records):
         raise RetractError(
             f"{name} has {len(records)} runs in {folder}, so there is none of number {index}: count from 0"
         )
-    return records[index]
+    old = records[index]
+    new = json.loads(json.dumps(record_of(Run(old["phase"], old["values"], old["seed"], tuple(old["node"])))))
+    keys = [key for key in {**old, **new} if key != "seconds"]
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
-def differing(stored: Record, made: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Where a run that was repeated differs, as pairs of the stored value and the new one. Time does not count."""
-    made = json.loads(json.dumps(made))
-    return {
-        key: (stored.get(key), made.get(key))
-        for key in {**stored, **made}
-        if key != "seconds" and stored.get(key) != made.get(key)
-    }
-
-
-def _record(study: Study, method: Method, run: Run) -> Record:
+def made(study: Study, method: Method, run: Run) -> Record:
     """The record of a run."""
-    record = train(study, method, run.values, run.seed, run.phase != "sweep")
-    return {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, **record, "on": machine()}
+    return labelled(run, train(study, method, run.values, run.seed, run.phase != "sweep"))
 
 
-def machine() -> str:
-    """What the last bits of a run depend on."""
-    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread"
+def labelled(run: Run, result: Mapping[str, Any]) -> Record:
+    """A result with the run that it is of, and what its last bits depend on."""
+    on = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread"
+    return {"phase": run.phase, "values": run.values, "seed": run.seed, "node": run.node, **result, "on": on}
 
 
 def store(folder: Path, method: Method, records: Sequence[Record]) -> None:

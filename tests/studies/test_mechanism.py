@@ -1,5 +1,7 @@
 """Turns of rows: measured, and prescribed."""
 
+from functools import partial
+
 import pytest
 import torch
 from retract.errors import RetractError
@@ -7,6 +9,7 @@ from retract.manifolds import PSI
 from studies import mechanism, mechanism_page, runs
 from studies.loop import train
 from studies.methods import Method, load
+from studies.protocol import Run
 from studies.split import on, split
 from tiny_study import Tiny
 from torch import nn
@@ -47,12 +50,17 @@ def test_rows_turn_as_they_are_driven():
 
 def test_driven_at_the_turns_of_sgd_it_goes_the_way_of_sgd():
     """Up to what the norms of SGD's rows change in the memory of its momentum."""
-    record = mechanism.made(Tiny(), mechanism.DRIVEN, SETTINGS["sgd_decay"], 100)
-    sgd = mechanism.made(Tiny(), "sgd_decay", SETTINGS["sgd_decay"], 100)
+    run = Run("final", SETTINGS["sgd_decay"], 100, ())
+    record, sgd = (mechanism.made(Tiny(), name, run) for name in (mechanism.DRIVEN, "sgd_decay"))
     other = train(Tiny(), load("psi_sgdm"), {"lr": 0.4, "rest": 0.1}, 100, False)
     torch.testing.assert_close(torch.tensor(record["turns"]), torch.tensor(sgd["turns"]), rtol=1e-3, atol=0.0)
     apart, beside = (abs(torch.tensor(one["train"]) - torch.tensor(sgd["train"])).mean() for one in (other, record))
     assert beside < 0.3 * apart
+
+
+def trained(told):
+    """The methods of the runs that a worker has told of."""
+    return [line.split()[0] for line in told if "final" in line]
 
 
 def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
@@ -66,26 +74,28 @@ def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
     assert told == []
     with runs.alone(tmp_path / mechanism.FOLDER, "psi_sgdm"):
         mechanism.work(Tiny(), names, 1.0, tmp_path, told.append)
-    assert [line.split(",")[0] for line in told if "another worker" not in line] == [
-        name for name in names if name != "psi_sgdm"
-    ]
+    assert trained(told) == [name for name in names if name != "psi_sgdm"]
+    assert "psi_sgdm: another worker is at it" in told
     mechanism.work(Tiny(), ["psi_sgdm"], 1.0, tmp_path, told.append)
     mechanism.work(Tiny(), names, 1.0, tmp_path, told.append)
-    assert len(told) == 7
+    assert len(trained(told)) == 6
+    assert told[-6:] == [f"{name} is done: 1 runs" for name in names]
     first, second = (runs.read(tmp_path / mechanism.FOLDER, name) for name in (mechanism.METHODS[0], mechanism.DRIVEN))
     assert len(second[0]["turns"]) == 16
     assert second[0]["on"] == first[0]["on"]
     changed = {**SETTINGS, "psi_adam": {"lr": 0.1, "rest": 4e-3}}
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: changed[name])
     mechanism.work(Tiny(), names, 1.0, tmp_path, told.append)
-    assert [line.split(",")[0] for line in told[7:]] == ["psi_adam"]
-    assert [record["values"] for record in runs.read(tmp_path / mechanism.FOLDER, "psi_adam")] == [changed["psi_adam"]]
+    assert trained(told)[6:] == ["psi_adam"]
+    stored = mechanism.stored(tmp_path, changed)["psi_adam"]
+    assert [record["values"] for record in stored] == [changed["psi_adam"]]
     for name in ("sgd_decay", mechanism.DRIVEN):
-        assert mechanism.again(Tiny(), name, 0, tmp_path / mechanism.FOLDER) == {}
+        made = partial(mechanism.made, Tiny(), name)
+        assert runs.again(name, 0, tmp_path / mechanism.FOLDER, made) == {}
         path = tmp_path / mechanism.FOLDER / f"{name}.json"
         bits = runs.read(path.parent, name)[0]["hash"]
         path.write_text(path.read_text().replace(bits, "other"))
-        assert mechanism.again(Tiny(), name, 0, path.parent) == {"hash": ("other", bits)}
+        assert runs.again(name, 0, path.parent, made) == {"hash": ("other", bits)}
     with pytest.raises(
         RetractError, match="psi_adm: not among the methods whose turns are compared, which are sgd_decay"
     ):
@@ -99,6 +109,7 @@ def test_the_table(tmp_path, monkeypatch):
         better = (1.0, 1.0, 1.3, 1.0, 1.0) if name == "psi_adam" else 5 * (0.0,)
         records = [
             {
+                "phase": "final",
                 "seed": seed,
                 "values": {},
                 "turns": [0.001 * (16 - i) for i in range(16)],

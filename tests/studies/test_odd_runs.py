@@ -12,6 +12,7 @@ from retract.errors import RetractError
 from studies import batchnorm, cost, mechanism, mechanism_page, methods, pages, protocol, reports, runs, summary
 from studies.loop import train
 from studies.methods import Method, load
+from studies.protocol import Run
 from tiny_study import FILE, Tiny, Wider
 
 ENDS = {"test accuracy": 60.0, "test loss": 1.0}
@@ -164,7 +165,7 @@ def test_a_method_that_only_a_reader_runs_stands_in_all_tables_of_the_study(stor
 def test_a_run_that_is_not_stored_cannot_be_repeated(stored):
     for index in (-1, 25):
         with pytest.raises(RetractError, match=f"psi_sgdm has 25 runs in .* none of number {index}"):
-            runs.again(Tiny(), "psi_sgdm", index, stored / "tiny")
+            runs.again("psi_sgdm", index, stored / "tiny", lambda run: {})
 
 
 def test_the_last_point_of_a_run_is_its_end(monkeypatch):
@@ -191,12 +192,12 @@ def test_turns_are_of_sixteen_parts_however_many_steps_there_are(steps, monkeypa
     monkeypatch.setattr(Tiny, "steps", steps)
     monkeypatch.setattr(Tiny, "points", 8)
     setting = {"lr": 0.1, "rest": 0.1, "decay": 0.0}
-    assert len(mechanism.made(Tiny(), "sgd_decay", setting, 100)["turns"]) == mechanism.PARTS
+    assert len(mechanism.made(Tiny(), "sgd_decay", Run("final", setting, 100, ()))["turns"]) == mechanism.PARTS
 
 
 def test_nothing_is_driven_by_a_run_that_diverged():
-    setting = {"lr": 1e30, "rest": 0.1, "decay": 0.0}
-    found, sgd = (mechanism.made(Tiny(), name, setting, 100) for name in (mechanism.DRIVEN, "sgd_decay"))
+    run = Run("final", {"lr": 1e30, "rest": 0.1, "decay": 0.0}, 100, ())
+    found, sgd = (mechanism.made(Tiny(), name, run) for name in (mechanism.DRIVEN, "sgd_decay"))
     assert found["loss"] is None
     assert {**found, "seconds": 0} == {**sgd, "seconds": 0}
 
@@ -223,12 +224,13 @@ def test_the_command_line_makes_runs_repeats_them_and_tells_what_there_is_not(st
 
 
 def test_turns_of_a_run_that_diverged_are_those_of_its_parts(tmp_path, monkeypatch):
-    found = mechanism.made(Tiny(), "sgd_decay", {"lr": 1e30, "rest": 1e30, "decay": 0.0}, 100)
+    found = mechanism.made(Tiny(), "sgd_decay", Run("final", {"lr": 1e30, "rest": 1e30, "decay": 0.0}, 100, ()))
     assert found["loss"] is None
     assert len(found["turns"]) < mechanism.PARTS
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: {})
     for name in (*mechanism.METHODS, mechanism.DRIVEN):
         common = {
+            "phase": "final",
             "values": {},
             "seconds": 900.0,
             "loss": 1.0,

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -169,11 +170,12 @@ def test_a_sweep_has_as_many_runs_as_knobs_ask_for(stored):
 
 def test_a_stored_run_comes_out_again_and_a_changed_one_is_told(tmp_path):
     lines(tmp_path, 2, "psi_sgdm")
-    assert runs.again(Tiny(), "psi_sgdm", 1, tmp_path) == {}
+    made = partial(runs.made, Tiny(), load("psi_sgdm"))
+    assert runs.again("psi_sgdm", 1, tmp_path, made) == {}
     path = tmp_path / "psi_sgdm.json"
     stored = runs.read(tmp_path, "psi_sgdm")[1]["loss"]
     path.write_text(path.read_text().replace(repr(stored), repr(stored + 1e-9)))
-    assert runs.again(Tiny(), "psi_sgdm", 1, tmp_path) == {"loss": (stored + 1e-9, stored)}
+    assert runs.again("psi_sgdm", 1, tmp_path, made) == {"loss": (stored + 1e-9, stored)}
 
 
 def test_other_centres_than_those_of_the_stored_runs_are_refused(stored):
