@@ -16,8 +16,8 @@ __all__ = ["generated"]
 
 
 def generated(studies: Sequence[type[Study]], results: Path) -> str:
-    """Markdown: by study, the methods with such runs on all seeds, and how these differ from the later ones; and how the other methods
-    differ from such runs of the baseline."""
+    """Markdown: by study, the methods with such runs on all seeds, and how these differ from the later ones; and how the other methods,
+    at the later and at an earlier choice, differ from such runs of the baseline."""
     parts = []
     for study in studies:
         found, key = pages.rows(study, results / study.name), study.scores[0]
@@ -33,7 +33,10 @@ def generated(studies: Sequence[type[Study]], results: Path) -> str:
                 f"| {old.title} | {pages.setting(old)} | {pages.mean(old, key)} | {pages.difference(old, row, key)} |"
             )
         parts.append("\n".join(lines))
-        parts += [_against(old, row, found, study) for old, row in earlier if row is found.get(study.methods[0])]
+        base = found.get(study.methods[0])
+        others = [(row.title, row) for row in pages.ordered(found, study) if row is not base]
+        others += [(f"{old.title} at {pages.setting(old)}", old) for old, row in earlier if row is not base]
+        parts += [_against(old, others, study) for old, row in earlier if row is base]
     return "\n\n".join(parts)
 
 
@@ -47,14 +50,12 @@ def _earlier(row: Row, name: str, folder: Path) -> Iterator[Row]:
             yield replace(row, values=values, final=final, at_multiples={})
 
 
-def _against(old: Row, baseline: Row, found: dict[str, Row], study: type[Study]) -> str:
-    """How the methods differ from the baseline at an earlier choice."""
+def _against(old: Row, others: Sequence[tuple[str, Row]], study: type[Study]) -> str:
+    """How others, each with its name, differ from the baseline at an earlier choice."""
     key = study.scores[0]
     lines = [
         f"| {study.title}: difference to {old.title} at {pages.setting(old)} | {SCORES[key].heading} |",
         "| --- | ---: |",
+        *(f"| {name} | {pages.difference(row, old, key)} |" for name, row in others),
     ]
-    for row in pages.ordered(found, study):
-        if row is not baseline:
-            lines.append(f"| {row.title} | {pages.difference(row, old, key)} |")
     return "\n".join(lines)

@@ -158,11 +158,12 @@ def work(
             tell(f"{name}: not yet swept in the study {study.name}, which chooses its setting")
             continue
         method = Method(name, "", values, list)
-        complete(results / FOLDER, method, partial(_next_run, values), partial(made, study, name), end, tell)
+        if not complete(results / FOLDER, method, partial(_next_run, values), partial(made, study, name), end, tell):
+            return
 
 
 def _next_run(values: Mapping[str, float], records: Sequence[Record]) -> Run | None:
-    """What is missing at a setting."""
+    """The first run at a setting that is not in `records`, or None."""
     return matched(_wanted(values), records)[1]
 
 

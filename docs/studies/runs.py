@@ -175,8 +175,8 @@ def next_run(study: Study | type[Study], method: Method, records: Sequence[Recor
 
 def final_runs(study: Study | type[Study], knobs: Mapping[str, float], node: Node) -> list[Run]:
     """What is run at a setting that was chosen: all that the protocol has, or the first seeds in a `FollowUp`."""
-    kind, made = _follow_up(study), protocol.final_runs(knobs, node)
-    return made if kind is None else [run for run in made if run.phase == "final"][: kind.seeds]
+    kind, runs = _follow_up(study), protocol.final_runs(knobs, node)
+    return runs if kind is None else [run for run in runs if run.phase == "final"][: kind.seeds]
 
 
 def _follow_up(study: Study | type[Study]) -> type[FollowUp] | None:
@@ -191,9 +191,9 @@ def matched(wanted: Sequence[Run], records: Iterable[Record]) -> tuple[list[Reco
     A run at a multiple of an earlier choice serves as one at the choice, and the other way round: they do the same.
     """
     found = {(r["seed"], *r["values"].items()): r for r in records if r["phase"] != "sweep"}
-    made = [(run, found.get((run.seed, *run.values.items()))) for run in wanted]
-    there = [{**record, "phase": run.phase} for run, record in made if record is not None]
-    return there, next((run for run, record in made if record is None), None)
+    pairs = [(run, found.get((run.seed, *run.values.items()))) for run in wanted]
+    there = [{**record, "phase": run.phase} for run, record in pairs if record is not None]
+    return there, next((run for run, record in pairs if record is None), None)
 
 
 def check_centres(method: Method, records: Sequence[Record]) -> None:
@@ -210,14 +210,18 @@ def check_centres(method: Method, records: Sequence[Record]) -> None:
 def work(
     study: Study, methods: Sequence[str], minutes: float, folder: Path, tell: Callable[[str], None] = print
 ) -> None:
-    """Make the runs of `methods` one by one, until all are done or `minutes` are over. Results are in `folder`."""
+    """Make the runs of `methods` one by one, until all are done or `minutes` are over.
+
+    Results are in `folder`. A method that another worker is running is skipped.
+    """
     end = time.monotonic() + 60.0 * minutes
     for name in methods:
         method = method_in(study, name, folder)
         if method is None:
             tell(f"{name}: not yet swept in the study before this one")
             continue
-        complete(folder, method, partial(next_run, study, method), partial(made, study, method), end, tell)
+        if not complete(folder, method, partial(next_run, study, method), partial(made, study, method), end, tell):
+            return
 
 
 def complete(
@@ -227,7 +231,7 @@ def complete(
     record_of: Callable[[Run], Record],
     end: float,
     tell: Callable[[str], None],
-) -> None:
+) -> bool:
     """Make the runs of a method that are missing, and store each in `folder` as soon as it ends.
 
     Args:
@@ -236,19 +240,24 @@ def complete(
         next_after: the run that comes after those that are stored, or None.
         record_of: makes a run.
         end: no run begins after this time, by `time.monotonic`.
-        tell: is called with a line after each run.
+        tell: is called with a line after each run, and when the method is done or skipped.
+
+    Returns:
+        Whether there was time for all of them.
     """
     name = method.name
     with alone(folder, name) as free:
         if not free:
-            return tell(f"{name}: another worker is at it")
+            tell(f"{name}: another worker is at it")
+            return True
         while (run := next_after(records := read(folder, name))) is not None:
             if time.monotonic() > end:
-                return None
+                return False
             store(folder, method, [*records, record := record_of(run)])
             shown = ", ".join(f"{knob} {value:g}" for knob, value in run.values.items())
             tell(f"{name} {len(records)}: {run.phase}, {shown}, seed {run.seed}: {_outcome(record)}")
-        return tell(f"{name} is done: {len(records)} runs")
+        tell(f"{name} is done: {len(records)} runs")
+    return True
 
 
 def _outcome(record: Record) -> str:

@@ -22,14 +22,17 @@ def test_without_any_there_is_no_table(stored):
 def test_differences_are_to_the_later_choice_and_to_the_baseline_at_the_earlier_one(stored):
     append(stored, "sgd_decay", 0.25, 0.5, range(100, 105))
     append(stored, "sgd_decay", 4.0, 0.5, range(100, 104))
+    append(stored, "psi_sgdm", 0.25, 0.3, range(100, 105))
     assert earlier.generated([Tiny], stored).splitlines() == [
         "| Tiny: at an earlier choice | rates | test accuracy in % | difference to the later choice |",
         "| --- | --- | ---: | ---: |",
         "| SGD with decay | lr 0.2, rest 0.2, decay 0.25 | 62.50 ± 0.78 | **+0.50 [+0.30, +0.70]** |",
+        "| PSI-SGDM | lr 0.2, rest 0.2, decay 0.25 | 63.32 ± 0.76 | **+0.30 [+0.10, +0.50]** |",
         "",
         "| Tiny: difference to SGD with decay at lr 0.2, rest 0.2, decay 0.25 | test accuracy in % |",
         "| --- | ---: |",
         "| PSI-SGDM | **+0.52 [+0.28, +0.76]** |",
+        "| PSI-SGDM at lr 0.2, rest 0.2, decay 0.25 | **+0.82 [+0.76, +0.88]** |",
     ]
 
 

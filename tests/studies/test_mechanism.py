@@ -70,7 +70,8 @@ def test_runs_are_stored_and_go_on(tmp_path, monkeypatch):
     assert told == ["sgd_decay: not yet swept in the study tiny, which chooses its setting"]
     monkeypatch.setattr(mechanism, "chosen_in", lambda study, name, results: SETTINGS[name])
     told, names = [], [*mechanism.METHODS, mechanism.DRIVEN]
-    mechanism.work(Tiny(), names, 0.0, tmp_path, told.append)
+    with runs.alone(tmp_path / mechanism.FOLDER, names[1]):
+        mechanism.work(Tiny(), names, 0.0, tmp_path, told.append)
     assert told == []
     with runs.alone(tmp_path / mechanism.FOLDER, "psi_sgdm"):
         mechanism.work(Tiny(), names, 1.0, tmp_path, told.append)

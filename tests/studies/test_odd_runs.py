@@ -1,6 +1,5 @@
 """Runs that diverged, and methods and studies that a reader adds."""
 
-import contextlib
 import importlib
 import math
 import sys
@@ -202,7 +201,9 @@ def test_nothing_is_driven_by_a_run_that_diverged():
     assert {**found, "seconds": 0} == {**sgd, "seconds": 0}
 
 
-def test_the_command_line_makes_runs_repeats_them_and_tells_what_there_is_not(stored, monkeypatch, capsys):
+@pytest.fixture
+def command(stored, monkeypatch, capsys):
+    """Runs the command line on the stored runs of `Tiny`; what it prints, and its message or code at the exit."""
     module = importlib.import_module("studies.__main__")
     monkeypatch.setattr(reports, "STUDIES", (Tiny,))
     monkeypatch.setattr(batchnorm, "BatchNorm", Tiny)
@@ -213,14 +214,32 @@ def test_the_command_line_makes_runs_repeats_them_and_tells_what_there_is_not(st
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["studies", *arguments, "--data", "nowhere", "--results", str(stored)])
-        with contextlib.suppress(SystemExit):
+        code = None
+        try:
             module.main()
-        return capsys.readouterr()
+        except SystemExit as ended:
+            code = ended.code
+        return capsys.readouterr(), code
 
-    assert run("run", "tiny").out == "sgd_decay is done: 32 runs\npsi_sgdm is done: 25 runs\n"
-    assert "invalid choice: 'psi_sgmd'" in run("run", "tiny", "--method", "psi_sgmd").err
-    assert "loss: 0.46" in run("again", "tiny", "psi_sgdm", "0").out  # by a formula, not by training
-    assert "psi_adam: not yet swept" in run("run", "mechanism", "--method", "psi_adam", "--minutes", "0").out
+    return run
+
+
+def test_the_command_line_makes_runs_repeats_them_and_tells_what_there_is_not(command):
+    assert command("run", "tiny")[0].out == "sgd_decay is done: 32 runs\npsi_sgdm is done: 25 runs\n"
+    assert "invalid choice: 'psi_sgmd'" in command("run", "tiny", "--method", "psi_sgmd")[0].err
+    printed, code = command("again", "tiny", "psi_sgdm", "0")
+    assert "loss: 0.46" in printed.out  # by a formula, not by training
+    assert code == "differs"
+    assert "psi_adam: not yet swept" in command("run", "mechanism", "--method", "psi_adam", "--minutes", "0")[0].out
+
+
+def test_the_command_line_repeats_runs_of_turns(command, monkeypatch):
+    monkeypatch.setattr(mechanism, "SEEDS", (100,))
+    made = command("run", "mechanism", "--method", "sgd_decay")[0].out
+    assert made.endswith("sgd_decay is done: 1 runs\n")
+    printed, code = command("again", "mechanism", "sgd_decay", "0")
+    assert printed.out == "the same, bit by bit\n"
+    assert code is None
 
 
 def test_turns_of_a_run_that_diverged_are_those_of_its_parts(tmp_path, monkeypatch):

@@ -194,8 +194,11 @@ def test_two_workers_are_never_at_one_method(tmp_path, mine):
 
 
 def test_no_run_begins_after_the_time(tmp_path, mine):
-    runs.work(Tiny(), [mine], 0.0, tmp_path)
-    assert runs.read(tmp_path, mine) == []
+    """And methods that come later are left alone."""
+    told = []
+    with runs.alone(tmp_path, "psi_sgdm"):
+        runs.work(Tiny(), [mine, "psi_sgdm"], 0.0, tmp_path, told.append)
+    assert runs.read(tmp_path, mine) == told == []
 
 
 def test_the_table_has_the_numbers_of_the_runs(stored):

@@ -167,8 +167,8 @@ MUTANTS = [
     Mutant(
         "a run at a multiple of an earlier choice is none of the final runs",
         "docs/studies/runs.py",
-        'there = [{**record, "phase": run.phase} for run, record in made if record is not None]',
-        "there = [record for run, record in made if record is not None]",
+        'there = [{**record, "phase": run.phase} for run, record in pairs if record is not None]',
+        "there = [record for run, record in pairs if record is not None]",
         "tests/studies/test_studies.py::test_runs_of_an_earlier_choice_serve_the_one_after_it",
     ),
     Mutant(
@@ -359,6 +359,20 @@ MUTANTS = [
         "matched(_wanted(values), read(results / FOLDER, name))[0]",
         "read(results / FOLDER, name)",
         "tests/studies/test_mechanism.py::test_runs_are_stored_and_go_on",
+    ),
+    Mutant(
+        "a worker whose time is over goes on to other methods",
+        "docs/studies/runs.py",
+        "                return False\n            store",
+        "                return True\n            store",
+        "tests/studies/test_studies.py::test_no_run_begins_after_the_time",
+    ),
+    Mutant(
+        "runs of turns are repeated without turns",
+        "docs/studies/__main__.py",
+        "partial(mechanism.made, study, name) if turns else",
+        "partial(runs.made, study, load(name)) if turns else",
+        "tests/studies/test_odd_runs.py::test_the_command_line_repeats_runs_of_turns",
     ),
     Mutant(
         "a method that another worker is at is run by two",
