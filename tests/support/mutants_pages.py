@@ -49,9 +49,16 @@ MUTANTS = [
     Mutant(
         "an earlier choice of any method is taken for one of the baseline",
         "docs/studies/earlier.py",
-        " if row is found.get(study.methods[0])]",
-        "]",
+        "for old, row in earlier if row is base]",
+        "for old, row in earlier]",
         "tests/studies/test_earlier.py::test_only_for_the_baseline_others_are_compared_with_the_earlier_choice",
+    ),
+    Mutant(
+        "an earlier choice of the baseline is compared with itself",
+        "docs/studies/earlier.py",
+        "for old, row in earlier if row is not base]",
+        "for old, row in earlier]",
+        "tests/studies/test_earlier.py::test_differences_are_to_the_later_choice_and_to_the_baseline_at_the_earlier_one",
     ),
     Mutant(
         "differences are not paired by seed",
