@@ -9,8 +9,7 @@ from pathlib import Path
 from . import pages
 from .loop import Study
 from .pages import SCORES, Row
-from .protocol import Run
-from .runs import matched, read
+from .runs import at_seeds, read
 
 __all__ = ["generated"]
 
@@ -45,7 +44,7 @@ def _earlier(row: Row, name: str, folder: Path) -> Iterator[Row]:
     records, seeds = read(folder, name), [record["seed"] for record in row.final]
     settings = {tuple(record["values"].items()): record["values"] for record in records}
     for values in (each for each in settings.values() if each != row.values):
-        final, missing = matched([Run("final", values, seed, ()) for seed in seeds], records)
+        final, missing = at_seeds(values, seeds, records)
         if missing is None:
             yield replace(row, values=values, final=final, at_multiples={})
 

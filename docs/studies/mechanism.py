@@ -22,7 +22,7 @@ from . import protocol
 from .loop import Study, train
 from .methods import Method, load
 from .protocol import Run
-from .runs import Record, chosen_in, complete, labelled, matched, read
+from .runs import Record, at_seeds, chosen_in, complete, labelled, read
 from .split import on, split
 
 __all__ = [
@@ -164,12 +164,7 @@ def work(
 
 def _next_run(values: Mapping[str, float], records: Sequence[Record]) -> Run | None:
     """The first run at a setting that is not in `records`, or None."""
-    return matched(_wanted(values), records)[1]
-
-
-def _wanted(values: Mapping[str, float]) -> list[Run]:
-    """A run for each seed at a setting."""
-    return [Run("final", dict(values), seed, ()) for seed in SEEDS]
+    return at_seeds(values, SEEDS, records)[1]
 
 
 def settings(study: Study | type[Study], results: Path) -> dict[str, dict[str, float] | None]:
@@ -181,6 +176,6 @@ def settings(study: Study | type[Study], results: Path) -> dict[str, dict[str, f
 def stored(results: Path, chosen: Mapping[str, Mapping[str, float] | None]) -> dict[str, list[Record]]:
     """The runs of each method at its setting, in the order of the seeds."""
     return {
-        name: [] if values is None else matched(_wanted(values), read(results / FOLDER, name))[0]
+        name: [] if values is None else at_seeds(values, SEEDS, read(results / FOLDER, name))[0]
         for name, values in chosen.items()
     }

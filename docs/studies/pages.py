@@ -88,7 +88,9 @@ def generated(study: type[Study], folder: Path, later: Sequence[type[Study]] = (
     parts = []
     if baseline in found:
         parts += [_comparison(found, baseline, study), *compared(found, study)]
-        if not issubclass(study, FollowUp):
+        if issubclass(study, FollowUp):
+            parts.append(_by_seed(found, study))
+        else:
             parts.append(f"![{SCORES[study.scores[0]].heading} and rates]({study.name}.svg)")
         parts.append(_sensitivity(found, study))
         if later:
@@ -177,6 +179,18 @@ def compared(found: dict[str, Row], study: type[Study]) -> list[str]:
         cells = " | ".join(difference(ours, theirs, key) for key in study.scores)
         lines.append(f"| {ours.title} – {theirs.title} | {cells} |")
     return ["\n".join(lines)]
+
+
+def _by_seed(found: dict[str, Row], study: type[Study]) -> str:
+    """The results of single runs, where no picture shows them."""
+    score, best_first = SCORES[study.scores[0]], ordered(found, study)
+    seeds = [str(record["seed"]) for record in best_first[0].final]
+    lines = [f"| {score.heading}, seed | {' | '.join(seeds)} |", "| --- |" + " ---: |" * len(seeds)]
+    for row in best_first:
+        values = row.of(f"test {study.scores[0]}")
+        cells = ["diverged" if math.isnan(value) else f"{value:.{score.digits}f}" for value in values]
+        lines.append(f"| {row.title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def setting(row: Row) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "Sweep",
     "again",
     "alone",
+    "at_seeds",
     "check_centres",
     "chosen_in",
     "complete",
@@ -194,6 +195,13 @@ def matched(wanted: Sequence[Run], records: Iterable[Record]) -> tuple[list[Reco
     pairs = [(run, found.get((run.seed, *run.values.items()))) for run in wanted]
     there = [{**record, "phase": run.phase} for run, record in pairs if record is not None]
     return there, next((run for run, record in pairs if record is None), None)
+
+
+def at_seeds(
+    values: Mapping[str, float], seeds: Iterable[int], records: Iterable[Record]
+) -> tuple[list[Record], Run | None]:
+    """What is stored of final runs with `seeds` at a setting, and the first of them that is not there."""
+    return matched([Run("final", dict(values), seed, ()) for seed in seeds], records)
 
 
 def check_centres(method: Method, records: Sequence[Record]) -> None:

@@ -99,6 +99,8 @@ def test_the_tables_of_resnet_20(results):
     assert "| held-out loss at | ¼ | ½ | 1 | 2 | 4 | 8 × the chosen lr |" in text
     assert "| PSI-SGDM | 1.400 | 1.100 | 1.000 | 1.100 | 1.400 | – |" in text
     assert "| SGD | – | 1.100 | 1.000 | 1.100 | 1.400 | 1.900 |" in text
+    assert "| test accuracy in %, seed | 100 | 101 | 102 |\n| --- | ---: | ---: | ---: |" in text
+    assert "\n| PSI-SGDM | 90.50 | 91.50 | 92.50 |\n| SGD | 90.00 | 91.00 | 92.00 |\n" in text
     assert "svg" not in text
     assert text.endswith(
         "16 runs, 0.2 hours of one core (a machine). The median run takes 36 s (ResNet-20, sweep of twenty epochs), 36 s (ResNet-20, "

@@ -19,6 +19,13 @@ MUTANTS = [
         "tests/studies/test_odd_runs.py::test_losses_at_multiples_of_a_rate_are_those_of_the_same_seeds",
     ),
     Mutant(
+        "results of single runs are held-out ones",
+        "docs/studies/pages.py",
+        'values = row.of(f"test {study.scores[0]}")',
+        'values = row.of("loss")',
+        "tests/studies/test_relu_and_resnet20.py::test_the_tables_of_resnet_20",
+    ),
+    Mutant(
         "losses at multiples of a rate are told about the centre of the sweep",
         "docs/studies/runs.py",
         'protocol.FACTORS["lr"] ** (k - at)',

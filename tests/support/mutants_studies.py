@@ -356,7 +356,7 @@ MUTANTS = [
     Mutant(
         "turns at an earlier choice are in the table",
         "docs/studies/mechanism.py",
-        "matched(_wanted(values), read(results / FOLDER, name))[0]",
+        "at_seeds(values, SEEDS, read(results / FOLDER, name))[0]",
         "read(results / FOLDER, name)",
         "tests/studies/test_mechanism.py::test_runs_are_stored_and_go_on",
     ),
